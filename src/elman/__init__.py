@@ -1,0 +1,54 @@
+"""Elman: recurrent networks for PyTorch, from a cell's equations to a trained model.
+
+The names below are the whole public interface of the package; each is imported at its first use, so that
+`import elman` and the cells' definitions need no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from elman import cells
+from elman.cells.contract import Cell
+
+if TYPE_CHECKING:
+    from elman.engine.dispatch import Explanation, explain, use_engine
+    from elman.nn.recurrent import Recurrent
+    from elman.nn.stepper import Stepper
+    from elman.nn.torch_layers import GRU, LSTM, RNN
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "RNN": "elman.nn.torch_layers",
+    "LSTM": "elman.nn.torch_layers",
+    "GRU": "elman.nn.torch_layers",
+    "Recurrent": "elman.nn.recurrent",
+    "Stepper": "elman.nn.stepper",
+    "Explanation": "elman.engine.dispatch",
+    "explain": "elman.engine.dispatch",
+    "use_engine": "elman.engine.dispatch",
+}
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Cell",
+    "Explanation",
+    "Recurrent",
+    "Stepper",
+    "__version__",
+    "cells",
+    "explain",
+    "use_engine",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'elman' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,176 @@
+"""A cell's declarations at given sizes: every parameter with its name and shape, every gate with its rows."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from elman.cells.contract import Cell, Extra, Gate, StateEntry, Vector, Width, entries
+from elman.cells.structure import Dense, Structure
+
+_RESERVED = {"raw", "below"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter's name without its layer, its shape, and the rows that initial values are drawn for apart."""
+
+    name: str
+    shape: tuple[int, ...]
+    blocks: dict[str, slice]
+
+
+@dataclass(frozen=True)
+class MatrixProduct:
+    """`u.<name>`: some rows of a stored matrix, perhaps with a bias.
+
+    `weight` is the parameter that holds the matrix (a constant's name where `fixed`), `rows` its rows for this
+    product; `bias` names the parameter that holds the bias in the same rows, or is None.
+    """
+
+    name: str
+    weight: str
+    rows: slice
+    input: int
+    output: int
+    bias: str | None
+    structure: Structure
+    fixed: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One layer's parts at their sizes.
+
+    Attributes:
+        input_size, hidden_size: I and H.
+        states: width of each state entry, in order, beside its declaration.
+        input_gates: rows of `weight_ih` for each input gate.
+        products: every product by the name that `step` uses.
+        vectors: names of the per-unit parameters.
+        extras: the further inputs.
+        parameters: all parameters, in the order they are registered.
+        input_bias: whether `bias_ih` exists.
+    """
+
+    input_size: int
+    hidden_size: int
+    states: tuple[tuple[StateEntry, int], ...]
+    input_gates: dict[str, slice]
+    products: dict[str, MatrixProduct]
+    vectors: tuple[str, ...]
+    extras: tuple[Extra, ...]
+    parameters: tuple[Parameter, ...]
+    input_bias: bool
+
+    @property
+    def output_size(self) -> int:
+        """Width of the first state, which is the layer's output."""
+        return self.states[0][1]
+
+
+def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> Layout:
+    """Work out a cell's layout.
+
+    Raises:
+        ValueError: a name is declared twice or reserved, or a width does not fit a product's structure.
+    """
+    where = type(cell).__name__
+    states = entries(cell)
+    if not states:
+        raise ValueError(f"{where}.state must name at least one state, the first of which is the output")
+    widths = {"H": hidden_size, "I": input_size}
+    widths["R"] = _width(states[0].width, widths)
+
+    input_gates = _rows(cell.input_gates, widths)
+    recurrent_gates = _rows(cell.recurrent_gates, widths)
+    vectors = [v if isinstance(v, Vector) else Vector(v) for v in cell.vectors]
+    extras = tuple(e if isinstance(e, Extra) else Extra(e) for e in cell.extras)
+    _distinct(where, "input", [*input_gates, *(e.name for e in extras), *_RESERVED])
+    _distinct(where, "product", [*recurrent_gates, *(p.name for p in cell.products)])
+    _distinct(where, "per-unit value", [*(v.name for v in vectors), *cell.constants(hidden_size)])
+    _distinct(where, "state", [e.name for e in states])
+
+    parameters: list[Parameter] = []
+    products: dict[str, MatrixProduct] = {}
+    input_bias = bias and cell.input_bias and bool(input_gates)
+    recurrent_bias = bias and cell.recurrent_bias and bool(recurrent_gates)
+    total = _total(input_gates)
+    if input_gates:
+        parameters.append(Parameter("weight_ih", (total, input_size), input_gates))
+    if recurrent_gates:
+        structure = cell.recurrent_structure
+        parameters += _matrix("hh", structure, _total(recurrent_gates), widths["R"], recurrent_gates)
+        for name, rows in recurrent_gates.items():
+            structure.shapes(rows.stop - rows.start, widths["R"])  # raises where a gate alone does not fit
+            bias_name = "bias_hh" if recurrent_bias else None
+            products[name] = MatrixProduct(
+                name, "weight_hh", rows, widths["R"], rows.stop - rows.start, bias_name, structure, fixed=False
+            )
+    if input_bias:
+        parameters.append(Parameter("bias_ih", (total,), input_gates))
+    if recurrent_bias:
+        parameters.append(Parameter("bias_hh", (_total(recurrent_gates),), recurrent_gates))
+    for product in cell.products:
+        inputs, outputs = _width(product.input, widths), _width(product.output, widths)
+        rows = slice(0, outputs)
+        has_bias = bias and product.bias and not product.fixed
+        if product.fixed and not isinstance(product.structure, Dense):
+            raise ValueError(f"{where}: the fixed product {product.name!r} must be dense")
+        if not product.fixed:
+            parameters += _matrix(product.name, product.structure, outputs, inputs, {})
+        if has_bias:
+            parameters.append(Parameter(f"bias_{product.name}", (outputs,), {}))
+        products[product.name] = MatrixProduct(
+            product.name,
+            product.name if product.fixed else f"weight_{product.name}",
+            rows,
+            inputs,
+            outputs,
+            f"bias_{product.name}" if has_bias else None,
+            product.structure,
+            product.fixed,
+        )
+    parameters += [Parameter(v.name, (_width(v.width, widths),), {}) for v in vectors]
+    _distinct(where, "parameter", [p.name for p in parameters])
+    return Layout(
+        input_size,
+        hidden_size,
+        tuple((e, _width(e.width, widths)) for e in states),
+        input_gates,
+        products,
+        tuple(v.name for v in vectors),
+        extras,
+        tuple(parameters),
+        input_bias,
+    )
+
+
+def _width(width: Width, widths: dict[str, int]) -> int:
+    return width if isinstance(width, int) else widths[width]
+
+
+def _rows(gates: Iterable[str | Gate], widths: dict[str, int]) -> dict[str, slice]:
+    rows: dict[str, slice] = {}
+    start = 0
+    for gate in gates:
+        gate = gate if isinstance(gate, Gate) else Gate(gate)
+        stop = start + _width(gate.width, widths)
+        rows[gate.name] = slice(start, stop)
+        start = stop
+    return rows
+
+
+def _total(rows: dict[str, slice]) -> int:
+    return max((r.stop for r in rows.values()), default=0)
+
+
+def _matrix(name: str, structure: Structure, outputs: int, inputs: int, rows: dict[str, slice]) -> list[Parameter]:
+    return [
+        Parameter(f"weight_{name}{suffix}", shape, rows if suffix == "" else {})
+        for suffix, shape in structure.shapes(outputs, inputs).items()
+    ]
+
+
+def _distinct(where: str, what: str, names: list[str]) -> None:
+    repeated = sorted({n for n in names if names.count(n) > 1})
+    if repeated:
+        raise ValueError(f"{where}: the {what} names {', '.join(map(repr, repeated))} are declared twice or reserved")

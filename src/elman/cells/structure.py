@@ -1,0 +1,54 @@
+"""The structure of a product's matrix: which weights it has, and how they are stored."""
+
+from dataclasses import dataclass
+
+
+def _blocks(width: int, blocks: int, what: str) -> int:
+    if width % blocks:
+        raise ValueError(f"{what} must be a multiple of the number of blocks ({blocks}), got {width}")
+    return width // blocks
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every output sees every input. Stored [outputs, inputs]."""
+
+    def shapes(self, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        """The stored matrices: what their parameter's name ends in, and their shape."""
+        return {"": (outputs, inputs)}
+
+
+@dataclass(frozen=True)
+class BlockDiagonal:
+    """Inputs and outputs in as many blocks ("heads"); a block sees only itself. Stored [outputs, inputs / blocks]."""
+
+    blocks: int
+
+    def shapes(self, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        _blocks(outputs, self.blocks, "the width of a block-diagonal product's result")
+        return {"": (outputs, _blocks(inputs, self.blocks, "the width of a block-diagonal product's operand"))}
+
+
+@dataclass(frozen=True)
+class BlockTriangular:
+    """Block i of the outputs sees the blocks j ≥ i of the inputs. Stored [outputs, inputs]; the rest counts as zero."""
+
+    blocks: int
+
+    def shapes(self, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        _blocks(outputs, self.blocks, "the width of a block-triangular product's result")
+        _blocks(inputs, self.blocks, "the width of a block-triangular product's operand")
+        return {"": (outputs, inputs)}
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """W = A B with A [outputs, rank], stored under the product's name, and B [rank, inputs], under `<name>_in`."""
+
+    rank: int
+
+    def shapes(self, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        return {"": (outputs, self.rank), "_in": (self.rank, inputs)}
+
+
+Structure = Dense | BlockDiagonal | BlockTriangular | LowRank

@@ -1,0 +1,104 @@
+"""Which engine runs a layer, and why."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from elman.engine import reference, torch_kernels
+from elman.engine.call import DirectionResult, LayerCall
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn.utils.rnn import PackedSequence
+
+    from elman.nn.recurrent import Recurrent
+
+_ENGINES = {engine.name: engine for engine in (torch_kernels, reference)}  # in the order that `auto` prefers
+ENGINE_NAMES = ("auto", *_ENGINES)
+
+_chosen: ContextVar[str | None] = ContextVar("elman_engine", default=None)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which engine each layer would run on.
+
+    Attributes:
+        engines: the engine of each layer, from the lowest.
+        refusals: for each layer, the engines that cannot run it, each with its reason.
+    """
+
+    engines: tuple[str, ...]
+    refusals: tuple[Mapping[str, str], ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for layer, (engine, refusals) in enumerate(zip(self.engines, self.refusals, strict=True)):
+            reasons = "".join(f"; not {name}: {reason}" for name, reason in refusals.items())
+            lines.append(f"layer {layer}: {engine}{reasons}")
+        return "\n".join(lines)
+
+
+@contextmanager
+def use_engine(name: str) -> Iterator[None]:
+    """Run layers on one engine within the context: "auto", "reference" or "torch".
+
+    Outside any such context the environment variable ELMAN_ENGINE chooses, and without it "auto". A named engine that
+    cannot run a layer raises a RuntimeError that says why.
+
+    Raises:
+        ValueError: no engine has this name.
+    """
+    token = _chosen.set(_check(name, "engine"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _check(name: str, what: str) -> str:
+    if name not in ENGINE_NAMES:
+        raise ValueError(f"{what} must be one of {', '.join(ENGINE_NAMES)}, got {name!r}")
+    return name
+
+
+def _wanted() -> str:
+    return _chosen.get() or _check(os.environ.get("ELMAN_ENGINE") or "auto", "ELMAN_ENGINE")
+
+
+def choose(call: LayerCall) -> tuple[str, dict[str, str]]:
+    """The engine for a call, and the reasons of the preferred ones that cannot run it.
+
+    Raises:
+        RuntimeError: an engine was named and cannot run the call.
+    """
+    wanted = _wanted()
+    refusals: dict[str, str] = {}
+    for name, engine in _ENGINES.items():
+        if wanted in ("auto", name):
+            reason = engine.why_not(call)
+            if reason is None:
+                return name, refusals
+            refusals[name] = reason
+    raise RuntimeError(f"the engine {wanted!r} cannot run this layer: {refusals[wanted]}")
+
+
+def run(call: LayerCall) -> list[DirectionResult]:
+    """Run a layer on the engine that `choose` names."""
+    return _ENGINES[choose(call)[0]].run(call)
+
+
+def explain(module: "Recurrent", input: "Tensor | PackedSequence | None" = None, **arguments: Any) -> Explanation:
+    """Which engine would run each layer of a module, and why not another.
+
+    Args:
+        module: a `Recurrent`.
+        input: what the module would be called with; by default two steps of one row.
+        arguments: `lengths`, `reset` and `extras` as for the call.
+    """
+    found: list[tuple[str, dict[str, str]]] = []
+    module.plan(input, found=found, **arguments)
+    return Explanation(tuple(engine for engine, _ in found), tuple(refusals for _, refusals in found))

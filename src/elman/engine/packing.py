@@ -1,0 +1,129 @@
+"""Packed sequences: rows sorted by length and stored step by step, so that no padding is ever computed.
+
+A packed tensor is [N, *]: N = sum of the lengths, step 0 of all rows, then step 1 of those that reach it, and so on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a batch is packed.
+
+    Attributes:
+        batch_sizes: rows that are active at each step, non-increasing; its length is T', the longest length.
+        order: [B] int64, the caller's row that each packed row is, or None where the caller's order is kept.
+        device: where index tensors live.
+    """
+
+    batch_sizes: tuple[int, ...]
+    order: Tensor | None
+    device: torch.device
+
+    @classmethod
+    def dense(cls, steps: int, batch: int, device: torch.device) -> "Packing":
+        """All rows have all steps."""
+        return cls((batch,) * steps, None, device)
+
+    @classmethod
+    def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> "Packing":
+        """Rows of any lengths ≥ 1 in any order; equal lengths keep the caller's order."""
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        ends = [0] * (lengths[order[0]] + 1)
+        for length in lengths:
+            ends[length] += 1
+        batch_sizes, active = [], len(lengths)
+        for step in range(lengths[order[0]]):
+            active -= ends[step]
+            batch_sizes.append(active)
+        sorted_already = order == list(range(len(lengths)))
+        return cls(tuple(batch_sizes), None if sorted_already else torch.tensor(order, device=device), device)
+
+    @classmethod
+    def from_packed_sequence(cls, sequence: PackedSequence) -> "Packing":
+        """torch's own packing; its data may be used as it is."""
+        return cls(tuple(sequence.batch_sizes.tolist()), sequence.sorted_indices, sequence.data.device)
+
+    @property
+    def batch(self) -> int:
+        """B, the number of rows."""
+        return self.batch_sizes[0]
+
+    @property
+    def steps(self) -> int:
+        """T', the number of steps of the longest row."""
+        return len(self.batch_sizes)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether all rows have the same length."""
+        return self.batch_sizes[-1] == self.batch_sizes[0]
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Length of each packed row, descending."""
+        lengths = []
+        for step in range(self.steps, 0, -1):
+            lengths += [step] * (self.batch_sizes[step - 1] - len(lengths))
+        return tuple(lengths)
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Step and packed row of each of the N entries, [N] each."""
+        sizes = torch.tensor(self.batch_sizes)
+        step = torch.repeat_interleave(torch.arange(self.steps), sizes)
+        row = torch.arange(len(step)) - (sizes.cumsum(0) - sizes)[step]
+        return step, row
+
+    def _at(self, step: Tensor, row: Tensor) -> Tensor:
+        sizes = torch.tensor(self.batch_sizes)
+        return ((sizes.cumsum(0) - sizes)[step] + row).to(self.device)
+
+    @cached_property
+    def reversal(self) -> Tensor:
+        """[N]: the entries with each row reversed by its own length; it is its own inverse."""
+        step, row = self._places
+        return self._at(torch.tensor(self.lengths)[row] - 1 - step, row)
+
+    @cached_property
+    def successors(self) -> tuple[Tensor, Tensor]:
+        """Entries that have a next step, and those next steps: [M] each, M = N - B."""
+        step, row = self._places
+        has_next = step + 1 < torch.tensor(self.lengths)[row]
+        return has_next.nonzero()[:, 0].to(self.device), self._at(step[has_next] + 1, row[has_next])
+
+    @cached_property
+    def _padded_places(self) -> Tensor:
+        """[N]: where each entry stands in the caller's [T, B, *] with its first two dimensions flattened."""
+        step, row = self._places
+        caller_row = row if self.order is None else self.order.cpu()[row]
+        return (step * self.batch + caller_row).to(self.device)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[T, B, *] in the caller's order to [N, *]; steps past a row's length are dropped."""
+        flat = padded.flatten(0, 1)
+        if self.order is None and self.is_dense:
+            return flat[: self.steps * self.batch]
+        return flat.index_select(0, self._padded_places)
+
+    def unpack(self, packed: Tensor, steps: int) -> Tensor:
+        """[N, *] to [steps, B, *] in the caller's order, zero past each row's length."""
+        shape = packed.shape[1:]
+        if self.order is None and self.is_dense and steps == self.steps:
+            return packed.unflatten(0, (steps, self.batch))
+        padded = packed.new_zeros(steps * self.batch, *shape)
+        return padded.index_copy(0, self._padded_places, packed).unflatten(0, (steps, self.batch))
+
+    def to_packed_order(self, rows: Tensor, dim: int) -> Tensor:
+        """Rows in the caller's order to rows in packed order, along `dim`."""
+        return rows if self.order is None else rows.index_select(dim, self.order)
+
+    def to_caller_order(self, rows: Tensor, dim: int) -> Tensor:
+        """Rows in packed order to rows in the caller's order, along `dim`."""
+        return rows if self.order is None else rows.index_select(dim, self.order.argsort())

@@ -1,0 +1,1 @@
+"""Layers: what holds parameters."""

@@ -1,0 +1,169 @@
+"""Between the caller's tensors and packed ones: layouts, lengths, states, and the checks of all of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from elman.cells.layout import Layout
+from elman.engine.packing import Packing
+
+
+class Frame:
+    """The form in which the caller gave a batch, and gets back everything of the same batch.
+
+    Args:
+        input: [T, B, I], [B, T, I] where `batch_first`, [T, I] unbatched, or a PackedSequence.
+        input_size: I.
+        lengths: [B] valid steps of each row, or None.
+        batch_first: whether batched tensors are [B, T, *].
+
+    Raises:
+        ValueError: a shape or a length does not fit.
+    """
+
+    def __init__(
+        self,
+        input: Tensor | PackedSequence,
+        input_size: int,
+        lengths: Tensor | Sequence[int] | None,
+        batch_first: bool,
+    ) -> None:
+        self._sequence: PackedSequence | None = None
+        self._swap = False
+        self._unbatched = False
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths must be None with a PackedSequence, which has its own")
+            self._sequence = input
+            self.packing = Packing.from_packed_sequence(input)
+            self.steps = self.packing.steps
+            self.input = _last(input.data, "input.data", input_size, 2)
+            return
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
+        if input.dim() not in (2, 3):
+            form = "[B, T, I]" if batch_first else "[T, B, I]"
+            raise ValueError(f"input must be {form}, or [T, I] unbatched, got {tuple(input.shape)}")
+        self._unbatched = input.dim() == 2
+        self._swap = batch_first and not self._unbatched
+        padded = self._time_major(_last(input, "input", input_size, input.dim()))
+        self.steps, batch = padded.shape[:2]
+        if self.steps == 0:
+            raise ValueError(f"input must have at least one time step, got {tuple(input.shape)}")
+        if lengths is None:
+            self.packing = Packing.dense(self.steps, batch, input.device)
+        else:
+            self.packing = Packing.from_lengths(_lengths(lengths, batch, self.steps), input.device)
+        self.input = self.packing.pack(padded)
+
+    def _time_major(self, tensor: Tensor) -> Tensor:
+        if self._unbatched:
+            return tensor.unsqueeze(1)
+        return tensor.transpose(0, 1) if self._swap else tensor
+
+    def _sizes(self) -> tuple[int, ...]:
+        """The sizes of the caller's dimensions of time and batch."""
+        if self._unbatched:
+            return (self.steps,)
+        return (self.packing.batch, self.steps) if self._swap else (self.steps, self.packing.batch)
+
+    def reset(self, reset: Tensor | None) -> Tensor | None:
+        """The caller's `reset`, [T, B] bool in the layout of the input, as [N]."""
+        if reset is None:
+            return None
+        expected = self._sizes()
+        if tuple(reset.shape) != expected or reset.dtype != torch.bool:
+            raise ValueError(f"reset must be bool of shape {expected}, got {reset.dtype} of {tuple(reset.shape)}")
+        return self.packing.pack(self._time_major(reset))
+
+    def extras(self, layout: Layout, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """The caller's extra inputs, [T, B] or [T, B, width] in the layout of the input, as [N, width]."""
+        given = given or {}
+        known = {e.name for e in layout.extras}
+        for name in given:
+            if name not in known:
+                raise ValueError(f"unknown extra input {name!r}; the cell has: {', '.join(sorted(known)) or 'none'}")
+        packed = {}
+        for extra in layout.extras:
+            if extra.name in given:
+                value = given[extra.name]
+                expected = (*self._sizes(), extra.width)
+                if extra.width == 1 and tuple(value.shape) == expected[:-1]:
+                    value = value.unsqueeze(-1)
+                if tuple(value.shape) != expected:
+                    raise ValueError(f"extra input {extra.name!r} must be {expected}, got {tuple(value.shape)}")
+                packed[extra.name] = self.packing.pack(self._time_major(value)).to(self.input.dtype)
+            elif extra.default is not None:
+                packed[extra.name] = self.input.new_full((self.input.shape[0], extra.width), extra.default)
+            else:
+                raise ValueError(f"the cell needs the extra input {extra.name!r}: pass extras={{{extra.name!r}: ...}}")
+        return packed
+
+    def leave(self, packed: Tensor) -> Tensor | PackedSequence:
+        """[N, *] in the form of the caller's input, zero past each row's length."""
+        if self._sequence is not None:
+            sequence = self._sequence
+            return PackedSequence(packed, sequence.batch_sizes, sequence.sorted_indices, sequence.unsorted_indices)
+        padded = self.packing.unpack(packed, self.steps)
+        if self._unbatched:
+            return padded.squeeze(1)
+        return padded.transpose(0, 1) if self._swap else padded
+
+    def state(self, state: Any, layout: Layout, rows: int) -> tuple[Tensor, ...]:
+        """The caller's state as one [rows, B, width] tensor for each entry, in packed order."""
+        names = [entry.name for entry, _ in layout.states]
+        values = (state,) if len(names) == 1 else state
+        if isinstance(values, Tensor) or not isinstance(values, Sequence) or len(values) != len(names):
+            raise ValueError(f"state must be {_form(names)}, got {_describe(state)}")
+        packed = []
+        for value, (entry, width) in zip(values, layout.states, strict=True):
+            expected = (rows, width) if self._unbatched else (rows, self.packing.batch, width)
+            if not isinstance(value, Tensor) or tuple(value.shape) != expected:
+                raise ValueError(f"state entry {entry.name!r} must be {expected}, got {_describe(value)}")
+            if value.device != self.input.device:
+                raise ValueError(f"state entry {entry.name!r} is on {value.device}, the input on {self.input.device}")
+            if entry.dtype == "int64" and value.dtype != torch.int64:
+                raise ValueError(f"state entry {entry.name!r} must be torch.int64, got {value.dtype}")
+            value = value.unsqueeze(1) if self._unbatched else value
+            packed.append(self.packing.to_packed_order(value, 1))
+        return tuple(packed)
+
+    def leave_state(self, value: Tensor) -> Tensor:
+        """One state entry, [rows, B, width] in packed order, in the form of the caller's batch."""
+        return value.squeeze(1) if self._unbatched else self.packing.to_caller_order(value, 1)
+
+
+def _last(tensor: Tensor, name: str, size: int, dims: int) -> Tensor:
+    if tensor.dim() != dims or tensor.shape[-1] != size:
+        raise ValueError(f"{name} must have input_size = {size} as its last dimension, got {tuple(tensor.shape)}")
+    return tensor
+
+
+def _lengths(lengths: Tensor | Sequence[int], batch: int, steps: int) -> list[int]:
+    values = torch.as_tensor(lengths)
+    if values.shape != (batch,):
+        raise ValueError(f"lengths must be [B] = ({batch},), got {tuple(values.shape)}")
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(f"lengths must be integers, got {values.dtype}")
+    numbers: list[int] = values.tolist()
+    for row, length in enumerate(numbers):
+        if not 1 <= length <= steps:
+            raise ValueError(f"lengths must be from 1 to T = {steps}, got {length} for row {row}")
+    if not numbers:
+        raise ValueError("lengths needs at least one row")
+    return numbers
+
+
+def _form(names: list[str]) -> str:
+    return "a tensor" if len(names) == 1 else f"a tuple ({', '.join(names)}) of tensors"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"{len(value)} values"
+    return type(value).__name__
