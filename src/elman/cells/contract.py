@@ -17,6 +17,8 @@ from elman.cells.structure import Dense, Structure
 if TYPE_CHECKING:
     import numpy as np
 
+_DENSE = Dense()
+
 Width = int | Literal["H", "I", "R"]
 
 
@@ -60,7 +62,7 @@ class Product:
     input: Width
     output: Width = "H"
     bias: bool = True
-    structure: Structure = Dense()
+    structure: Structure = _DENSE
     fixed: bool = False
 
 
@@ -92,7 +94,7 @@ class Cell:
 
     @property
     def recurrent_gates(self) -> tuple[str | Gate, ...]:
-        """Row blocks of `weight_hh`: each gives a product `u.<gate>(v) = U v + b` of an [R] vector. Default: `gates`."""
+        """Row blocks of `weight_hh`: each gives a product `u.<gate>(v) = U v + b`, v [B, R]. Default: `gates`."""
         return self.gates
 
     @property

@@ -1,5 +1,6 @@
 """Continuous-time linear systems turned into recurrences, in float64."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def zero_order_hold(a: Array, b: Array) -> tuple[Array, Array]:
 
 def _exponential(a: Array) -> Array:
     """exp(a) by scaling and squaring: the series converges at once for the small norm, the squares undo the scaling."""
-    doublings = max(0, int(np.ceil(np.log2(max(np.linalg.norm(a, 1), 1e-300)))) + 4)
+    doublings = max(0, math.ceil(math.log2(max(float(np.linalg.norm(a, 1)), 1e-300))) + 4)
     small = a / 2.0**doublings
     result = term = np.eye(len(a))
     for k in range(1, 13):  # norm ≤ 1/16: the 13th term is below 1e-25

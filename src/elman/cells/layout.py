@@ -153,6 +153,8 @@ def _rows(gates: Iterable[str | Gate], widths: dict[str, int]) -> dict[str, slic
     start = 0
     for gate in gates:
         gate = gate if isinstance(gate, Gate) else Gate(gate)
+        if gate.name in rows:
+            raise ValueError(f"the gate {gate.name!r} is declared twice")
         stop = start + _width(gate.width, widths)
         rows[gate.name] = slice(start, stop)
         start = stop
@@ -173,4 +175,6 @@ def _matrix(name: str, structure: Structure, outputs: int, inputs: int, rows: di
 def _distinct(where: str, what: str, names: list[str]) -> None:
     repeated = sorted({n for n in names if names.count(n) > 1})
     if repeated:
-        raise ValueError(f"{where}: the {what} names {', '.join(map(repr, repeated))} are declared twice or reserved")
+        raise ValueError(
+            f"{where}: the {what} names {', '.join(map(repr, repeated))} are declared twice or reserved for others"
+        )

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from elman.nn.recurrent import Recurrent
 
-_ENGINES = {engine.name: engine for engine in (torch_kernels, reference)}  # in the order that `auto` prefers
+_ENGINES: dict[str, Any] = {
+    engine.name: engine for engine in (torch_kernels, reference)
+}  # in the order that `auto` prefers
 ENGINE_NAMES = ("auto", *_ENGINES)
 
 _chosen: ContextVar[str | None] = ContextVar("elman_engine", default=None)
@@ -88,7 +90,8 @@ def choose(call: LayerCall) -> tuple[str, dict[str, str]]:
 
 def run(call: LayerCall) -> list[DirectionResult]:
     """Run a layer on the engine that `choose` names."""
-    return _ENGINES[choose(call)[0]].run(call)
+    results: list[DirectionResult] = _ENGINES[choose(call)[0]].run(call)
+    return results
 
 
 def explain(module: "Recurrent", input: "Tensor | PackedSequence | None" = None, **arguments: Any) -> Explanation:

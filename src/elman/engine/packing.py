@@ -68,7 +68,7 @@ class Packing:
     @cached_property
     def lengths(self) -> tuple[int, ...]:
         """Length of each packed row, descending."""
-        lengths = []
+        lengths: list[int] = []
         for step in range(self.steps, 0, -1):
             lengths += [step] * (self.batch_sizes[step - 1] - len(lengths))
         return tuple(lengths)
@@ -116,9 +116,9 @@ class Packing:
         """[N, *] to [steps, B, *] in the caller's order, zero past each row's length."""
         shape = packed.shape[1:]
         if self.order is None and self.is_dense and steps == self.steps:
-            return packed.unflatten(0, (steps, self.batch))
+            return packed.reshape(steps, self.batch, *shape)
         padded = packed.new_zeros(steps * self.batch, *shape)
-        return padded.index_copy(0, self._padded_places, packed).unflatten(0, (steps, self.batch))
+        return padded.index_copy(0, self._padded_places, packed).reshape(steps, self.batch, *shape)
 
     def to_packed_order(self, rows: Tensor, dim: int) -> Tensor:
         """Rows in the caller's order to rows in packed order, along `dim`."""

@@ -58,7 +58,10 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
             fresh = reset[start : start + active, None]
             state = tuple(torch.where(fresh, d[:active], v) for d, v in zip(default, state, strict=True))
         x = step_inputs({k: v[start : start + active] for k, v in sources.items()})
-        state = tuple(cell.step(x, products, cell.State(*state), values))
+        result = cell.step(x, products, cell.State(*state), values)
+        if not outputs:
+            check_result(cell, call.layout, result, active)
+        state = tuple(result)
         outputs.append(state)
         start += active
     ended.append(state)
@@ -69,6 +72,17 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
         sequences = tuple(v.index_select(0, packing.reversal) for v in sequences)
     final = tuple(torch.cat([rows[k] for rows in reversed(ended)]) for k in range(len(state)))
     return DirectionResult(sequences, final)
+
+
+def check_result(cell: Cell, layout: Layout, result: object, rows: int) -> None:
+    """Raise a ValueError unless a step gave every state at its shape."""
+    names = [entry.name for entry, _ in layout.states]
+    if not isinstance(result, tuple) or len(result) != len(names):
+        raise ValueError(f"{cell!r}: step must return self.State({', '.join(names)}), got {result!r:.80}")
+    for value, (entry, width) in zip(result, layout.states, strict=True):
+        if not isinstance(value, Tensor) or tuple(value.shape) != (rows, width):
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{cell!r}: step must return {entry.name} as [B, width] = ({rows}, {width}), got {got}")
 
 
 def _reset_in_reverse(call: LayerCall, reset: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ def _kernel(cell: Cell) -> Any:
     if type(cell) is Projected:
         return _kernel(cell.cell) if type(cell.cell) is LSTM else None
     if type(cell) is Elman:
-        return getattr(torch._VF, f"rnn_{cell.nonlinearity}")  # type: ignore[attr-defined]
-    return {LSTM: torch._VF.lstm, GRU: torch._VF.gru}.get(type(cell))  # type: ignore[attr-defined]
+        return getattr(torch._VF, f"rnn_{cell.nonlinearity}")
+    return {LSTM: torch._VF.lstm, GRU: torch._VF.gru}.get(type(cell))
 
 
 def run(call: LayerCall) -> list[DirectionResult]:
@@ -51,7 +51,5 @@ def run(call: LayerCall) -> list[DirectionResult]:
         output = output.flatten(0, 1)
     else:
         output, *final = kernel(call.input, torch.tensor(packing.batch_sizes), state, weights, *options)
-    sequences = output.split(call.layout.output_size, dim=1)
-    return [
-        DirectionResult((sequences[d],), tuple(final[k][d] for k in entries)) for d in range(len(call.directions))
-    ]
+    sequences = torch.split(output, call.layout.output_size, dim=1)
+    return [DirectionResult((sequences[d],), tuple(final[k][d] for k in entries)) for d in range(len(call.directions))]

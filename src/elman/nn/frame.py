@@ -125,8 +125,10 @@ class Frame:
                 raise ValueError(f"state entry {entry.name!r} must be {expected}, got {_describe(value)}")
             if value.device != self.input.device:
                 raise ValueError(f"state entry {entry.name!r} is on {value.device}, the input on {self.input.device}")
-            if entry.dtype == "int64" and value.dtype != torch.int64:
-                raise ValueError(f"state entry {entry.name!r} must be torch.int64, got {value.dtype}")
+            wanted = torch.int64 if entry.dtype == "int64" else self.input.dtype
+            mixed = torch.is_autocast_enabled(value.device.type) and value.is_floating_point()
+            if value.dtype != wanted and not mixed:
+                raise ValueError(f"state entry {entry.name!r} must be {wanted}, got {value.dtype}")
             value = value.unsqueeze(1) if self._unbatched else value
             packed.append(self.packing.to_packed_order(value, 1))
         return tuple(packed)

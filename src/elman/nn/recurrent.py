@@ -39,7 +39,7 @@ class Recurrent(nn.Module):
         device, dtype: of the parameters.
 
     Parameters have torch's names, shapes and gate order: `weight_ih_l{k}` [G·H, I], `weight_hh_l{k}` [G·H, H],
-    `bias_ih_l{k}`, `bias_hh_l{k}`, and those that the cell names, with the suffix `_reverse` for the backward direction.
+    `bias_ih_l{k}`, `bias_hh_l{k}`, and those that the cell names; the backward direction's end in `_reverse`.
 
     Raises:
         ValueError: an argument is out of its range, or a name is unknown.
@@ -96,8 +96,8 @@ class Recurrent(nn.Module):
             parts = layout(cell, width, self.hidden_size, self.bias)
             if cell.below and not layers:
                 raise ValueError(f"{cell!r} reads the layer below, so it cannot be the lowest; see Cell.at_layer")
-            if layers and [e for e, _ in parts.states] != [e for e, _ in layers[0][1].states]:
-                raise ValueError(f"{self.cell!r} must have the same states in every layer")
+            if layers and parts.states != layers[0][1].states:
+                raise ValueError(f"{self.cell!r} must have the same states in every layer, of the same widths")
             layers.append((cell, parts))
             width = parts.output_size * self.num_directions
         return layers
@@ -118,8 +118,8 @@ class Recurrent(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all parameters afresh: U(-1/√H, 1/√H) as torch.nn does, then what the cell's `initial` says."""
         with torch.no_grad():
-            for parameter in self.parameters():
-                Uniform().fill(parameter, self.hidden_size)
+            for tensor in self.parameters():
+                Uniform().fill(tensor, self.hidden_size)
             for level, (cell, parts) in enumerate(self._layers):
                 for suffix in self._suffixes(level):
                     for parameter in parts.parameters:
@@ -213,8 +213,8 @@ class Recurrent(nn.Module):
     ) -> None:
         """Append, for each layer, the engine that `forward` would run it on, and why not another; runs nothing."""
         weight = next(self.parameters())
-        input = weight.new_zeros(2, 1, self.input_size) if input is None else input
-        frame = self._frame(input, arguments.pop("lengths", None))
+        given = weight.new_zeros(2, 1, self.input_size) if input is None else input
+        frame = self._frame(given, arguments.pop("lengths", None))
 
         def record(call: LayerCall) -> list[DirectionResult]:
             found.append(dispatch.choose(call))
@@ -327,4 +327,5 @@ def _sequence(result: DirectionResult, cell: Cell, name: str) -> Tensor:
     names = cell.State._fields
     if name not in names:
         raise ValueError(f"{cell!r} reads the state {name!r} of the layer below, which has {', '.join(names)}")
-    return result.sequences[names.index(name)]
+    sequence: Tensor = result.sequences[names.index(name)]
+    return sequence

@@ -1,0 +1,320 @@
+"""The contract of a cell as checks that any cell can be put to, a user's own included.
+
+`check_cell(MyCell)` runs them all; `CHECKS` names each. Every check compares values and gradients: of the outputs and
+the final state with respect to the input, the initial state and all parameters, under random weights.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elman.cells.contract import Cell
+from elman.engine.dispatch import use_engine
+from elman.nn.recurrent import Recurrent, as_cell
+
+# Allowed difference of two ways to compute the same numbers, in epsilons of the dtype, relative to the largest of them.
+TOLERANCE_EPSILONS = 2048
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cell with the sizes, the engine and the dtype that a check runs it at."""
+
+    cell: Cell
+    engine: str = "reference"
+    dtype: torch.dtype = torch.float64
+    input_size: int = 3
+    hidden_size: int = 8
+    num_layers: int = 2
+    seed: int = 0
+
+    def module(self, **arguments: Any) -> Recurrent:
+        """Layers of the cell with every parameter random, those that start constant included."""
+        torch.manual_seed(self.seed)
+        sizes: dict[str, Any] = {"num_layers": self.num_layers, "dtype": self.dtype} | arguments
+        module = Recurrent(self.cell, self.input_size, self.hidden_size, **sizes)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        return module
+
+    def input(self, steps: int, batch: int) -> Tensor:
+        """Random input, [T, B, I]."""
+        return torch.randn(steps, batch, self.input_size, dtype=self.dtype)
+
+    def extras(self, steps: int, batch: int) -> dict[str, Tensor]:
+        """Random positive extra inputs, as many as the cell has, [T, B, width]."""
+        layout = self.module()._layers[0][1]
+        return {e.name: torch.rand(steps, batch, e.width, dtype=self.dtype) + 0.5 for e in layout.extras}
+
+    def state(self, module: Recurrent, batch: int) -> tuple[Tensor, ...]:
+        """A state that the cell itself has reached, which any cell accepts; one leaf tensor for each entry."""
+        with torch.no_grad():
+            _, state = module(self.input(3, batch), extras=self.extras(3, batch))
+        values = state if isinstance(state, tuple) else (state,)
+        return tuple(v.detach().clone().requires_grad_(v.is_floating_point()) for v in values)
+
+    def pass_in(self, state: Iterable[Tensor]) -> Any:
+        """State entries in the form that a module takes."""
+        values = tuple(state)
+        return values if len(values) > 1 else values[0]
+
+
+def compare(
+    module: Recurrent,
+    leaves: Iterable[Tensor],
+    ways: Iterable[Callable[[], list[Tensor]]],
+    what: str,
+    epsilons: float = TOLERANCE_EPSILONS,
+) -> None:
+    """Assert that two ways of computing the same tensors agree, and so do the gradients of their weighted sum.
+
+    Args:
+        module: whose parameters are differentiated.
+        leaves: further tensors to differentiate with respect to; integers are passed over.
+        ways: two functions that give the same list of tensors.
+        what: named by a failure.
+        epsilons: allowed difference in epsilons of the dtype, relative to the largest value of the tensor.
+    """
+    named: dict[str, Tensor] = dict(module.named_parameters())
+    named |= {f"leaf {i}": leaf for i, leaf in enumerate(leaves) if leaf.is_floating_point()}
+    results = []
+    for way in ways:
+        tensors = way()
+        generator = torch.Generator().manual_seed(1)
+        weighted = [
+            (v * torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)).sum()
+            for v in tensors
+            if v.is_floating_point()
+        ]
+        total = torch.stack(weighted).sum()
+        gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True, materialize_grads=True)
+        results.append(([v.detach() for v in tensors], gradients))
+    (values_a, gradients_a), (values_b, gradients_b) = results
+    for index, (a, b) in enumerate(zip(values_a, values_b, strict=True)):
+        assert_near(a, b, f"{what}: value {index}", epsilons)
+    for name, a, b in zip(named, gradients_a, gradients_b, strict=True):
+        assert_near(a, b, f"{what}: gradient of {name}", epsilons)
+
+
+def assert_near(a: Tensor, b: Tensor, what: str, epsilons: float = TOLERANCE_EPSILONS) -> None:
+    """Assert equal shape and dtype, finite values, and a difference within so many epsilons of the largest value."""
+    assert a.shape == b.shape, f"{what}: shapes {tuple(a.shape)} and {tuple(b.shape)}"
+    assert a.dtype == b.dtype, f"{what}: dtypes {a.dtype} and {b.dtype}"
+    if not a.is_floating_point():
+        assert torch.equal(a, b), f"{what}: integers differ"
+        return
+    assert a.isfinite().all(), f"{what}: not finite in the first"
+    assert b.isfinite().all(), f"{what}: not finite in the second"
+    if a.numel():
+        difference = (a - b).abs().max().item() / max(b.abs().max().item(), 1.0)
+        allowed = epsilons * torch.finfo(a.dtype).eps
+        assert difference <= allowed, f"{what}: relative difference {difference:.3g}, allowed {allowed:.3g}"
+
+
+def _flat(output: Any, state: Any) -> list[Tensor]:
+    return [output, *(state if isinstance(state, tuple) else (state,))]
+
+
+def check_derivatives(case: Case) -> None:
+    """First and second derivatives equal numerical ones, with lengths, resets, and from any state."""
+    module = case.module(num_layers=min(case.num_layers, 2))
+    extras, reset = case.extras(3, 2), torch.tensor([[False, False], [True, False], [False, False]])
+    state = case.state(module, 2)
+    floats = [v for v in state if v.is_floating_point()]
+    names = [n for n, _ in module.named_parameters()]
+
+    def run(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        values = iter(tensors)
+        entered = case.pass_in(next(values) if v.is_floating_point() else v for v in state)
+        arguments = {"lengths": [2, 3], "reset": reset, "extras": extras}
+        parameters = dict(zip(names, values, strict=True))
+        result = torch.func.functional_call(module, parameters, (x, entered), arguments)
+        return tuple(v for v in _flat(*result) if v.is_floating_point())
+
+    x = case.input(3, 2).requires_grad_()
+    tensors = (x, *floats, *(p.detach().requires_grad_() for p in module.parameters()))
+    torch.autograd.gradcheck(run, tensors, fast_mode=True)
+    torch.autograd.gradgradcheck(run, tensors, fast_mode=True)
+
+
+def check_chunks(case: Case) -> None:
+    """A sequence in two chunks with the state carried over equals the whole."""
+    module = case.module()
+    x, extras, state = case.input(7, 3).requires_grad_(), case.extras(7, 3), case.state(module, 3)
+
+    def whole() -> list[Tensor]:
+        return _flat(*module(x, case.pass_in(state), extras=extras))
+
+    def chunks() -> list[Tensor]:
+        first, carried = module(x[:3], case.pass_in(state), extras={k: v[:3] for k, v in extras.items()})
+        second, final = module(x[3:], carried, extras={k: v[3:] for k, v in extras.items()})
+        return _flat(torch.cat([first, second]), final)
+
+    compare(module, [x, *state], (chunks, whole), "two chunks against the whole")
+
+
+def check_step(case: Case) -> None:
+    """T calls of `step`, and of a stepper, equal one run of T steps."""
+    module = case.module()
+    x, extras = case.input(5, 3).requires_grad_(), case.extras(5, 3)
+
+    def whole() -> list[Tensor]:
+        return _flat(*module(x, extras=extras))
+
+    def steps() -> list[Tensor]:
+        outputs, state = [], None
+        for t in range(5):
+            output, state = module.step(x[t], state, extras={k: v[t] for k, v in extras.items()})
+            outputs.append(output)
+        return _flat(torch.stack(outputs), state)
+
+    compare(module, [x], (steps, whole), "steps against the whole")
+    stepper = module.stepper(3)
+    outputs = torch.stack([stepper(x[t].detach(), extras={k: v[t] for k, v in extras.items()}) for t in range(5)])
+    for a, b in zip(_flat(outputs, stepper.state), whole(), strict=True):
+        assert_near(a, b.detach(), "stepper against the whole")
+
+
+def check_lengths(case: Case, bidirectional: bool = False) -> None:
+    """A padded batch, rows in any order, equals each sequence alone."""
+    module = case.module(bidirectional=bidirectional)
+    lengths = [3, 6, 1, 4, 6]
+    x, extras, state = case.input(7, 5).requires_grad_(), case.extras(7, 5), case.state(module, 5)
+
+    def batch() -> list[Tensor]:
+        return _flat(*module(x, case.pass_in(state), lengths=lengths, extras=extras))
+
+    def alone() -> list[Tensor]:
+        rows = []
+        for row, n in enumerate(lengths):
+            one = slice(row, row + 1)
+            taken = {k: v[:n, one] for k, v in extras.items()}
+            output, final = module(x[:n, one], case.pass_in(v[:, one] for v in state), extras=taken)
+            rows.append(_flat(_pad(output, 7), final))
+        return [torch.cat(entry, 1) for entry in zip(*rows, strict=True)]
+
+    compare(module, [x, *state], (batch, alone), "padded batch against single rows")
+
+
+def check_lengths_bidirectional(case: Case) -> None:
+    """As `check_lengths`, with both directions."""
+    check_lengths(case, bidirectional=True)
+
+
+def check_reverse(case: Case) -> None:
+    """Layers whose directions are exchanged give, on reversed sequences, reversed results."""
+    module, mirror = case.module(bidirectional=True), case.module(bidirectional=True)
+    lengths = [4, 6, 2]
+    x, extras = case.input(6, 3).requires_grad_(), case.extras(6, 3)
+
+    def reversed_rows(v: Tensor) -> Tensor:
+        return torch.stack([torch.cat([v[:n, b].flip(0), v[n:, b]]) for b, n in enumerate(lengths)], 1)
+
+    def exchanged(v: Tensor, dim: int) -> Tensor:
+        return torch.cat(v.chunk(2, dim)[::-1], dim)
+
+    def exchanged_parameters() -> dict[str, Tensor]:
+        parameters = {}
+        for name, value in module.named_parameters():
+            other = name.removesuffix("_reverse") if name.endswith("_reverse") else f"{name}_reverse"
+            reads_directions = name.startswith("weight_ih_l") and not name.startswith("weight_ih_l0")
+            parameters[other] = exchanged(value, 1) if reads_directions else value
+        return parameters
+
+    def plain() -> list[Tensor]:
+        return _flat(*module(x, lengths=lengths, extras=extras))
+
+    def mirrored() -> list[Tensor]:
+        arguments = {"lengths": lengths, "extras": {k: reversed_rows(v) for k, v in extras.items()}}
+        result = torch.func.functional_call(mirror, exchanged_parameters(), (reversed_rows(x),), arguments)
+        output, *final = _flat(*result)
+        return [exchanged(reversed_rows(output), 2), *(v.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for v in final)]
+
+    compare(module, [x], (mirrored, plain), "exchanged directions")
+
+
+def check_reset(case: Case, bidirectional: bool = False) -> None:
+    """`reset` equals separate sequences; the state passed in never crosses it."""
+    cuts = [[0, 2, 5], [3], [], [0, 1, 2]]  # where each row starts afresh
+    lengths = [6, 6, 4, 3]
+    reset = torch.zeros(6, 4, dtype=torch.bool)
+    for row, starts in enumerate(cuts):
+        reset[starts, row] = True
+    module = case.module(bidirectional=bidirectional)
+    x, extras, state = case.input(6, 4).requires_grad_(), case.extras(6, 4), case.state(module, 4)
+    # The backward direction's state would enter at the last part, so it starts from the default here.
+    entered = () if bidirectional else state
+
+    def together() -> list[Tensor]:
+        given = case.pass_in(entered) if entered else None
+        return _flat(*module(x, given, lengths=lengths, reset=reset, extras=extras))
+
+    def apart() -> list[Tensor]:
+        rows = []
+        for row, n in enumerate(lengths):
+            one = slice(row, row + 1)
+            parts = []
+            bounds = sorted({0, *cuts[row], n})
+            for start, stop in pairwise(bounds):
+                given = case.pass_in(v[:, one] for v in entered) if entered and start not in cuts[row] else None
+                taken = {k: v[start:stop, one] for k, v in extras.items()}
+                parts.append(_flat(*module(x[start:stop, one], given, extras=taken)))
+            output = _pad(torch.cat([part[0] for part in parts]), 6)
+            # Forward directions end in the last part, backward ones in the first.
+            ends = (parts[-1], parts[0] if bidirectional else parts[-1])
+            final = [torch.stack([ends[k % 2][i][k] for k in range(len(v))]) for i, v in enumerate(parts[0]) if i]
+            rows.append([output, *final])
+        return [torch.cat(entry, 1) for entry in zip(*rows, strict=True)]
+
+    compare(module, [x, *entered], (together, apart), "reset against separate sequences")
+
+
+def check_reset_bidirectional(case: Case) -> None:
+    """As `check_reset`, with both directions."""
+    check_reset(case, bidirectional=True)
+
+
+def _pad(output: Tensor, steps: int) -> Tensor:
+    return torch.cat([output, output.new_zeros(steps - len(output), *output.shape[1:])])
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    "derivatives": check_derivatives,
+    "chunks": check_chunks,
+    "step": check_step,
+    "lengths": check_lengths,
+    "lengths_bidirectional": check_lengths_bidirectional,
+    "reverse": check_reverse,
+    "reset": check_reset,
+    "reset_bidirectional": check_reset_bidirectional,
+}
+
+
+def run_check(name: str, case: Case) -> None:
+    """Run one of `CHECKS` on the case's engine.
+
+    Raises:
+        AssertionError: the cell breaks the contract; the message names what differs.
+        RuntimeError: the engine cannot run the cell.
+    """
+    with use_engine(case.engine):
+        CHECKS[name](case)
+
+
+def check_cell(cell: str | type[Cell] | Cell, input_size: int = 3, hidden_size: int = 8) -> None:
+    """Run the whole contract on a cell, on the reference engine.
+
+    Args:
+        cell: a registered name, a Cell class, or an instance with options.
+        input_size, hidden_size: I and H; small, since derivatives are also computed numerically.
+
+    Raises:
+        AssertionError: the cell breaks the contract; the message names what differs.
+    """
+    for name in CHECKS:
+        run_check(name, Case(as_cell(cell), input_size=input_size, hidden_size=hidden_size))
