@@ -1,0 +1,1 @@
+"""Readers, tokenizers and batches: from a user's files to tensors."""

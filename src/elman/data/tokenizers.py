@@ -1,0 +1,187 @@
+"""Tokenizers: characters, words, byte pairs. All three are Hugging Face ``tokenizers``, kept as ``tokenizer.json``."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from elman.errors import UserError
+
+Kind = Literal["char", "word", "bpe"]
+Tokens = npt.NDArray[np.int32]
+
+UNKNOWN = "<unk>"
+END_OF_LINE = "<eos>"
+PIECE = 1 << 16  # characters encoded at a time: bounds the memory that encoding takes
+DEFAULT_BPE_SIZE = 8000
+ALL_WORDS = 1 << 30
+
+
+class Tokenizer:
+    """Text to tokens and back.
+
+    ``char``: each character is a token. ``word``: whitespace separates tokens and a line end is ``<eos>``, as in the
+    Penn Treebank and WikiText sets. ``bpe``: byte-level byte pairs, which can write any text. What the first two do
+    not know becomes ``<unk>``.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self.backend = backend
+        self.unknown: int | None = backend.token_to_id(UNKNOWN)
+        self.size: int = backend.get_vocab_size()
+        if isinstance(backend.model, models.BPE):
+            self.kind: Kind = "bpe"
+        else:
+            self.kind = "word" if isinstance(backend.pre_tokenizer, pre_tokenizers.WhitespaceSplit) else "char"
+        self._character_ids = self._table() if self.kind == "char" else None
+
+    @classmethod
+    def build(cls, kind: Kind, text: str, *, vocab_size: int | None = None, min_frequency: int = 1) -> Tokenizer:
+        """Make the vocabulary from ``text``: at most ``vocab_size`` tokens, each seen ``min_frequency`` times or more.
+
+        ``vocab_size`` None keeps all characters or words, or 8,000 byte pairs. Raises UserError where it is too small.
+        """
+        smallest = 257 if kind == "bpe" else 2
+        if vocab_size is not None and vocab_size < smallest:
+            raise UserError(f"--vocab-size must be at least {smallest} for --tokenizer {kind}, got {vocab_size}")
+        if kind == "bpe":
+            backend = tokenizers.Tokenizer(models.BPE())
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            backend.decoder = decoders.ByteLevel()
+            trainer = trainers.BpeTrainer(
+                vocab_size=vocab_size or DEFAULT_BPE_SIZE,
+                min_frequency=min_frequency,
+                show_progress=False,
+                initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            )
+            backend.train_from_iterator(_pieces(text), trainer)
+            return cls(backend)
+        known = _counted(kind, text, (vocab_size or ALL_WORDS) - 1, min_frequency)
+        return cls(_word_level(kind, {UNKNOWN: 0, **{token: index for index, token in enumerate(known, 1)}}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read ``tokenizer.json``. Raises UserError where it is missing or damaged."""
+        try:
+            return cls(tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UserError(f"no such file: {path}") from None
+        except Exception as error:  # the library raises plain Exception for any malformed file
+            raise UserError(f"{path} is damaged: {error}") from None
+
+    def to_json(self) -> str:
+        """The content of ``tokenizer.json``."""
+        return str(self.backend.to_str(pretty=True))
+
+    def encode(self, text: str) -> Tokens:
+        """Text to token numbers, int32 ``[N]``. Long texts are encoded in pieces that end at line ends."""
+        if self._character_ids is not None:
+            codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+            ids: Tokens = self._character_ids[codes]
+            return ids
+        parts = [np.zeros(0, dtype=np.int32)]
+        for piece in _pieces(text):
+            # many short strings use all cores; word boundaries lie at line ends, byte pairs may cross them
+            strings = piece.splitlines(keepends=True) if self.kind == "word" else [piece]
+            parts += [np.array(encoding.ids, dtype=np.int32) for encoding in self.backend.encode_batch_fast(strings)]
+        return np.concatenate(parts)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Token numbers to text; what is no whole UTF-8 character becomes U+FFFD."""
+        stream = TextStream(self)
+        return "".join([*(stream.push(int(token)) for token in tokens), stream.close()])
+
+    def unknown_in(self, text: str) -> list[str]:
+        """The characters or words of ``text`` that are not in the vocabulary, each once, in order."""
+        if self.kind == "bpe":
+            return []
+        found = self.backend.pre_tokenizer.pre_tokenize_str(self._normalized(text))
+        return [word for word in dict.fromkeys(word for word, _ in found) if self.backend.token_to_id(word) is None]
+
+    def _normalized(self, text: str) -> str:
+        return text if self.backend.normalizer is None else str(self.backend.normalizer.normalize_str(text))
+
+    def _table(self) -> Tokens:
+        """The vocabulary as a table over all code points."""
+        assert self.unknown is not None
+        table = np.full(0x110000, self.unknown, dtype=np.int32)
+        for token, index in self.backend.get_vocab().items():
+            if len(token) == 1:
+                table[ord(token)] = index
+        return table
+
+
+class TextStream:
+    """Turns tokens into text one at a time: :meth:`push` gives the text that the token completes."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._line_begins = True
+
+    def push(self, token: int) -> str:
+        """The new text; empty while a character's bytes are incomplete."""
+        text = str(self.tokenizer.backend.id_to_token(token))
+        if self.tokenizer.kind == "char":
+            return text
+        if self.tokenizer.kind == "bpe":
+            return self._utf8.decode(bytes(BYTE_OF[character] for character in text))
+        ends_line = text == END_OF_LINE
+        separator = "" if ends_line or self._line_begins else " "
+        self._line_begins = ends_line
+        return "\n" if ends_line else separator + text
+
+    def close(self) -> str:
+        """What is left: U+FFFD for an incomplete character."""
+        return self._utf8.decode(b"", final=True)
+
+
+def _word_level(kind: Kind, vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    if kind == "char":
+        backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+        backend.decoder = decoders.Fuse()
+    else:
+        backend.normalizer = normalizers.Replace("\n", f" {END_OF_LINE} ")
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return backend
+
+
+def _counted(kind: Kind, text: str, most: int, min_frequency: int) -> list[str]:
+    """The tokens to keep: characters by code point, words by falling frequency."""
+    if kind == "char":
+        codes, counts = np.unique(np.frombuffer(text.encode("utf-32-le"), dtype="<u4"), return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:most]
+        return [chr(codes[index]) for index in np.sort(order) if counts[index] >= min_frequency]
+    backend = _word_level("word", {UNKNOWN: 0})
+    trainer = trainers.WordLevelTrainer(vocab_size=most + 1, min_frequency=min_frequency, show_progress=False)
+    backend.train_from_iterator(_pieces(text), trainer)
+    by_index = sorted(backend.get_vocab().items(), key=lambda item: item[1])
+    return [word for word, _ in by_index if word != UNKNOWN][:most]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a text at line ends, into pieces of about ``PIECE`` characters."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + PIECE) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+def _byte_of() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte, reversed: printable bytes as they are, the others from U+0100."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {**{chr(byte): byte for byte in printable}, **{chr(256 + n): byte for n, byte in enumerate(others)}}
+
+
+BYTE_OF: dict[str, int] = _byte_of()
+__all__ = ["Kind", "TextStream", "Tokenizer", "Tokens"]

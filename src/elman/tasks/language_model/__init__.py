@@ -1,0 +1,99 @@
+"""The language model: its options. The rest of the task needs torch and is imported when used."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from elman.errors import UsageError
+from elman.tasks.task import Task
+from elman.train.config import TrainConfig
+from elman.train.options import Options, option
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig(TrainConfig):
+    """Options of ``elman train lm``."""
+
+    data: str | None = option(
+        None,
+        "a UTF-8 text file, a .gz of one, or a folder; by default the Python library's sources",
+        group="data",
+        path=True,
+        resumable=True,  # moved files are fine: the trainer compares the text itself
+    )
+    pattern: str = option("*", "which files of a folder", group="data", resumable=True)
+    validation: str | None = option(None, "a validation text of its own", group="data", path=True, resumable=True)
+    test: str | None = option(None, "a test text", group="data", path=True, resumable=True)
+    validation_share: float = option(0.1, "share of --data that validates", group="data", above=0, below=1)
+    test_share: float = option(0.0, "share of --data that tests", group="data", low=0, below=1)
+    tokenizer: Literal["char", "word", "bpe"] = option("char", "what a token is", group="data")
+    vocab_size: int | None = option(None, "most tokens of the vocabulary", group="data", low=2)
+    min_frequency: int = option(1, "rarer tokens become <unk>", group="data", low=1)
+    window: int = option(64, "steps of truncated backpropagation", group="data", low=1)
+
+    embedding_size: int | None = option(
+        None,
+        "width of the token vectors; by default the hidden size for words, at most 128 for characters",
+        group="model",
+        low=1,
+    )
+    tied: bool = option(False, "one matrix for the token vectors and the output", group="model")
+
+    batch_size: int = option(16, "lanes of text side by side", group="optimisation", low=1)
+    learning_rate: float = option(0.003, "its peak", group="optimisation", above=0)
+
+    def check(self) -> None:
+        super().check()
+        if self.bidirectional:
+            raise UsageError("--bidirectional: a language model reads forwards only, it must not see what it predicts")
+        if self.validation_share + self.test_share >= 1:
+            raise UsageError("--validation-share and --test-share leave nothing to train on")
+        if self.tied and self.embedding_size not in (None, self.hidden_size):
+            raise UsageError(
+                f"--tied needs --embedding-size = --hidden-size = {self.hidden_size}, got {self.embedding_size}"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(Options):
+    """Options of ``elman evaluate`` for a language model."""
+
+    run: str = option(dataclasses.MISSING, "the run folder", positional=True)
+    data: str | None = option(None, "a text to score as a whole; by default the run's test part, else validation")
+    pattern: str = option("*", "which files of a folder")
+    part: Literal["train", "validation", "test"] | None = option(None, "a part of the run's own data")
+    format: Literal["text", "json"] = option("text", "how to print the metrics on standard output")
+    batch_size: int = option(64, "lanes scored side by side; 1 reads the text in one stream", low=1)
+    device: str = option("auto", "cpu, cuda, cuda:N, or auto")
+
+    def check(self) -> None:
+        if self.data is not None and self.part is not None:
+            raise UsageError("--part chooses from the run's own data; leave it out with --data")
+
+
+@dataclass(frozen=True)
+class GenerateOptions(Options):
+    """Options of ``elman generate``."""
+
+    run: str = option(dataclasses.MISSING, "the run folder", positional=True)
+    prime: str = option("", "the text to continue")
+    length: int = option(500, "tokens to make", low=0)
+    greedy: bool = option(False, "always take the likeliest token")
+    temperature: float = option(1.0, "below 1 is safer, above 1 wilder; 0 is greedy", low=0)
+    top_k: int | None = option(None, "choose among the k likeliest tokens", low=1)
+    top_p: float | None = option(None, "choose among the likeliest tokens that hold this probability", above=0, high=1)
+    seed: int | None = option(None, "makes the sample repeatable", low=0, high=2**63 - 1)
+    stop: str | None = option(None, "end where this text would appear")
+    device: str = option("auto", "cpu, cuda, cuda:N, or auto")
+
+
+TASK = Task(
+    name="lm",
+    aliases=("language-model",),
+    summary="language model: predicts the next character, word or byte pair of a text",
+    config=LanguageModelConfig,
+    options={"evaluate": EvaluateOptions, "generate": GenerateOptions},
+    module="elman.tasks.language_model.commands",
+)

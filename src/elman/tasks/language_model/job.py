@@ -1,0 +1,137 @@
+"""The language model's data and losses."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from elman.data.lanes import Lanes, ScoringLanes
+from elman.data.tokenizers import Tokenizer, Tokens
+from elman.errors import UserError
+from elman.tasks.language_model import LanguageModelConfig
+from elman.tasks.language_model.generate import generate
+from elman.tasks.language_model.model import LanguageModel
+from elman.tasks.sampling import Sampler
+from elman.train.metrics import Metrics, language_metrics
+
+SCORING_LANES = 64
+SCORED_AT_ONCE = 1 << 24  # logits: 64 MB
+SAMPLE_TOKENS = 160
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text as tokens.
+
+    Attributes:
+        tokens: int32 [N].
+        characters: of all tokens but the first, which is never predicted.
+    """
+
+    tokens: Tokens
+    characters: int
+
+    @classmethod
+    def of(cls, text: str, tokenizer: Tokenizer) -> EncodedText:
+        tokens = tokenizer.encode(text)
+        return cls(tokens, len(text) - len(tokenizer.decode(tokens[:1])))
+
+
+def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss, in nats, of each target: logits ``[T, B, V]``, targets ``[T, B]`` to ``[T, B]``."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
+
+@torch.no_grad()
+def score(model: LanguageModel, text: EncodedText, window: int, lanes: int = SCORING_LANES) -> Metrics:
+    """Loss, perplexity and bits per character of a text; each token but the first is scored once.
+
+    Lanes are warmed up on two windows or more. Raises ValueError for fewer than two tokens.
+    """
+    model.eval()
+    device = model.embedding.weight.device
+    at_once = max(1, SCORED_AT_ONCE // (lanes * model.embedding.num_embeddings))
+    total, count, state = 0.0, 0, None
+    for inputs, targets, scored in ScoringLanes(text.tokens, lanes, min(window, at_once), burn_in=max(2 * window, 128)):
+        logits, state = model(inputs.to(device), state)
+        losses = loss_of(logits, targets.to(device))[scored.to(device)]
+        total += losses.sum(dtype=torch.float64).item()
+        count += len(losses)
+    return {**language_metrics(total / count, count, text.characters), "tokens": count, "characters": text.characters}
+
+
+class LanguageModelJob:
+    """Lanes of text with the state carried from window to window; see `elman.train.trainer.Job`.
+
+    Raises:
+        UserError: a part is too short for one window.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        train: EncodedText,
+        validation: EncodedText,
+        config: LanguageModelConfig,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.train = train
+        self.validation = validation
+        self.window = config.window
+        self.seed = config.seed
+        self.device = model.embedding.weight.device
+        try:
+            self.lanes = Lanes(train.tokens, config.batch_size, config.window)
+        except ValueError as error:
+            source = config.data or "the standard library"
+            raise UserError(
+                f"the training text of {source} is too short: {error}; lower --batch-size or --window"
+            ) from None
+        if len(validation.tokens) < 2:
+            raise UserError(f"the validation text has {len(validation.tokens)} tokens; it needs two")
+        self.steps_per_epoch = len(self.lanes)
+        digest = hashlib.sha256()
+        for tokens in (train.tokens, validation.tokens):
+            digest.update(tokens.tobytes() + b"|")
+        self.fingerprint = digest.hexdigest()
+
+    def begin_epoch(self) -> Any:
+        return None  # the cell's own initial state
+
+    def loss(self, epoch: int, index: int, carry: Any) -> tuple[Tensor, int, Any]:
+        inputs, targets = self.lanes.window(index)
+        logits, state = self.model(inputs.to(self.device), carry)
+        return loss_of(logits, targets.to(self.device)).mean(), targets.numel(), state
+
+    def training_metrics(self, loss: float) -> Metrics:
+        return language_metrics(loss, len(self.train.tokens) - 1, self.train.characters)
+
+    def evaluate(self) -> Metrics:
+        return score(self.model, self.validation, self.window)
+
+    def cost(self, metrics: Metrics) -> float:
+        return metrics["loss"]
+
+    def describe(self, metrics: Metrics) -> str:
+        return describe(metrics)
+
+    def sample(self) -> str:
+        self.model.eval()
+        sampler = Sampler(temperature=0.8, banned=self.tokenizer.unknown)
+        generator = torch.Generator().manual_seed(self.seed)
+        return "".join(generate(self.model, self.tokenizer, "", SAMPLE_TOKENS, sampler, generator))
+
+
+def describe(metrics: Metrics) -> str:
+    """The metrics in words."""
+    return (
+        f"loss {metrics['loss']:.4f} nats per token, perplexity {metrics['perplexity']:.2f}, "
+        f"{metrics['bits_per_character']:.4f} bits per character"
+    )

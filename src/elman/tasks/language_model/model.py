@@ -1,0 +1,94 @@
+"""The network: embed → dropout → recurrent → dropout → head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from elman.data.tokenizers import Tokenizer
+from elman.errors import UsageError
+from elman.nn.recurrent import Recurrent
+from elman.tasks.language_model import LanguageModelConfig
+
+CHARACTER_EMBEDDING = 128
+
+
+class LanguageModel(nn.Module):
+    """Predicts the next token.
+
+    Args:
+        vocabulary: V, the number of tokens.
+        cell: a registered name.
+        embedding_size: E, width of the token vectors; with ``tied`` the width of the recurrent output.
+        hidden_size, num_layers: of the recurrent layers.
+        dropout: on the token vectors, between layers, and before the head.
+        tied: the head uses the token vectors.
+
+    Raises:
+        ValueError: a size does not fit the cell, or ``tied`` does not fit the sizes.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        cell: str,
+        embedding_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        tied: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, embedding_size)
+        between = dropout if num_layers > 1 else 0.0
+        self.recurrent = Recurrent(cell, embedding_size, hidden_size, num_layers, dropout=between)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.recurrent.output_size, vocabulary)
+        if tied:
+            if self.recurrent.output_size != embedding_size:
+                raise ValueError(
+                    f"tied needs token vectors as wide as the output: "
+                    f"{self.recurrent.output_size}, got {embedding_size}"
+                )
+            # the smaller start is the head's: unit vectors would make the first logits huge
+            nn.init.uniform_(self.embedding.weight, -(embedding_size**-0.5), embedding_size**-0.5)
+            del self.head.weight
+        self.tied = tied
+
+    def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Tokens int64 ``[T, B]`` to logits ``[T, B, V]`` and the state to carry on."""
+        output, state = self.recurrent(self.dropout(self.embedding(tokens)), state)
+        return self.logits(self.dropout(output)), state
+
+    def logits(self, output: Tensor) -> Tensor:
+        """Recurrent outputs ``[..., H]`` to logits ``[..., V]``."""
+        return F.linear(output, self.embedding.weight if self.tied else self.head.weight, self.head.bias)
+
+    def stream(self) -> Callable[[int], Tensor]:
+        """A function from one token to the logits ``[V]`` of the next; it carries the state. No gradients."""
+        step = self.recurrent.stepper(1)
+
+        @torch.no_grad()
+        def next_logits(token: int) -> Tensor:
+            vector = self.embedding(torch.tensor([token], device=self.embedding.weight.device))
+            return self.logits(step(vector))[0]
+
+        return next_logits
+
+
+def build_model(config: LanguageModelConfig, tokenizer: Tokenizer) -> LanguageModel:
+    """The model that a configuration describes. Raises UsageError where a size does not fit the cell."""
+    size = config.embedding_size
+    if size is None:
+        short = tokenizer.kind == "char" and not config.tied
+        size = min(config.hidden_size, CHARACTER_EMBEDDING) if short else config.hidden_size
+    try:
+        return LanguageModel(
+            tokenizer.size, config.cell, size, config.hidden_size, config.num_layers, config.dropout, config.tied
+        )
+    except ValueError as error:
+        raise UsageError(f"--cell {config.cell}: {error}") from None

@@ -1,0 +1,72 @@
+"""The options that every task's training shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from elman import cells
+from elman.errors import UsageError
+from elman.train.options import Options, option
+
+DEFAULT_EPOCHS = 10
+
+
+@dataclass(frozen=True)
+class TrainConfig(Options):
+    """Shared options of ``elman train``. A task's own options extend them, and may change the defaults."""
+
+    run: str | None = option(
+        None, "the run folder; by default runs/TASK-TIME", group="run", saved=False, resumable=True
+    )
+    resume: bool = option(
+        False, "continue the run in --run from its last checkpoint", group="run", saved=False, resumable=True
+    )
+    seed: int = option(0, "seed of weights, dropout and order", group="run", low=0, high=2**63 - 1)
+    device: str = option("auto", "cpu, cuda, cuda:N, or auto: cuda where there is one", group="run", resumable=True)
+
+    cell: str = option("lstm", "the recurrent cell; `elman cells` lists them", group="model")
+    hidden_size: int = option(512, "units of a layer", group="model", low=1)
+    num_layers: int = option(1, "layers", group="model", low=1)
+    bidirectional: bool = option(False, "also read each sequence backwards", group="model")
+    dropout: float = option(0.0, "share of values dropped between layers", group="model", low=0, below=1)
+
+    epochs: int | None = option(None, "passes over the training data", group="limits", low=1, resumable=True)
+    max_steps: int | None = option(None, "optimiser steps", group="limits", low=1, resumable=True)
+    max_minutes: float | None = option(
+        None, "minutes of training and its evaluations", group="limits", above=0, resumable=True
+    )
+    patience: int | None = option(
+        None, "stop after this many evaluations without a better one", group="limits", low=1, resumable=True
+    )
+
+    batch_size: int = option(32, "sequences side by side", group="optimisation", low=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = option("adam", "the optimiser", group="optimisation")
+    learning_rate: float = option(0.003, "its peak", group="optimisation", above=0)
+    schedule: Literal["cosine", "linear", "constant"] = option(
+        "cosine", "how the learning rate falls over the run", group="optimisation"
+    )
+    warmup: float = option(
+        0.02, "share of the run in which the learning rate rises", group="optimisation", low=0, below=1
+    )
+    momentum: float = option(0.0, "of sgd", group="optimisation", low=0, below=1)
+    weight_decay: float = option(0.0, "weight decay", group="optimisation", low=0)
+    clip: float = option(1.0, "largest norm of the gradient; 0 leaves it alone", group="optimisation", low=0)
+
+    evaluate_every: int | None = option(
+        None, "steps between evaluations; by default ten a run", group="reports", low=1, resumable=True
+    )
+    checkpoint_every: int | None = option(
+        None, "steps between checkpoints; there is one at each evaluation too", group="reports", low=1, resumable=True
+    )
+    log_every: int = option(50, "steps between training lines in metrics.jsonl", group="reports", low=1)
+
+    def check(self) -> None:
+        if self.momentum and self.optimizer != "sgd":
+            raise UsageError(f"--momentum is for --optimizer sgd, got {self.optimizer}")
+        if self.resume and self.run is None:
+            raise UsageError("--resume needs --run DIR, the run to continue")
+        try:
+            cells.get(self.cell)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
