@@ -60,6 +60,7 @@ class ScoringLanes:
         lanes = max(1, min(lanes, count // (4 * max(burn_in, 1))))
         burn_in = min(burn_in, count) if lanes > 1 else 0
         own = -(-(count - burn_in) // lanes)  # steps that a lane scores after its burn-in
+        lanes = max(1, -(-(count - burn_in) // own))  # rounding may leave the last lane nothing
         padded = np.zeros(own * lanes + burn_in + 1, dtype=tokens.dtype)
         padded[: len(tokens)] = tokens
         begin = own * np.arange(lanes)

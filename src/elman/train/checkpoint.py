@@ -82,13 +82,15 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, and all are damaged.
         """
-        files = self.files()
+        files, damage = self.files(), []
         for file in reversed(files):
             try:
                 tree = load(file)
             except UserError as error:
-                say(f"{error}; trying the checkpoint before it")
+                damage.append(f"{error}; taking the checkpoint before it")
                 continue
+            for line in damage:
+                say(line)
             # later ones would outlive the new steps that replace them
             for later in files[files.index(file) + 1 :]:
                 later.unlink()

@@ -1,0 +1,316 @@
+"""The commands as a user types them, right and wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+import elman
+from elman.cli import main
+
+from .conftest import SMALL, metrics_of
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    try:
+        status = main(arguments)
+    except SystemExit as leave:  # argparse, after printing help
+        status = int(leave.code or 0)
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+@pytest.fixture
+def files(tmp_path: Path, text_file: Path, trained: Path) -> dict[str, str]:
+    """Good and bad files, by the names that the table below uses."""
+    contents = {
+        "empty.txt": b"",
+        "binary.txt": b"PK\x03\x04\0\0" * 100,
+        "latin1.txt": "Caf\xe9 ".encode("latin-1") * 1000,
+        "short.txt": b"too short a text\n",
+        "cut.txt.gz": b"\x1f\x8b\x08\0\0\0\0\0\0\3abc",
+        "plain.txt.gz": b"not gzip at all",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "typo.yaml").write_text("hiden_size: 3\n")
+    for damage in ("no_config", "bad_config", "no_model", "bad_model", "other_model", "bad_tokenizer"):
+        shutil.copytree(trained, tmp_path / damage)
+    (tmp_path / "no_config" / "config.yaml").unlink()
+    (tmp_path / "bad_config" / "config.yaml").write_text("task: lm\nhidden_size: [\n")
+    (tmp_path / "no_model" / "model.safetensors").unlink()
+    model = tmp_path / "bad_model" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:500])
+    config = tmp_path / "other_model" / "config.yaml"
+    config.write_text(config.read_text().replace("hidden_size: 16", "hidden_size: 17"))
+    (tmp_path / "bad_tokenizer" / "tokenizer.json").write_text("{")
+    shutil.copytree(trained, tmp_path / "bad_checkpoints")
+    for file in (tmp_path / "bad_checkpoints" / "checkpoints").iterdir():
+        file.write_bytes(b"x")
+    return {"TMP": str(tmp_path), "TEXT": str(text_file), "RUN": str(trained), "NEW": str(tmp_path / "new")}
+
+
+TRAIN = "train lm --run NEW "
+BAD_INPUT = [
+    ("", 2, ["a command is missing", "train"]),
+    ("trian lm", 2, ["unknown command 'trian'; did you mean train?"]),
+    ("cells lstm", 2, ["takes no arguments"]),
+    ("train", 2, ["a task comes first"]),
+    ("train --epochs 3", 2, ["a task comes first"]),
+    ("train langage-model", 2, ["unknown task 'langage-model'; did you mean language-model?"]),
+    (TRAIN + "--hiden-size 3", 2, ["unknown option --hiden-size; did you mean --hidden-size?"]),
+    (TRAIN + "--cell lsmt", 2, ["lsmt", "lstm"]),
+    (TRAIN + "--optimizer adm", 2, ["unknown --optimizer 'adm'; did you mean adam?"]),
+    (TRAIN + "--hidden-size 0", 2, ["--hidden-size must be at least 1, got 0"]),
+    (TRAIN + "--epochs many", 2, ["--epochs must be a whole number, got 'many'"]),
+    (TRAIN + "--dropout 1.0", 2, ["--dropout must be less than 1"]),
+    (TRAIN + "--momentum 0.9", 2, ["--momentum is for --optimizer sgd"]),
+    (TRAIN + "--bidirectional", 2, ["--bidirectional", "forwards only"]),
+    (TRAIN + "--device gpu --data TEXT", 2, ["unknown --device 'gpu'"]),
+    (TRAIN + "--device cuda:99 --data TEXT", 2, ["--device cuda:99"]),
+    (TRAIN + "--config TMP/missing.yaml", 2, ["TMP/missing.yaml"]),
+    (TRAIN + "--config TMP/typo.yaml", 2, ["typo.yaml", "'hiden_size'; did you mean hidden_size?"]),
+    ("train lm --resume", 2, ["--resume needs --run"]),
+    ("train lm --run RUN", 2, ["RUN exists", "--resume"]),
+    ("train lm --run TEXT", 2, ["TEXT is a file"]),
+    ("train lm --run TMP --resume", 1, ["TMP is not a run folder"]),
+    ("train lm --run TMP/bad_config --resume", 1, ["bad_config/config.yaml is damaged"]),
+    ("train lm --run TMP/bad_checkpoints --resume", 1, ["every checkpoint in TMP/bad_checkpoints"]),
+    (TRAIN + "--data TMP/missing.txt", 1, ["no such file or folder: TMP/missing.txt"]),
+    (TRAIN + "--data TMP/empty.txt", 1, ["TMP/empty.txt is empty"]),
+    (TRAIN + "--data TMP/binary.txt", 1, ["TMP/binary.txt is binary"]),
+    (TRAIN + "--data TMP/latin1.txt", 1, ["TMP/latin1.txt is not UTF-8", "0xe9 at offset 3"]),
+    (TRAIN + "--data TMP/cut.txt.gz", 1, ["TMP/cut.txt.gz is not a whole gzip file"]),
+    (TRAIN + "--data TMP/plain.txt.gz", 1, ["TMP/plain.txt.gz is not a whole gzip file"]),
+    (TRAIN + "--data TMP/nothing", 1, ["no file in TMP/nothing matches '*'"]),
+    (TRAIN + "--data TMP/short.txt", 1, ["TMP/short.txt is too short", "--window"]),
+    (TRAIN + "--data TEXT --validation TMP/empty.txt", 1, ["TMP/empty.txt is empty"]),
+    (TRAIN + "--data TEXT --tokenizer bpe --vocab-size 9", 1, ["--vocab-size must be at least 257"]),
+    (TRAIN + "--data TEXT --hidden-size 16 --learning-rate 1e38 --optimizer sgd --clip 0", 1, ["at step"]),
+    ("evaluate", 2, ["the run folder is missing"]),
+    ("evaluate TMP/missing", 1, ["no such run folder: TMP/missing"]),
+    ("evaluate TMP/no_config", 1, ["no_config is not a run folder"]),
+    ("evaluate TMP/bad_config", 1, ["bad_config/config.yaml is damaged"]),
+    ("evaluate TMP/no_model", 1, ["no_model has no model"]),
+    ("evaluate TMP/bad_model", 1, ["bad_model/model.safetensors is damaged"]),
+    ("evaluate TMP/other_model", 1, ["other_model/model.safetensors does not fit"]),
+    ("evaluate TMP/bad_tokenizer", 1, ["bad_tokenizer/tokenizer.json is damaged"]),
+    ("evaluate RUN --format jsno", 2, ["unknown --format 'jsno'; did you mean json?"]),
+    ("evaluate RUN --data TMP/missing.txt", 1, ["no such file or folder: TMP/missing.txt"]),
+    ("evaluate RUN --data TEXT --part test", 2, ["--part"]),
+    ("generate RUN --prime 漢字", 2, ["characters that the run's vocabulary lacks: '漢', '字'"]),
+    ("generate RUN --length -1", 2, ["--length must be at least 0"]),
+    ("generate RUN --top-p 1.5", 2, ["--top-p must be at most 1"]),
+    ("predict RUN", 2, ["a lm run has no predict; it has evaluate, generate"]),
+]
+
+
+@pytest.mark.parametrize(("command", "status", "words"), BAD_INPUT, ids=[command for command, *_ in BAD_INPUT])
+def test_bad_input_gets_one_line_that_names_it(
+    command: str, status: int, words: list[str], files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def filled(text: str) -> str:
+        for name, path in files.items():
+            text = text.replace(name, path)
+        return text
+
+    found, out, err = run_main(capsys, *filled(command).split())
+    assert found == status, err
+    assert out == ""
+    assert err.splitlines()[-1].startswith("elman: ")
+    assert [line for line in err.splitlines() if line.startswith("elman: ")] == err.splitlines()[-1:]
+    for word in words:
+        assert filled(word) in err
+    if "--learning-rate" not in command:
+        assert len(err.splitlines()) == 1
+        assert not os.path.exists(files["NEW"])  # nothing is left behind
+
+
+def test_usage_errors_and_help_need_no_torch() -> None:
+    code = (
+        "import sys; from elman.cli import main\n"
+        "for words in (['--help'], ['--version'], ['cells'], ['tasks'], ['train', 'lm', '--hiden', '3'], ['trian']):\n"
+        "    main(words)\n"
+        "try: main(['train', 'lm', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run_main(capsys, "train", "lm", "--help")
+    assert status == 0
+    for name in (
+        *(
+            "--run",
+            "--cell",
+            "--hidden-size",
+            "--num-layers",
+            "--bidirectional",
+            "--dropout",
+            "--epochs",
+            "--max-steps",
+        ),
+        *(
+            "--max-minutes",
+            "--batch-size",
+            "--learning-rate",
+            "--optimizer",
+            "--seed",
+            "--device",
+            "--checkpoint-every",
+        ),
+        *("--resume", "--data", "--config", "--tokenizer", "--tied"),
+    ):
+        assert name in out
+    for arguments in (["--help"], ["train", "--help"], ["evaluate", "--help"], ["generate", "--help"]):
+        status, out, err = run_main(capsys, *arguments)
+        assert (status, err) == (0, "")
+        assert "elman" in out
+
+
+def test_lists_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(capsys, "cells")[1].split() == list(elman.cells.names())
+    assert run_main(capsys, "tasks")[1].startswith("lm\t")
+    assert run_main(capsys, "--version")[1] == f"elman {elman.__version__}\n"
+
+
+def test_the_run_folder(trained: Path, text_file: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == {
+        *("config.yaml", "tokenizer.json", "model.safetensors", "metrics.jsonl", "tensorboard", "checkpoints")
+    }
+    lines = metrics_of(trained)
+    assert {line["kind"] for line in lines} == {"train", "validation"}
+    for line in lines:
+        assert {"step", "epoch", "loss", "perplexity", "bits_per_character"} <= line.keys()
+    assert lines[-1]["step"] == 30
+    assert f"data: {text_file}" in (trained / "config.yaml").read_text()
+    with safe_open(trained / "model.safetensors", framework="pt") as model:
+        assert "recurrent.weight_hh_l0" in model.keys()  # noqa: SIM118
+    assert list((trained / "tensorboard").glob("events*"))
+
+
+def test_a_saved_configuration_makes_the_same_run(trained: Path, tmp_path: Path) -> None:
+    assert main(["train", "lm", "--config", str(trained / "config.yaml"), "--run", str(tmp_path / "run")]) == 0
+    assert metrics_of(tmp_path / "run") == metrics_of(trained)
+    assert (tmp_path / "run" / "config.yaml").read_text() == (trained / "config.yaml").read_text()
+
+
+def test_the_default_run_folder_and_limit(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = tmp_path / "short.txt"
+    short.write_text(text_file.read_text()[:2000])
+    assert run_main(capsys, "train", "language-model", *SMALL, "--data", "short.txt")[:2] == (0, "")
+    (run,) = (tmp_path / "runs").glob("lm-*")
+    assert "epochs: 10\n" in (run / "config.yaml").read_text()
+    assert metrics_of(run)[-1]["epoch"] == 10
+
+
+def test_evaluate(trained: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def evaluate(*options: str) -> dict[str, float]:
+        status, out, _ = run_main(capsys, "evaluate", str(trained), "--format", "json", *options)
+        assert status == 0
+        assert out.count("\n") == 1
+        result: dict[str, float] = json.loads(out)
+        return result
+
+    text = text_file.read_text()
+    assert evaluate()["data"] == "test"
+    assert evaluate()["tokens"] == 2000 - 1
+    assert evaluate("--data", str(text_file))["tokens"] == len(text) - 1
+    validation = next(line for line in reversed(metrics_of(trained)) if line["kind"] == "validation")
+    assert evaluate("--part", "validation")["loss"] == validation["loss"]
+    test = tmp_path / "test.txt"
+    test.write_text(text[-2000:])
+    assert evaluate("--data", str(test))["loss"] == evaluate("--part", "test")["loss"]
+    status, out, _ = run_main(capsys, "evaluate", str(trained))
+    assert status == 0
+    assert "bits per character" in out
+    (tmp_path / "test.txt").write_text("a")
+    assert run_main(capsys, "evaluate", str(trained), "--data", str(test))[0] == 1
+
+
+def test_generate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def generate(*options: str) -> str:
+        status, out, err = run_main(capsys, "generate", str(trained), "--prime", "import ", *options)
+        assert (status, err) == (0, "")
+        assert out.startswith("import ")
+        return out.removeprefix("import ").removesuffix("\n")
+
+    assert len(generate("--length", "40")) == 40
+    seeded = generate("--length", "40", "--seed", "7")
+    assert generate("--length", "40", "--seed", "7") == seeded
+    assert generate("--length", "40", "--seed", "8") != seeded
+    greedy = generate("--length", "40", "--greedy")
+    assert generate("--length", "40", "--temperature", "0") == generate("--length", "40", "--top-k", "1") == greedy
+    assert generate("--length", "40", "--seed", "7", "--stop", seeded[20]) == seeded[: seeded.index(seeded[20])]
+
+
+def test_characters_appear_as_they_are_made(trained: Path, elman_process: Start) -> None:
+    process = elman_process("generate", str(trained), "--prime", "x", "--length", "100000000")
+    assert process.stdout is not None
+    read = ""
+    while len(read) < 50:
+        read += process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "elman: interrupted\n"
+
+
+def test_a_reader_that_leaves_is_no_error(trained: Path, elman_process: Start) -> None:
+    with elman_process("generate", str(trained), "--length", "100000000") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(5)
+        process.stdout.close()
+        assert process.wait(timeout=30) == 141
+        assert process.stderr.read() == ""
+
+
+def test_a_second_interrupt_leaves_at_once(tmp_path: Path, text_file: Path, elman_process: Start) -> None:
+    # one step of this model takes far longer than the test waits
+    sizes = ["--hidden-size", "700", "--batch-size", "32", "--window", "500", "--cell", "peephole_lstm"]
+    process = elman_process("train", "lm", "--data", str(text_file), "--run", str(tmp_path / "run"), *sizes)
+    assert process.stderr is not None
+    assert "run " in process.stderr.readline()
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "elman: interrupted"
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("tokenizer", ["word", "bpe"])
+def test_the_other_tokenizers_from_end_to_end(
+    tokenizer: str, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    options = ["--tokenizer", tokenizer, "--vocab-size", "300", "--data", str(text_file), "--max-steps", "20"]
+    assert run_main(capsys, "train", "lm", *SMALL, *options, "--run", run)[0] == 0
+    status, out, _ = run_main(capsys, "generate", run, "--prime", "import ", "--length", "50", "--seed", "0")
+    assert status == 0
+    assert out.startswith("import ")
+    assert "<unk>" not in out
+    status, out, _ = run_main(capsys, "evaluate", run, "--format", "json")
+    metrics = json.loads(out)
+    assert metrics["characters"] > metrics["tokens"]
