@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # whoever read our output has left; a second error at exit would only be noise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        print(f"elman: not enough memory for this model: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"elman: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         return 1

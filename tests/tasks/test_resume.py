@@ -12,6 +12,7 @@ import torch
 
 from elman.cli import main
 from elman.train.run import RunFolder
+from elman.train.trainer import Trainer
 
 from .conftest import SMALL, metrics_of
 
@@ -83,10 +84,10 @@ def wait_for_checkpoints(run: Path, process: "subprocess.Popen[str]", count: int
 
 
 def test_killed_and_resumed(tmp_path: Path, text_file: Path, elman_process: Start) -> None:
-    options = ["--max-steps", "600", "--checkpoint-every", "3", "--evaluate-every", "100"]
+    options = ["--max-steps", "300", "--checkpoint-every", "3", "--evaluate-every", "100"]
     arguments = ["train", "lm", *SMALL, *DETAILS, "--data", str(text_file), *options]
     undisturbed = elman_process(*arguments, "--run", str(tmp_path / "whole"))
-    for attempt in range(3):
+    for attempt in range(2):
         process = elman_process(*arguments, "--run", str(tmp_path / "killed"), *(["--resume"] if attempt else []))
         wait_for_checkpoints(tmp_path / "killed", process, 8)
         process.kill()
@@ -122,6 +123,22 @@ def test_a_signal_saves_and_leaves(
 
 def train_more(run: Path, steps: int) -> int:
     return main(["train", "lm", "--run", str(run), "--resume", "--max-steps", str(steps + 1)])
+
+
+def test_a_run_stopped_at_its_last_step_still_gets_its_last_evaluation(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(whole, text_file, "--max-steps", "15") == 0
+
+    def stop(trainer: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", lambda trainer: trainer.at.step < 15 or stop(trainer))
+        assert train(run, text_file, "--max-steps", "15", "--checkpoint-every", "15") == 130
+    assert train(run, text_file, "--resume") == 0
+    assert metrics_of(run)[-2:] == metrics_of(whole)[-2:]
 
 
 def test_a_longer_run_goes_on_from_a_finished_one(tmp_path: Path, text_file: Path) -> None:

@@ -10,7 +10,7 @@ import tokenizers
 from elman.data.tokenizers import Kind, TextStream, Tokenizer
 from elman.errors import UserError
 
-TEXT = "The cat sat.\r\n\n the Äpfel <unk> 漢字 🙂\tend\u2028of\x0b a <eos> line\n"
+TEXT = "The cat sat.\r\n\n the Äpfel <unk> 漢字 🙂\tend\u2028of\x0b a\x1cb\x85c <eos> line\n"
 
 
 def reference(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from elman.train.config import TrainConfig
 from elman.train.metrics import language_metrics
 from elman.train.progress import Reporter, clock
 from elman.train.run import RunFolder
+from elman.train.signals import StopSignal
 from elman.train.trainer import Trainer
 
 from .conftest import metrics_of
@@ -155,6 +158,17 @@ def test_nan_in_validation_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the validation loss is nan at step 2"):
         fit(Line([math.nan]), tmp_path / "run", max_steps=20)
     assert RunFolder(tmp_path / "run").checkpoints.files() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_the_second_interrupts(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        os.kill(os.getpid(), number)
+        assert (stop.received, stop.name) == (number, number.name)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(number) is before
 
 
 def test_carry_gradients_are_cut_and_the_line_is_learnt(tmp_path: Path) -> None:

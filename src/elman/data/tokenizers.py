@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import io
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -82,14 +84,13 @@ class Tokenizer:
 
     def encode(self, text: str) -> Tokens:
         """Text to token numbers, int32 ``[N]``. Long texts are encoded in pieces that end at line ends."""
-        if self._character_ids is not None:
-            codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-            ids: Tokens = self._character_ids[codes]
-            return ids
         parts = [np.zeros(0, dtype=np.int32)]
         for piece in _pieces(text):
-            # many short strings use all cores; word boundaries lie at line ends, byte pairs may cross them
-            strings = piece.splitlines(keepends=True) if self.kind == "word" else [piece]
+            if self._character_ids is not None:
+                parts.append(self._character_ids[np.frombuffer(piece.encode("utf-32-le"), dtype="<u4")])
+                continue
+            # lines are encoded on all cores; a word never crosses a line end, but a byte pair may
+            strings = list(io.StringIO(piece, newline="\n")) if self.kind == "word" else [piece]
             parts += [np.array(encoding.ids, dtype=np.int32) for encoding in self.backend.encode_batch_fast(strings)]
         return np.concatenate(parts)
 
@@ -157,9 +158,8 @@ def _word_level(kind: Kind, vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
 def _counted(kind: Kind, text: str, most: int, min_frequency: int) -> list[str]:
     """The tokens to keep: characters by code point, words by falling frequency."""
     if kind == "char":
-        codes, counts = np.unique(np.frombuffer(text.encode("utf-32-le"), dtype="<u4"), return_counts=True)
-        order = np.argsort(-counts, kind="stable")[:most]
-        return [chr(codes[index]) for index in np.sort(order) if counts[index] >= min_frequency]
+        common = sorted(Counter(text).items(), key=lambda item: (-item[1], item[0]))[:most]
+        return sorted(character for character, count in common if count >= min_frequency)
     backend = _word_level("word", {UNKNOWN: 0})
     trainer = trainers.WordLevelTrainer(vocab_size=most + 1, min_frequency=min_frequency, show_progress=False)
     backend.train_from_iterator(_pieces(text), trainer)

@@ -66,10 +66,13 @@ class Position:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    learning_rate: float = 0.0  # of the last step
+    gradient_norm: float = 0.0  # of the last step, before clipping
     loss_sum: float = 0.0  # since the last training line
     loss_tokens: int = 0
     best_cost: float | None = None
     best_step: int = 0
+    evaluated_step: int = 0
     stale: int = 0  # evaluations since the best one
     evaluation_seconds: float = 0.0  # of the last: kept free at the end of --max-minutes
     metrics_bytes: int = 0
@@ -108,20 +111,20 @@ class Trainer:
             with StopSignal() as stop:
                 while (before := self.progress()) < 1 and not self.out_of_patience():
                     self.train_step(before)
-                    now = self.progress()
-                    evaluating = now >= 1 or self.evaluation_due(before, now)
-                    if evaluating or self.at.step % self.config.log_every == 0:
+                    if self.at.step % self.config.log_every == 0:
                         self.log_training()
-                    if evaluating:
+                    if self.evaluation_due(before, self.progress()):
                         self.evaluate()
-                    if evaluating or stop.received or self.checkpoint_due():
-                        self.save(evaluating)
+                    elif stop.received or self.checkpoint_due():
+                        self.save()
                     if stop.received:
                         raise UserError(
                             f"stopped by {stop.name} after step {self.at.step}, which is saved; "
                             f"go on with --resume --run {self.run.path}",
                             status=128 + stop.received,
                         )
+                if self.at.evaluated_step != self.at.step:
+                    self.evaluate()
         finally:
             self.at.seconds = self.seconds()
             self.board.close()
@@ -133,9 +136,9 @@ class Trainer:
         epoch, index = divmod(self.at.step, self.job.steps_per_epoch)
         if index == 0:
             self.carry = self.job.begin_epoch()
-        self.rate = optim.learning_rate(self.config, progress)
+        self.at.learning_rate = optim.learning_rate(self.config, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self.at.learning_rate
         self.job.model.train()
         loss, tokens, carry = self.job.loss(epoch, index, self.carry)
         self.optimizer.zero_grad(set_to_none=True)
@@ -147,14 +150,15 @@ class Trainer:
         self.check_finite(norm, "norm of the gradient")
         self.optimizer.step()
         self.carry = map_tensors(Tensor.detach, carry)
-        self.norm = norm
+        self.at.gradient_norm = norm
         self.at.tokens += tokens
         self.at.loss_sum += value * tokens
         self.at.loss_tokens += tokens
         self.show(value)
 
     def evaluate(self) -> None:
-        """Score the validation part, and remember whether this is the best model so far."""
+        """Score the validation part, save, and keep the model if it is the best so far."""
+        self.log_training()
         began = time.monotonic()
         self.job.model.eval()
         metrics = self.job.evaluate()
@@ -170,7 +174,11 @@ class Trainer:
         self.reporter.say(f"step {self.at.step}  validation {self.job.describe(metrics)}{best}")
         if sample:
             self.reporter.say("\n".join("    " + line for line in sample.splitlines()))
+        self.at.evaluated_step = self.at.step
         self.at.evaluation_seconds = time.monotonic() - began
+        self.save()
+        if self.at.best_step == self.at.step:
+            self.keep_model()
 
     def progress(self) -> float:
         """The share of the run that is done: the largest over its limits."""
@@ -191,13 +199,15 @@ class Trainer:
         return int(now * EVALUATIONS) > int(before * EVALUATIONS)
 
     def checkpoint_due(self) -> bool:
+        """Whether --checkpoint-every asks for one at this step."""
         return self.config.checkpoint_every is not None and self.at.step % self.config.checkpoint_every == 0
 
     def out_of_patience(self) -> bool:
+        """Whether as many evaluations as --patience allows brought nothing better."""
         return self.config.patience is not None and self.at.stale >= self.config.patience
 
-    def save(self, evaluated: bool) -> None:
-        """Write a checkpoint, and after a best evaluation the model."""
+    def save(self) -> None:
+        """Write a checkpoint."""
         for name, tensor in self.job.model.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise UserError(f"{name} is no longer finite at step {self.at.step}; the checkpoint before it is kept")
@@ -215,10 +225,9 @@ class Trainer:
                 "fingerprint": self.job.fingerprint,
             },
         )
-        if evaluated and self.at.best_step == self.at.step:
-            self.keep_model()
 
     def keep_model(self) -> None:
+        """Write the model as the best so far."""
         about = {"step": self.at.step, "cost": self.at.best_cost}
         self.run.save_model(self.job.model.state_dict(), about)
 
@@ -247,8 +256,12 @@ class Trainer:
             self.keep_model()  # the run may have ended between checkpoint and model
 
     def log_training(self) -> None:
-        metrics = self.job.training_metrics(self.at.loss_sum / max(self.at.loss_tokens, 1))
-        self.log("train", metrics, {"learning_rate": self.rate, "gradient_norm": self.norm})
+        """A line of the mean since the last one; none where there was no step since."""
+        if not self.at.loss_tokens:
+            return
+        metrics = self.job.training_metrics(self.at.loss_sum / self.at.loss_tokens)
+        last = {"learning_rate": self.at.learning_rate, "gradient_norm": self.at.gradient_norm}
+        self.log("train", metrics, last)
         self.at.loss_sum, self.at.loss_tokens = 0.0, 0
 
     def log(self, kind: str, metrics: Metrics, more: dict[str, Any]) -> None:
@@ -271,11 +284,13 @@ class Trainer:
         return (self.at.tokens - self.first_tokens) / max(self.seconds() - self.first_seconds, 1e-9)
 
     def show(self, loss: float) -> None:
+        """Tell the user where the run is."""
         done = self.progress()
         rate = (done - self.first_progress) / max(self.seconds() - self.first_seconds, 1e-9)
         self.reporter.update(done, self.at.step, loss, self.speed(), (1 - done) / max(rate, 1e-9))
 
     def check_finite(self, value: float, what: str) -> None:
+        """Raise UserError where a value is NaN or infinite."""
         if not math.isfinite(value):
             raise UserError(
                 f"the {what} is {value} at step {self.at.step}: training stops and the last checkpoint is kept; "

@@ -12,6 +12,7 @@ import torch
 
 from elman.data.text import named_parts, read_parts, read_text
 from elman.data.tokenizers import Tokenizer
+from elman.engine.dispatch import explain
 from elman.errors import UsageError, UserError
 from elman.tasks.language_model import TASK, EvaluateOptions, GenerateOptions, LanguageModelConfig
 from elman.tasks.language_model.generate import generate as generate_text
@@ -42,6 +43,7 @@ def train(given: Mapping[str, Any]) -> None:
         )
         torch.manual_seed(config.seed)
         model = build_model(config, tokenizer).to(device)
+        engines = dict.fromkeys(explain(model.recurrent).engines)  # here, since it may draw random numbers
         encoded = {"train": EncodedText.of(parts.train, tokenizer), "val": EncodedText.of(parts.validation, tokenizer)}
         job = LanguageModelJob(model, tokenizer, encoded["train"], encoded["val"], config)
         trainer = Trainer(job, config, run, reporter)
@@ -53,7 +55,8 @@ def train(given: Mapping[str, Any]) -> None:
         reporter.say(
             f"run {run.path}: {len(job.train.tokens):,} training and {len(job.validation.tokens):,} validation tokens, "
             f"{tokenizer.size:,} types; {config.cell} with {sum(p.numel() for p in model.parameters()):,} parameters "
-            f"on {device}" + (f"; going on after step {trainer.at.step}" if tree is not None else "")
+            f"on {device}, engine {', '.join(engines)}"
+            + (f"; going on after step {trainer.at.step}" if tree is not None else "")
         )
         end = trainer.fit()
         reporter.say(

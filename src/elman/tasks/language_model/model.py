@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elman.data.tokenizers import Tokenizer
+from elman.engine.dispatch import explain
 from elman.errors import UsageError
 from elman.nn.recurrent import Recurrent
 from elman.tasks.language_model import LanguageModelConfig
@@ -81,14 +82,19 @@ class LanguageModel(nn.Module):
 
 
 def build_model(config: LanguageModelConfig, tokenizer: Tokenizer) -> LanguageModel:
-    """The model that a configuration describes. Raises UsageError where a size does not fit the cell."""
+    """The model that a configuration describes. Raises UsageError where a size or the engine does not fit."""
     size = config.embedding_size
     if size is None:
         short = tokenizer.kind == "char" and not config.tied
         size = min(config.hidden_size, CHARACTER_EMBEDDING) if short else config.hidden_size
     try:
-        return LanguageModel(
+        model = LanguageModel(
             tokenizer.size, config.cell, size, config.hidden_size, config.num_layers, config.dropout, config.tied
         )
     except ValueError as error:
         raise UsageError(f"--cell {config.cell}: {error}") from None
+    try:
+        explain(model.recurrent)
+    except (ValueError, RuntimeError) as error:  # ELMAN_ENGINE names no engine, or one that cannot run this cell
+        raise UsageError(str(error)) from None
+    return model
