@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,16 +40,25 @@ def metrics_of(run: Path) -> list[dict[str, object]]:
 
 
 @pytest.fixture
-def elman_process() -> Callable[..., "subprocess.Popen[str]"]:
-    """Starts ``python -m elman ARGUMENTS`` as a process of its own."""
+def elman_process() -> "Iterator[Callable[..., subprocess.Popen[str]]]":
+    """Starts ``python -m elman ARGUMENTS`` as a process of its own, which does not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "elman", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()

@@ -298,13 +298,13 @@ def test_characters_appear_as_they_are_made(trained: Path, elman_process: Start)
 
 
 def test_a_reader_that_leaves_is_no_error(trained: Path, elman_process: Start) -> None:
-    with elman_process("generate", str(trained), "--length", "100000000") as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.read(5)
-        process.stdout.close()
-        assert process.wait(timeout=30) == 141
-        assert process.stderr.read() == ""
+    process = elman_process("generate", str(trained), "--length", "100000000")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(5)
+    process.stdout.close()
+    assert process.wait(timeout=30) == 141
+    assert process.stderr.read() == ""
 
 
 @pytest.mark.parametrize("tokenizer", ["word", "bpe"])
