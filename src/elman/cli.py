@@ -121,7 +121,7 @@ def _use_run(command: str, arguments: list[str]) -> None:
         return
     task = tasks.get(options.saved_task(runs[0]))
     if command not in task.options:
-        raise UsageError(f"a {task.name} run has no {command}; it has {', '.join(task.options)}")
+        raise UsageError(f"task {task.name} has no {command}; it has {', '.join(task.options)}")
     kind = task.options[command]
     given = options.parse(kind, arguments, program=f"elman {command}", description=about)
     task.command(command)(kind(**given))

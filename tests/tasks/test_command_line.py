@@ -112,7 +112,7 @@ BAD_INPUT = [
     ("generate RUN --prime 漢字", 2, ["characters that the run's vocabulary lacks: '漢', '字'"]),
     ("generate RUN --length -1", 2, ["--length must be at least 0"]),
     ("generate RUN --top-p 1.5", 2, ["--top-p must be at most 1"]),
-    ("predict RUN", 2, ["a lm run has no predict; it has evaluate, generate"]),
+    ("predict RUN", 2, ["task lm has no predict; it has evaluate, generate"]),
 ]
 
 

@@ -94,9 +94,10 @@ def test_epochs_begin_with_a_new_carry_and_go_through_all_steps(tmp_path: Path) 
         ({"epochs": 5, "max_steps": 100}, 20, list(range(2, 21, 2))),
         ({"epochs": 100, "max_steps": 3}, 3, [1, 2, 3]),
         ({"max_steps": 10, "evaluate_every": 4}, 10, [4, 8, 10]),
+        ({"max_minutes": 1e-9}, 1, [1]),
     ],
 )
-def test_limits_and_evaluations(tmp_path: Path, options: dict[str, int], steps: int, evaluated: list[int]) -> None:
+def test_limits_and_evaluations(tmp_path: Path, options: dict[str, float], steps: int, evaluated: list[int]) -> None:
     job = Line()
     trainer, _ = fit(job, tmp_path / "run", **options)
     assert trainer.at.step == len(job.asked) == steps

@@ -43,7 +43,7 @@ class Reporter:
     def say(self, line: str) -> None:
         """Show a line that stays."""
         if self._bar is not None:
-            self._bar.console.print(Text(line))
+            self._bar.console.print(Text(line), soft_wrap=True)
         else:
             print(line, file=self._stream, flush=True)
 

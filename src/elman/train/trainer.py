@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,47 +16,13 @@ from elman.errors import UsageError, UserError
 from elman.train import optim
 from elman.train.checkpoint import map_tensors
 from elman.train.config import TrainConfig
+from elman.train.job import Job
 from elman.train.metrics import Metrics, MetricsFile
 from elman.train.progress import Reporter
 from elman.train.run import RunFolder
 from elman.train.signals import StopSignal
 
 EVALUATIONS = 10  # in a run, unless --evaluate-every says otherwise
-
-
-class Job(Protocol):
-    """What a task gives the trainer."""
-
-    steps_per_epoch: int
-    fingerprint: str  # names the training data: a run resumes on the same only
-
-    @property
-    def model(self) -> nn.Module:
-        """What is trained."""
-
-    def begin_epoch(self) -> Any:
-        """What the first step of an epoch is given as ``carry``."""
-
-    def loss(self, epoch: int, index: int, carry: Any) -> tuple[Tensor, int, Any]:
-        """The mean loss of step ``index`` of an epoch, the number of targets in it, and the next step's carry.
-
-        The same arguments give the same data. The trainer cuts the carry's gradients.
-        """
-
-    def training_metrics(self, loss: float) -> Metrics:
-        """What a mean training loss means."""
-
-    def evaluate(self) -> Metrics:
-        """Metrics of the validation part."""
-
-    def cost(self, metrics: Metrics) -> float:
-        """What the best model has least of, from :meth:`evaluate`'s metrics."""
-
-    def describe(self, metrics: Metrics) -> str:
-        """The metrics in words, for a line of progress."""
-
-    def sample(self) -> str:
-        """A short sample of what the model makes now; empty where a task has none."""
 
 
 @dataclass
@@ -109,19 +75,21 @@ class Trainer:
         self.first_seconds, self.first_progress, self.first_tokens = self.at.seconds, self.progress(), self.at.tokens
         try:
             with StopSignal() as stop:
-                while (before := self.progress()) < 1 and not self.out_of_patience():
+                while not self.finished():
+                    before = self.progress()
                     self.train_step(before)
+                    stopping = stop.received
                     if self.at.step % self.config.log_every == 0:
                         self.log_training()
                     if self.evaluation_due(before, self.progress()):
                         self.evaluate()
-                    elif stop.received or self.checkpoint_due():
+                    elif stopping or self.checkpoint_due():
                         self.save()
-                    if stop.received:
+                    if stopping:
                         raise UserError(
                             f"stopped by {stop.name} after step {self.at.step}, which is saved; "
                             f"go on with --resume --run {self.run.path}",
-                            status=128 + stop.received,
+                            status=128 + stopping,
                         )
                 if self.at.evaluated_step != self.at.step:
                     self.evaluate()
@@ -191,6 +159,10 @@ class Trainer:
             seconds = self.config.max_minutes * 60
             shares.append(self.seconds() / max(seconds - self.at.evaluation_seconds, seconds / 10))
         return min(max(shares), 1.0)
+
+    def finished(self) -> bool:
+        """Whether a limit is reached; there is always one step."""
+        return self.at.step > 0 and (self.progress() >= 1 or self.out_of_patience())
 
     def evaluation_due(self, before: float, now: float) -> bool:
         """Whether this step ends a stretch between two evaluations."""

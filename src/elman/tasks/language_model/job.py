@@ -66,7 +66,7 @@ def score(model: LanguageModel, text: EncodedText, window: int, lanes: int = SCO
 
 
 class LanguageModelJob:
-    """Lanes of text with the state carried from window to window; see `elman.train.trainer.Job`.
+    """Lanes of text with the state carried from window to window; see `elman.train.job.Job`.
 
     Raises:
         UserError: a part is too short for one window.
