@@ -33,6 +33,12 @@ def test_torch_kernels(name: str, check: str, dtype: torch.dtype) -> None:
     run_check(check, Case(CELLS[name], engine="torch", dtype=dtype))
 
 
+@pytest.mark.parametrize("check", [c for c in CHECKS if c != "derivatives"])
+@pytest.mark.parametrize("name", CELLS)
+def test_compiled_kernels(name: str, check: str) -> None:
+    run_check(check, Case(CELLS[name], engine="cpu"))
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_reference_in_float32(name: str) -> None:
     run_check("lengths_bidirectional", Case(CELLS[name], dtype=torch.float32))

@@ -162,10 +162,10 @@ def test_explain_names_engines_and_reasons() -> None:
     assert plain.engines == ("torch", "torch")
     assert (
         str(elman.explain(Recurrent("slstm", 3, 4)))
-        == "layer 0: reference; not torch: torch has no kernel for SLSTM(heads=4)"
+        == "layer 0: cpu; not torch: torch has no kernel for SLSTM(heads=4)"
     )
     reset = elman.explain(LSTM(3, 4), X, reset=torch.zeros(5, 2, dtype=torch.bool))
-    assert reset.engines == ("reference",)
+    assert reset.engines == ("cpu",)
     assert reset.refusals == ({"torch": "torch's kernels take no reset"},)
     with pytest.raises(TypeError, match="unknown arguments: length"):
         elman.explain(LSTM(3, 4), X, length=[3])
@@ -175,7 +175,7 @@ def test_a_named_engine_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> Non
     with elman.use_engine("torch"), pytest.raises(RuntimeError, match="'torch' cannot run this layer: torch has no"):
         Recurrent("slstm", 3, 4)(X)
     with (
-        pytest.raises(ValueError, match="engine must be one of auto, torch, reference, got 'fast'"),
+        pytest.raises(ValueError, match="engine must be one of auto, torch, cpu, reference, got 'fast'"),
         elman.use_engine("fast"),
     ):
         pass
@@ -184,7 +184,7 @@ def test_a_named_engine_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> Non
     with elman.use_engine("auto"):
         assert elman.explain(LSTM(3, 4)).engines == ("torch",)
     monkeypatch.setenv("ELMAN_ENGINE", "quick")
-    with pytest.raises(ValueError, match="ELMAN_ENGINE must be one of auto, torch, reference, got 'quick'"):
+    with pytest.raises(ValueError, match="ELMAN_ENGINE must be one of auto, torch, cpu, reference, got 'quick'"):
         LSTM(3, 4)(X)
 
 

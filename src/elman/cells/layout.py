@@ -36,9 +36,9 @@ class MatrixProduct:
     fixed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
-    """One layer's parts at their sizes.
+    """One layer's parts at their sizes; equal only to itself, so that engines may keep what they derive from it.
 
     Attributes:
         input_size, hidden_size: I and H.

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from elman.engine import reference, torch_kernels
+from elman.engine import cpu, reference, torch_kernels
 from elman.engine.call import DirectionResult, LayerCall
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from elman.nn.recurrent import Recurrent
 
 _ENGINES: dict[str, Any] = {
-    engine.name: engine for engine in (torch_kernels, reference)
+    engine.name: engine for engine in (torch_kernels, cpu, reference)
 }  # in the order that `auto` prefers
 ENGINE_NAMES = ("auto", *_ENGINES)
 
@@ -46,7 +46,7 @@ class Explanation:
 
 @contextmanager
 def use_engine(name: str) -> Iterator[None]:
-    """Run layers on one engine within the context: "auto", "reference" or "torch".
+    """Run layers on one engine within the context: "auto", "torch", "cpu" or "reference".
 
     Outside any such context the environment variable ELMAN_ENGINE chooses, and without it "auto". A named engine that
     cannot run a layer raises a RuntimeError that says why.

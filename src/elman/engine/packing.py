@@ -99,6 +99,18 @@ class Packing:
         return has_next.nonzero()[:, 0].to(self.device), self._at(step[has_next] + 1, row[has_next])
 
     @cached_property
+    def last_steps(self) -> Tensor:
+        """[B]: the entry of each packed row's last step."""
+        return self._at(torch.tensor(self.lengths) - 1, torch.arange(self.batch))
+
+    @cached_property
+    def previous_steps(self) -> Tensor:
+        """[N]: where each entry's previous step stands in a sequence that starts with B initial rows."""
+        step, row = self._places
+        before = self._at((step - 1).clamp(min=0), row) + self.batch
+        return torch.where(step.to(self.device) == 0, row.to(self.device), before)
+
+    @cached_property
     def _padded_places(self) -> Tensor:
         """[N]: where each entry stands in the caller's [T, B, *] with its first two dimensions flattened."""
         step, row = self._places

@@ -36,7 +36,7 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
     reset = call.reset
     if direction.reverse:
         sources = {k: v.index_select(0, packing.reversal) for k, v in sources.items()}
-        reset = None if reset is None else _reset_in_reverse(call, reset).index_select(0, packing.reversal)
+        reset = None if reset is None else reset_in_reverse(call, reset).index_select(0, packing.reversal)
 
     sources |= input_gates(call.layout, direction.parameters, sources["raw"])
     products = Products(call.layout, direction.parameters, constants(cell, call.layout.hidden_size, call.input))
@@ -85,7 +85,7 @@ def check_result(cell: Cell, layout: Layout, result: object, rows: int) -> None:
             raise ValueError(f"{cell!r}: step must return {entry.name} as [B, width] = ({rows}, {width}), got {got}")
 
 
-def _reset_in_reverse(call: LayerCall, reset: Tensor) -> Tensor:
+def reset_in_reverse(call: LayerCall, reset: Tensor) -> Tensor:
     """A cut before step t lies, for time run backwards, before step t - 1."""
     earlier, later = call.packing.successors
     return torch.zeros_like(reset).index_copy(0, earlier, reset.index_select(0, later))

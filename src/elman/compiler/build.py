@@ -1,0 +1,141 @@
+"""Build: generated C++ into a shared library, kept on disk for the next process.
+
+A library is named by a hash of everything it depends on: the source, the header, the compiler and its flags, and the
+processor. It is compiled under a name of its own and then moved into place, so that processes at once, or a killed
+compile, never leave half a library under its final name.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+_HEADER = Path(__file__).parent.parent / "engine" / "recurrence.h"
+
+
+class BuildError(RuntimeError):
+    """A library cannot be built; the message says why in a line."""
+
+
+def cache_directory() -> Path:
+    """Where libraries are kept: ELMAN_CACHE, else `elman` in the user's cache directory."""
+    chosen = os.environ.get("ELMAN_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(chosen) if chosen else Path(base) / "elman"
+
+
+@functools.cache
+def processor_flags() -> frozenset[str]:
+    """The processor's instruction sets, as the system names them; empty where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
+    return frozenset(flags.partition(":")[2].split())
+
+
+def instruction_set() -> str:
+    """What libraries are compiled for: ELMAN_ISA where set, else the best of "avx512", "avx2" and "portable".
+
+    Raises:
+        BuildError: ELMAN_ISA names none of them, or one that the processor lacks.
+    """
+    have = {"avx512": "avx512f" in processor_flags(), "avx2": {"avx2", "fma"} <= processor_flags(), "portable": True}
+    wanted = os.environ.get("ELMAN_ISA")
+    if wanted is None:
+        return next(name for name, present in have.items() if present)
+    if not have.get(wanted):
+        problem = "which this processor lacks" if wanted in have else f"which is none of {', '.join(have)}"
+        raise BuildError(f"ELMAN_ISA is {wanted!r}, {problem}")
+    return wanted
+
+
+_TARGETS = {"avx512": ("-march=native", 64), "avx2": ("-march=native", 32), "portable": ("", 16)}
+
+
+@functools.cache
+def compiler() -> tuple[str, ...] | None:
+    """The command of the system's C++ compiler: CXX where set, else g++, clang++ or c++; None where there is none."""
+    named = os.environ.get("CXX")
+    for command in (shlex.split(named),) if named else (["g++"], ["clang++"], ["c++"]):
+        if shutil.which(command[0]):
+            return tuple(command)
+    return None
+
+
+@functools.cache
+def _compiler_version(command: tuple[str, ...]) -> str:
+    return subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+def load(source: str, real: str) -> ctypes.CDLL:
+    """The library of a generated source, compiled if it is not in the cache.
+
+    Args:
+        source: as `emit` prints it.
+        real: the C++ type of all numbers, "float" or "double".
+
+    Raises:
+        BuildError: there is no compiler, or it fails, or the cache cannot be written.
+    """
+    return start(source, real).result()
+
+
+def start(source: str, real: str) -> "Build":
+    """Begin to compile a source, or find it in the cache; several may be under way at once."""
+    return Build(source, real)
+
+
+class Build:
+    """A library that is being compiled, or is already there."""
+
+    def __init__(self, source: str, real: str) -> None:
+        command = compiler()
+        if command is None:
+            raise BuildError("no C++ compiler was found (g++, clang++, or the one that CXX names)")
+        march, vector_bytes = _TARGETS[instruction_set()]
+        flags = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared", "-w"]
+        flags += ["-fvisibility=hidden", "-fno-exceptions", "-Wl,--as-needed", *([march] if march else [])]
+        text = f"#define VECTOR_BYTES {vector_bytes}\ntypedef {real} real;\n{source}"
+        parts = (text, _HEADER.read_text(), *command, _compiler_version(command), *flags, platform.machine())
+        native = sorted(processor_flags()) if march else []
+        digest = hashlib.sha256("\0".join((*parts, *native)).encode()).hexdigest()[:32]
+        self._path = cache_directory() / f"{digest}.so"
+        self._process: subprocess.Popen[str] | None = None
+        if self._path.exists():
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._work = tempfile.TemporaryDirectory(dir=self._path.parent, prefix="build-")
+            file = Path(self._work.name) / "cell.cpp"
+            file.write_text(text)
+        except OSError as error:
+            raise BuildError(f"the kernel cache {self._path.parent} cannot be written: {error}") from error
+        self._built = file.with_suffix(".so")
+        arguments = [*command, *flags, f"-I{_HEADER.parent}", str(file), "-o", str(self._built), "-lm"]
+        self._process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def result(self) -> ctypes.CDLL:
+        """The loaded library, once it is compiled."""
+        if self._process is not None:
+            _, errors = self._process.communicate()
+            code, self._process = self._process.returncode, None
+            with self._work:
+                if code:
+                    first = next((line for line in errors.splitlines() if "error" in line), errors.strip()[:200])
+                    raise BuildError(f"the C++ compiler failed with status {code}: {first}")
+                try:
+                    os.replace(self._built, self._path)
+                except OSError as error:
+                    raise BuildError(f"the kernel cache {self._path.parent} cannot be written: {error}") from error
+        try:
+            return ctypes.CDLL(str(self._path))
+        except OSError as error:
+            raise BuildError(f"the compiled kernel {self._path} cannot be loaded: {error}") from error

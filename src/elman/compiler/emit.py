@@ -1,0 +1,172 @@
+"""Emit: a scheduled step as C++ parts for `recurrence.h`, beside the table of buffers and matrices that it names.
+
+The source depends on the cell alone: sizes are filled in when it runs.
+"""
+
+from dataclasses import dataclass, field
+
+from elman.compiler.graph import OPERATIONS
+from elman.compiler.schedule import Part, Schedule, in_place, products_by_operand
+
+
+@dataclass(frozen=True)
+class Group:
+    """Matrices that one loop over an operand multiplies by.
+
+    Attributes:
+        products: their names; all transposed, or none.
+        transposed: whether the operand is the products' gradients, in the same order.
+        width: units of the result (for a plain group, of each product).
+        blocks: unit blocks that are computed together, so that enough accumulators are in flight.
+    """
+
+    products: tuple[str, ...]
+    transposed: bool
+    width: int
+    blocks: int
+
+
+@dataclass
+class Kernel:
+    """The generated parts.
+
+    Attributes:
+        source: C++ that defines BUFFERS and `step`.
+        buffers: width of each buffer that the source names, in the order of its numbers.
+        groups: the matrices, in the order of their numbers.
+        sums: how many row sums are kept.
+    """
+
+    source: str = ""
+    buffers: dict[str, int] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+    sums: int = 0
+
+
+def emit(schedule: Schedule, biased: frozenset[str]) -> Kernel:
+    """Print a schedule.
+
+    Args:
+        schedule: of a forward or backward step.
+        biased: products that have a bias, which is read from the buffer `bias.<product>`.
+    """
+    return _Emitter(schedule, biased).emit()
+
+
+# Buffers that the header needs beside a leaf; HANDED directly after CARRY.
+_COMPANIONS = {"gradient": ("carry", "handed", "sequence", "final"), "state": ("state", "previous", "default")}
+
+
+class _Emitter:
+    def __init__(self, schedule: Schedule, biased: frozenset[str]) -> None:
+        self._schedule = schedule
+        self._graph = schedule.graph
+        self._biased = biased
+        self._kernel = Kernel()
+        self._sums: dict[int, int] = {}
+
+    def emit(self) -> Kernel:
+        for node in self._graph.nodes:
+            kind, _, entry = node.name.partition(".")
+            for prefix in _COMPANIONS.get(kind, ()) if node.op == "leaf" else ():
+                self._buffer(f"{prefix}.{entry}", node.width)
+        for part in self._schedule.parts:
+            for index in part.sums:
+                self._sums[index] = len(self._sums)
+        self._kernel.sums = len(self._sums)
+        bodies = [self._part(number, part) for number, part in enumerate(self._schedule.parts)]
+        calls = "".join(f"    run_part<Part{n}>(c);\n    synchronise(c);\n" for n in range(len(bodies)))
+        head = f'enum {{ BUFFERS = {max(1, len(self._kernel.buffers))} }};\n#include "recurrence.h"\n\n'
+        self._kernel.source = head + "\n".join(bodies) + f"\nstatic void step(const Context &c) {{\n{calls}}}\n"
+        return self._kernel
+
+    def _buffer(self, name: str, width: int) -> int:
+        buffers = self._kernel.buffers
+        buffers.setdefault(name, width)
+        return list(buffers).index(name)
+
+    def _part(self, number: int, part: Part) -> str:
+        accumulator: dict[int, int] = {}
+        count = len(part.products)
+        blocks = 1 if part.width == 1 else {1: 4, 2: 2}.get(count, 1)
+        calls = []
+        for group in products_by_operand(self._schedule, part):
+            nodes = [self._graph.nodes[index] for index in group]
+            transposed = nodes[0].op == "transposed"
+            names = tuple(nodes[0].name.split()) if transposed else tuple(n.name for n in nodes)
+            segments = [str(self._read_from(a)) for a in nodes[0].args]
+            self._kernel.groups.append(Group(names, transposed, part.width, blocks))
+            template = [count, len(accumulator), len(group), len(self._kernel.groups) - 1, *segments]
+            calls.append(f"        products<ROWS, blocks, {', '.join(map(str, template))}>(c, acc, row, block);\n")
+            accumulator |= {index: len(accumulator) + i for i, index in enumerate(group)}
+        lines = self._expressions(part, accumulator)
+        first_sum = self._sums[part.sums[0]] if part.sums else 0
+        domain = self._buffer(f"domain.{part.width}", part.width)
+        return (
+            f"struct Part{number} {{\n"
+            f"    enum {{ count = {count}, blocks = {blocks}, domain_buffer = {domain}, "
+            f"sums = {len(part.sums)}, first_sum = {first_sum} }};\n"
+            f"    template <int ROWS>\n"
+            f"    INLINE void multiply_all(const Context &c, V (&acc)[ROWS][blocks * {max(count, 1)}], int64_t row, "
+            f"int64_t block) {{\n{''.join(calls)}    }}\n"
+            f"    INLINE void point(const Context &c, int64_t row, int64_t unit, const V *acc) {{\n"
+            + "".join(f"        {line}\n" for line in lines)
+            + "    }\n};\n"
+        )
+
+    def _read_from(self, index: int) -> int:
+        """The buffer that holds a value from which a product reads."""
+        node = self._graph.nodes[index]
+        name = node.name if node.op == "leaf" else self._schedule.memory[index]
+        return self._buffer(name, node.width)
+
+    def _expressions(self, part: Part, accumulator: dict[int, int]) -> list[str]:
+        graph, schedule = self._graph, self._schedule
+        here = (part.level, part.width)
+        lines: list[str] = []
+        done: dict[int, str] = {}
+
+        def loaded(name: str, width: int) -> str:
+            if name.startswith("gradient."):
+                entry = name.removeprefix("gradient.")
+                carry, given = self._buffer(f"carry.{entry}", width), self._buffer(f"sequence.{entry}", width)
+                return f"read(c, {carry}, row, unit) + read_if(c, {given}, row, unit)"
+            number = self._buffer(name, width)
+            return f"read_one(c, {number}, row)" if width == 1 else f"read(c, {number}, row, unit)"
+
+        def computed(index: int) -> str:
+            node = graph.nodes[index]
+            if node.op == "leaf":
+                return loaded(node.name, node.width)
+            if node.op == "number":
+                return f"splat((real){node.name})" if node.name not in ("inf", "-inf") else f"splat({node.name}inity)"
+            if node.op == "sum":
+                return f"read_sum(c, {self._sums[index]}, row)"
+            if index in accumulator:
+                bias = ""
+                if node.op == "product" and node.name in self._biased:
+                    bias = f" + read(c, {self._buffer(f'bias.{node.name}', node.width)}, row, unit)"
+                return f"acc[{accumulator[index]}]{bias}"
+            if schedule.home[index] != here and not in_place(graph, schedule.home, index):
+                return loaded(schedule.memory[index], node.width)
+            return OPERATIONS[node.op].cpp.format(*(value(a) for a in node.args))
+
+        def value(index: int) -> str:
+            if index not in done:
+                text = computed(index)
+                done[index] = f"v{index}"
+                lines.append(f"const auto v{index} = {text};")
+            return done[index]
+
+        for name, index in part.stores.items():
+            text = value(index)
+            lines.append(f"write(c, {self._buffer(name, part.width)}, row, unit, {text});")
+        for name, index in part.totals.items():
+            text = value(index)
+            lines.append(f"total(c, {self._buffer(name, part.width)}, unit, {text});")
+        domain = self._buffer(f"domain.{part.width}", part.width)
+        for index in part.sums:
+            text = value(graph.nodes[index].args[0])
+            width = f"c.call->buffers[{domain}].width"
+            lines.append(f"sum(c, {self._sums[index]}, row, unit, {width}, {text});")
+        return lines

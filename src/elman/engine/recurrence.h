@@ -1,0 +1,378 @@
+// The time loop, the tiles and the threads of every compiled cell. A generated file defines `real`, VECTOR_BYTES, and
+// the parts of a cell, and includes this header.
+//
+// A step is a list of parts. A part computes, for blocks of units and tiles of rows, the products that feed it (in
+// registers) and then the pointwise expressions on top. Buffers are row-major with rows padded to 64 bytes, so that
+// no vector ever crosses a row's end; the padding holds finite rubbish that no product and no sum reads.
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef real V __attribute__((vector_size(VECTOR_BYTES)));
+typedef real Loose __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+typedef __typeof__(V{} < V{}) Mask;
+typedef Mask Integers;  // as wide as `real`
+
+enum { LANES = VECTOR_BYTES / sizeof(real), ACCUMULATORS = VECTOR_BYTES == 64 ? 24 : 12 };
+
+// How a buffer's row for batch row b at step t is found.
+enum Kind {
+    STEP,     // [N, *]: packed like the input; caller's or result's rows of this step
+    PREVIOUS, // [B + N, *]: a state's sequence with the initial state first; the row before the step
+    NEXT,     // the same buffer; the row after the step
+    ENTERED,  // as PREVIOUS, or where rows may be reset, a scratch [B, *] with resets applied
+    CARRY,    // [2, B, *]: gradient of a state handed back in time; read this step
+    HANDED,   // the same buffer; written for the step before
+    BATCH,    // [B, *]: scratch
+    UNITS,    // [*]: per-unit values, the same for all rows
+    TOTALS,   // [threads, *]: per-unit totals over rows, one for each thread
+    ABSENT,   // not given: reads as zero
+};
+
+struct Buffer {
+    real *base;
+    int64_t stride;  // elements from row to row
+    int64_t kind;
+    int64_t width;   // units in use
+};
+
+struct Call {
+    int64_t steps, batch, threads, backward, split_units;
+    const int64_t *batch_sizes;  // [steps]
+    const int64_t *offsets;      // [steps]: packed row at which a step starts
+    const uint8_t *reset;        // [N] or null
+    Buffer *buffers;
+    const real **weights;        // packed matrices, one for each group of products
+    const int64_t **ranges;      // for each group: null, or begin and end of the non-zero columns of each block
+    real *sums;                  // [sums, threads, batch, LANES]: partial row sums
+    int64_t states;              // triples (previous, entered, initial) for resets
+    const int64_t *entering;     // [states, 3]: buffers PREVIOUS, ENTERED, and UNITS with the default
+    int64_t carries;             // pairs (carry, final gradient)
+    const int64_t *finals;       // [carries, 2]: buffers CARRY and BATCH
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    int (*thread_number)();
+    int (*team_size)();
+    volatile int32_t arrived, generation;
+};
+
+INLINE V splat(real v) { return v - V{}; }
+INLINE V load(const real *p) { return *(const Loose *)p; }
+INLINE void store(real *p, V v) { *(Loose *)p = v; }
+INLINE V value(V v) { return v; }
+
+// ---- functions of a vector --------------------------------------------------------------------------------------
+
+INLINE Integers bits(V v) { return (Integers)v; }
+INLINE V from_bits(Integers v) { return (V)v; }
+// Each of these gives NaN where an operand is NaN, as torch does.
+INLINE V maximum(V a, V b) { return a > b ? a : a != a ? a : b; }
+INLINE V minimum(V a, V b) { return a < b ? a : a != a ? a : b; }
+INLINE V abs(V a) { return a < (real)0 ? -a : a; }
+INLINE V relu(V a) { return a <= (real)0 ? V{} : a; }
+
+template <class F> INLINE V lanewise(V v, F f) {
+    for (int i = 0; i < LANES; ++i) v[i] = f(v[i]);
+    return v;
+}
+INLINE V sqrt(V v) { return lanewise(v, [](real x) { return (real)__builtin_sqrt(x); }); }
+INLINE V rsqrt(V v) { return 1 / sqrt(v); }
+INLINE V log(V v) { return lanewise(v, [](real x) { return (real)::log(x); }); }
+INLINE V sin(V v) { return lanewise(v, [](real x) { return (real)::sin(x); }); }
+INLINE V cos(V v) { return lanewise(v, [](real x) { return (real)::cos(x); }); }
+INLINE V floor(V v) { return lanewise(v, [](real x) { return (real)__builtin_floor(x); }); }
+
+// The remainder with the divisor's sign, exact for integers below 2^24 (2^53 in double).
+INLINE V remainder(V a, V b) {
+    V r = a - floor(a / b) * b;
+    r = r < (real)0 ? r + b : r;
+    return r >= b ? r - b : r;
+}
+
+// exp(x) = 2^n e^r, |r| <= ln(2)/2: gives scale = 2^n and e^r - 1 apart, so that small x keep their precision.
+INLINE V exp_parts(V x, V &scale) {
+    const bool single = sizeof(real) == 4;
+    const V low = splat(single ? (real)-87 : (real)-708), high = splat(single ? (real)88 : (real)709);
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    const real magic = single ? (real)12582912.0f : (real)6755399441055744.0;  // 1.5 * 2^mantissa: rounds when added
+    V shifted = x * (real)1.44269504088896340736 + magic;
+    V n = shifted - magic;
+    V r = x - n * (real)(single ? (real)0.693145751953125f : (real)6.93147180369123816490e-01);
+    r -= n * (real)(single ? (real)1.42860677000e-06f : (real)1.90821492927058770002e-10);
+    // Taylor coefficients 1/k!, from the highest: the error stays below an epsilon for |r| <= ln(2)/2.
+    const real coefficients[] = {(real)(1 / 6227020800.0), (real)(1 / 479001600.0), (real)(1 / 39916800.0),
+                                 (real)(1 / 3628800.0), (real)(1 / 362880.0), (real)(1 / 40320.0), (real)(1 / 5040.0),
+                                 (real)(1 / 720.0), (real)(1 / 120.0), (real)(1 / 24.0), (real)(1 / 6.0), (real)0.5};
+    V q = splat(coefficients[single ? 6 : 0]);
+#pragma GCC unroll 16
+    for (int i = single ? 7 : 1; i < 12; ++i) q = q * r + coefficients[i];
+    Integers exponent = bits(shifted) - bits(splat(magic));
+    scale = from_bits((exponent + (single ? 127 : 1023)) << (single ? 23 : 52));
+    return r + r * r * q;
+}
+INLINE V exp(V x) {
+    V scale, part = exp_parts(x, scale);
+    V y = scale * part + scale;
+    y = x < (sizeof(real) == 4 ? (real)-87 : (real)-708) ? V{} : y;
+    return x > (sizeof(real) == 4 ? (real)88.7 : (real)709.7) ? splat((real)INFINITY) : y;
+}
+INLINE V sigmoid(V x) {
+    V scale, part = exp_parts(-x, scale);
+    return 1 / (1 + (scale * part + scale));
+}
+INLINE V tanh(V x) {
+    V scale, part = exp_parts(-2 * abs(x), scale);  // expm1(-2|x|) = scale * part + (scale - 1)
+    V m = scale * part + (scale - 1);
+    V y = -m / (2 + m);
+    return x < (real)0 ? -y : y;
+}
+
+// ---- one thread's view of a step --------------------------------------------------------------------------------
+
+struct Context {
+    Call *call;
+    int64_t thread, rows, blocks_of, block_parts;  // rows of this thread; which share of the unit blocks it takes
+    int64_t row_first, row_stride;                 // batch row of local row j: row_first + j * row_stride
+    real *p[BUFFERS];
+    int64_t s[BUFFERS];
+
+};
+
+INLINE V read(const Context &c, int buffer, int64_t row, int64_t unit) { return load(c.p[buffer] + row * c.s[buffer] + unit); }
+INLINE V read_one(const Context &c, int buffer, int64_t row) { return splat(c.p[buffer][row * c.s[buffer]]); }
+INLINE V read_if(const Context &c, int buffer, int64_t row, int64_t unit) {
+    return c.p[buffer] ? read(c, buffer, row, unit) : V{};
+}
+INLINE void write(const Context &c, int buffer, int64_t row, int64_t unit, V v) {
+    store(c.p[buffer] + row * c.s[buffer] + unit, v);
+}
+INLINE void total(const Context &c, int buffer, int64_t unit, V v) {
+    real *p = c.p[buffer] + unit;
+    store(p, load(p) + v);
+}
+INLINE real *sum_at(const Context &c, int sum, int64_t thread, int64_t row) {
+    const Call &k = *c.call;
+    return k.sums + ((sum * k.threads + thread) * k.batch + c.row_first + row * c.row_stride) * LANES;
+}
+INLINE void sum(const Context &c, int index, int64_t row, int64_t unit, int64_t width, V v) {
+    Integers lane;
+    for (int i = 0; i < LANES; ++i) lane[i] = i;
+    v = lane < (Integers{} + (decltype(lane[0] + 0))(width - unit)) ? v : V{};
+    real *p = sum_at(c, index, c.thread, row);
+    store(p, load(p) + v);
+}
+INLINE V read_sum(const Context &c, int index, int64_t row) {
+    V v = load(sum_at(c, index, c.block_parts > 1 ? 0 : c.thread, row));
+    for (int64_t i = 1; i < c.block_parts; ++i) v += load(sum_at(c, index, i, row));
+    real s = 0;
+    for (int i = 0; i < LANES; ++i) s += v[i];
+    return splat(s);
+}
+
+// acc[r][block * TOTAL + FIRST + i] += sum over k of operand[r][k] * weights[k][block][i]
+template <int ROWS, int BLOCKS, int TOTAL, int FIRST, int COUNT>
+INLINE void multiply(V (&acc)[ROWS][BLOCKS * TOTAL], const real *operand, int64_t stride, const real *w, int64_t k, int64_t end) {
+    w += k * (BLOCKS * COUNT * LANES);
+    for (; k < end; ++k, w += BLOCKS * COUNT * LANES) {
+        V b[BLOCKS * COUNT];
+#pragma GCC unroll 32
+        for (int i = 0; i < BLOCKS * COUNT; ++i) b[i] = load(w + i * LANES);
+#pragma GCC unroll 32
+        for (int r = 0; r < ROWS; ++r) {
+            V a = splat(operand[r * stride + k]);
+#pragma GCC unroll 32
+            for (int i = 0; i < BLOCKS * COUNT; ++i) acc[r][i / COUNT * TOTAL + FIRST + i % COUNT] += a * b[i];
+        }
+    }
+}
+
+// A segment of a group's operand: `width` columns of a buffer. The weights' rows follow the segments.
+template <int ROWS, int BLOCKS, int TOTAL, int FIRST, int COUNT, int GROUP, int... SEGMENTS>
+INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t row, int64_t block) {
+    const int segments[] = {SEGMENTS...};
+    int64_t depth = 0;
+    for (int s : segments) depth += c.call->buffers[s].width;
+    const real *w = c.call->weights[GROUP] + block * depth * (BLOCKS * COUNT * LANES);
+    const int64_t *range = c.call->ranges[GROUP];
+    int64_t begin = range ? range[2 * block] : 0, end = range ? range[2 * block + 1] : depth, start = 0;
+    for (int s : segments) {
+        int64_t width = c.call->buffers[s].width;
+        int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
+        if (from < to)
+            multiply<ROWS, BLOCKS, TOTAL, FIRST, COUNT>(acc, c.p[s] + row * c.s[s], c.s[s], w + start * (BLOCKS * COUNT * LANES), from, to);
+        start += width;
+    }
+}
+
+template <class Part, int ROWS> static void tile(const Context &c, int64_t row, int64_t block, int64_t units) {
+    constexpr int count = Part::count ? Part::count : 1;
+    V acc[ROWS][Part::blocks * count];
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 32
+        for (int i = 0; i < Part::blocks * count; ++i) acc[r][i] = V{};
+    Part::template multiply_all<ROWS>(c, acc, row, block);
+    for (int b = 0; b < Part::blocks; ++b) {
+        int64_t unit = (block * Part::blocks + b) * LANES;
+        if (unit >= units) break;
+#pragma GCC unroll 1
+        for (int r = 0; r < ROWS; ++r) Part::point(c, row + r, unit, &acc[r][b * count]);
+    }
+}
+
+template <class Part, int ROWS> static void tile_of(const Context &c, int64_t rows, int64_t row, int64_t block, int64_t units) {
+    if (rows == ROWS) return tile<Part, ROWS>(c, row, block, units);
+    if constexpr (ROWS > 1) tile_of<Part, ROWS - 1>(c, rows, row, block, units);
+}
+
+template <class Part> static void run_part(const Context &c) {
+    const int64_t units = c.call->buffers[Part::domain_buffer].width;
+    constexpr int count = Part::count ? Part::count : 1;
+    constexpr int fitting = ACCUMULATORS / (Part::blocks * count);
+    constexpr int most = fitting < 1 ? 1 : fitting > 8 ? 8 : fitting;
+    const int64_t block_units = Part::blocks * LANES, blocks = (units + block_units - 1) / block_units;
+    const int64_t first = blocks * c.blocks_of / c.block_parts, last = blocks * (c.blocks_of + 1) / c.block_parts;
+    for (int i = 0; i < Part::sums; ++i)
+        for (int64_t row = 0; row < c.rows; ++row) store(sum_at(c, Part::first_sum + i, c.thread, row), V{});
+    const int64_t tiles = (c.rows + most - 1) / most;
+    for (int64_t block = first; block < last; ++block)
+        for (int64_t t = 0; t < tiles; ++t) {
+            int64_t from = c.rows * t / tiles, to = c.rows * (t + 1) / tiles;
+            tile_of<Part, most>(c, to - from, from, block, units);
+        }
+}
+
+// ---- the loop over time -----------------------------------------------------------------------------------------
+
+INLINE void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void barrier(Call &k, int32_t team) {
+    int32_t generation = __atomic_load_n(&k.generation, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&k.arrived, 1, __ATOMIC_ACQ_REL) == team) {
+        k.arrived = 0;
+        __atomic_store_n(&k.generation, generation + 1, __ATOMIC_RELEASE);
+    } else {
+        while (__atomic_load_n(&k.generation, __ATOMIC_ACQUIRE) == generation) relax();
+    }
+}
+
+INLINE void synchronise(const Context &c) {
+    if (c.block_parts > 1) barrier(*c.call, (int32_t)c.block_parts);
+}
+
+// Point the buffers at step t, for this thread's rows.
+static void place(Context &c, int64_t t) {
+    const Call &k = *c.call;
+    const int64_t before = t == 0 ? 0 : k.batch + k.offsets[t - 1], here = k.offsets[t];
+    for (int i = 0; i < BUFFERS; ++i) {
+        const Buffer &b = k.buffers[i];
+        int64_t row = 0;
+        switch (b.kind) {
+            case STEP: row = here; break;
+            case PREVIOUS: row = before; break;
+            case ENTERED: row = k.reset ? 0 : before; break;
+            case NEXT: row = k.batch + here; break;
+            case CARRY: row = (t & 1) * k.batch; break;
+            case HANDED: row = (~t & 1) * k.batch; break;
+            case TOTALS: row = c.thread; break;
+        }
+        const bool rows = b.kind != UNITS && b.kind != TOTALS;
+        c.p[i] = b.kind == ABSENT ? 0 : b.base + (row + (rows ? c.row_first : 0)) * b.stride;
+        c.s[i] = rows ? b.stride * c.row_stride : 0;
+    }
+}
+
+// A share of [0, width) for threads that split units; all of it for those that split rows.
+INLINE void copy_units(const Context &c, real *to, const real *from, int64_t width) {
+    int64_t first = width * c.blocks_of / c.block_parts, last = width * (c.blocks_of + 1) / c.block_parts;
+    memcpy(to + first, from + first, (last - first) * sizeof(real));
+}
+
+// Before a step: copy the previous states, or the defaults where a row is reset, to where the step reads them.
+static void enter(const Context &c, int64_t t) {
+    const Call &k = *c.call;
+    if (!k.reset) return;
+    for (int64_t i = 0; i < k.states; ++i) {
+        const int64_t *e = k.entering + 3 * i;
+        for (int64_t row = 0; row < c.rows; ++row) {
+            bool fresh = k.reset[k.offsets[t] + c.row_first + row * c.row_stride];
+            copy_units(c, c.p[e[1]] + row * c.s[e[1]], fresh ? c.p[e[2]] : c.p[e[0]] + row * c.s[e[0]], k.buffers[e[0]].width);
+        }
+    }
+    synchronise(c);
+}
+
+// Before a backward step: rows whose last step this is start from the gradient of their final state.
+static void begin_rows(const Context &c, int64_t t) {
+    const Call &k = *c.call;
+    int64_t later = t + 1 < k.steps ? k.batch_sizes[t + 1] : 0;
+    for (int64_t i = 0; i < k.carries; ++i) {
+        int64_t carry = k.finals[2 * i], final = k.finals[2 * i + 1];
+        for (int64_t row = 0; row < c.rows; ++row)
+            if (c.row_first + row * c.row_stride >= later) {
+                real *to = c.p[carry] + row * c.s[carry];
+                const real *from = c.p[final] ? c.p[final] + row * c.s[final] : 0;
+                int64_t width = k.buffers[carry].stride;
+                if (from) copy_units(c, to, from, width);
+                else {
+                    int64_t first = width * c.blocks_of / c.block_parts, last = width * (c.blocks_of + 1) / c.block_parts;
+                    memset(to + first, 0, (last - first) * sizeof(real));
+                }
+            }
+    }
+    synchronise(c);
+}
+
+// After a backward step: nothing flows back across a reset.
+static void cut(const Context &c, int64_t t) {
+    const Call &k = *c.call;
+    if (!k.reset) return;
+    for (int64_t i = 0; i < k.carries; ++i) {
+        int64_t handed = k.finals[2 * i] + 1;  // HANDED follows its CARRY
+        int64_t width = k.buffers[handed].stride;
+        int64_t first = width * c.blocks_of / c.block_parts, last = width * (c.blocks_of + 1) / c.block_parts;
+        for (int64_t row = 0; row < c.rows; ++row)
+            if (k.reset[k.offsets[t] + c.row_first + row * c.row_stride])
+                memset(c.p[handed] + row * c.s[handed] + first, 0, (last - first) * sizeof(real));
+    }
+    synchronise(c);
+}
+
+static void step(const Context &c);
+
+static void work(void *argument) {
+    Call &k = *(Call *)argument;
+    Context c;
+    c.call = &k;
+    const int64_t team = k.threads > 1 ? k.team_size() : 1;
+    // The runtime may give fewer threads than were asked for.
+    c.thread = k.threads > 1 ? k.thread_number() : 0;
+    c.blocks_of = k.split_units ? c.thread : 0;
+    c.block_parts = k.split_units ? team : 1;
+    c.row_first = k.split_units ? 0 : c.thread;
+    c.row_stride = k.split_units ? 1 : team;
+    for (int64_t i = 0; i < k.steps; ++i) {
+        int64_t t = k.backward ? k.steps - 1 - i : i;
+        c.rows = (k.batch_sizes[t] - c.row_first + c.row_stride - 1) / c.row_stride;
+        place(c, t);
+        if (k.backward) begin_rows(c, t);
+        enter(c, t);
+        step(c);
+        if (k.backward) cut(c, t);
+    }
+}
+
+extern "C" __attribute__((visibility("default"))) int elman_run(Call *call) {
+    call->arrived = call->generation = 0;
+    if (call->threads > 1) call->parallel(work, call, (unsigned)call->threads, 0);
+    else work(call);
+    return 0;
+}
+extern "C" __attribute__((visibility("default"))) int elman_lanes() { return LANES; }

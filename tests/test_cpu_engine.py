@@ -1,0 +1,199 @@
+"""Compiled kernels against the reference, at sizes and batches that no loop likes, with one thread and with two."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import elman
+from elman import Cell, Recurrent, cells, use_engine
+from elman.testing import Case, compare
+
+CELLS = {name: cells.get(name)() for name in cells.names()}
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def poison() -> Iterator[None]:
+    """Memory from torch.empty starts as NaN, so that a kernel that reads what nobody wrote is seen."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def _ways(case: Case, module: Recurrent, x: Tensor, state: Any, **arguments: Any) -> list[Any]:
+    def way(engine: str) -> Any:
+        def run() -> list[Tensor]:
+            with use_engine(engine):
+                output, final = module(x, case.pass_in(state), **arguments)
+            return [output, *(final if isinstance(final, tuple) else (final,))]
+
+        return run
+
+    return [way("cpu"), way("reference")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", CELLS)
+def test_equals_the_reference(name: str, dtype: torch.dtype, threads: int) -> None:
+    for batch, bidirectional in ((3, True), (41, False)):
+        case = Case(CELLS[name], dtype=dtype, input_size=5, hidden_size=40)
+        module = case.module(bidirectional=bidirectional)
+        x, extras, state = case.input(6, batch).requires_grad_(), case.extras(6, batch), case.state(module, batch)
+        lengths = [1 + (5 * k) % 6 for k in range(batch)]
+        reset = torch.rand(6, batch) < 0.2
+        ways = _ways(case, module, x, state, lengths=lengths, reset=reset, extras=extras)
+        compare(module, [x, *state], ways, f"{name}, {batch} rows")
+
+
+@pytest.mark.parametrize("hidden_size", [1, 2, 15, 16, 17, 33, 64, 100])
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru_reset_before"])
+def test_odd_sizes(name: str, hidden_size: int, threads: int) -> None:
+    for batch, input_size in ((1, 1), (2, 17), (19, 3), (50, 16)):
+        case = Case(CELLS[name], dtype=torch.float32, input_size=input_size, hidden_size=hidden_size)
+        module = case.module()
+        x, state = case.input(4, batch).requires_grad_(), case.state(module, batch)
+        compare(module, [x, *state], _ways(case, module, x, state), f"{name}, H = {hidden_size}, B = {batch}")
+
+
+class TwiceTheSame(Cell):
+    """One matrix used at two places of a step, a value that branches on a comparison, and an unused state."""
+
+    gates = ("a", "b")
+    state = ("h", "echo", "t")
+    vectors = ("p",)
+
+    def step(self, x, u, s, p):
+        from elman.cells.math import absolute, maximum, relu, softplus, sqrt, tanh, where
+
+        first = tanh(x.a + u.a(s.h))
+        second = where(first > 0, u.a(first) * p.p, relu(u.b(first)))
+        h = maximum(tanh(second), s.h * 0.5) + 0.01 * sqrt(absolute(x.b) + 1.0) - softplus(first) / (s.t + 2)
+        return self.State(h=h, echo=first, t=s.t + 1)
+
+
+def test_a_cell_of_ones_own(threads: int) -> None:
+    case = Case(TwiceTheSame(), hidden_size=24)
+    module = case.module()
+    x, state = case.input(5, 20).requires_grad_(), case.state(module, 20)
+    compare(module, [x, *state], _ways(case, module, x, state, lengths=[5, 2] * 10), "two uses of one matrix")
+
+
+def test_the_same_numbers_every_time(threads: int) -> None:
+    module, x = Recurrent("gru", 8, 48, 2), torch.randn(9, 33, 8)
+    with use_engine("cpu"):
+        runs = [torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters())) for _ in range(3)]
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+def test_backward_twice_over_one_graph() -> None:
+    module, x = Recurrent("lstm", 4, 16), torch.randn(5, 3, 4, requires_grad=True)
+    with use_engine("cpu"):
+        output, _ = module(x)
+    (first,) = torch.autograd.grad(output.sum(), x, retain_graph=True)
+    (second,) = torch.autograd.grad(output.sum(), x)
+    assert torch.equal(first, second)
+
+
+def test_second_derivatives_go_through_the_reference() -> None:
+    module = Recurrent("gru", 2, 3, dtype=torch.float64)
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def run(x: Tensor) -> Tensor:
+        with use_engine("cpu"):
+            return module(x)[0]
+
+    assert torch.autograd.gradgradcheck(run, (x,))
+
+
+def test_changing_the_output_in_place_is_noticed() -> None:
+    module, x = Recurrent("elman", 4, 16), torch.randn(5, 3, 4, requires_grad=True)
+    with use_engine("cpu"):
+        output, _ = module(x)
+    with pytest.raises(RuntimeError, match="modified in-?place|modified by an in-?place"):
+        output.mul_(2).sum().backward()
+
+
+def test_nan_stays_in_its_row() -> None:
+    x = torch.randn(4, 20, 3)
+    x[1, 7] = float("nan")
+    with use_engine("cpu"), torch.no_grad():
+        for name in ("elman", "lstm", "gru"):
+            output, _ = Recurrent(name, 3, 20)(x)
+            assert output[1:, 7].isnan().all()
+            assert output[:1, 7].isfinite().all()
+            assert output[:, [r for r in range(20) if r != 7]].isfinite().all()
+
+
+def test_functions_at_their_limits() -> None:
+    """Activations far out, and near zero, where a careless tanh loses its digits."""
+
+    class Identity(Cell):
+        input_gates = ("a",)
+        recurrent_gates = ()
+        state = ("h", "s", "e")
+
+        def step(self, x, u, s, p):
+            from elman.cells.math import exp, sigmoid, tanh
+
+            return self.State(h=tanh(x.a), s=sigmoid(x.a), e=exp(x.a))
+
+    for dtype in (torch.float32, torch.float64):
+        values = torch.tensor([0.0, 1e-30, -1e-6, 1e-3, 0.3, -1.0, 5.0, -20.0, 80.0, -80.0, 1e4, -1e4], dtype=dtype)
+        values = torch.cat([values, torch.linspace(-30, 30, 500, dtype=dtype)])
+        module = Recurrent(Identity, 1, 1, bias=False, dtype=dtype)
+        with torch.no_grad(), use_engine("cpu"):
+            module.weight_ih_l0.fill_(1)
+            got, _ = module.unroll(values[:, None, None])
+        for name, exact in (("h", torch.tanh), ("s", torch.sigmoid), ("e", torch.exp)):
+            expected = exact(values.double()).to(dtype)
+            error = (getattr(got, name).flatten() - expected).abs() / expected.abs().clamp(min=1e-30)
+            error = torch.where(expected.isinf(), 0.0, error)
+            assert error.max() < 8 * torch.finfo(dtype).eps, (name, dtype, values[error.argmax()])
+
+
+class Branching(Cell):
+    gates = ("h",)
+
+    def step(self, x, u, s, p):
+        return self.State(h=x.h if (x.h > 0).all() else u.h(s.h))
+
+
+class Unknown(Cell):
+    gates = ("h",)
+
+    def step(self, x, u, s, p):
+        return self.State(h=torch.special.erf(x.h + u.h(s.h)))
+
+
+@pytest.mark.parametrize(("cell", "reason"), [(Branching, "'all'"), (Unknown, "special_erf")])
+def test_what_cannot_compile_runs_on_the_reference_and_says_why(cell: type[Cell], reason: str) -> None:
+    module = Recurrent(cell, 3, 4)
+    explanation = elman.explain(module)
+    assert explanation.engines == ("reference",)
+    assert reason in explanation.refusals[0]["cpu"]
+    with use_engine("cpu"), pytest.raises(RuntimeError, match="cannot be compiled"):
+        module(torch.zeros(2, 1, 3))
+
+
+def test_torch_functions_in_a_step_compile_too() -> None:
+    class Plain(Cell):
+        gates = ("h",)
+
+        def step(self, x, u, s, p):
+            return self.State(h=torch.sigmoid(x.h + u.h(s.h)) * torch.tanh(s.h))
+
+    case = Case(Plain())
+    module = case.module()
+    x, state = case.input(4, 3).requires_grad_(), case.state(module, 3)
+    compare(module, [x, *state], _ways(case, module, x, state), "torch functions")
