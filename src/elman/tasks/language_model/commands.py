@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from elman.data.text import named_parts, read_parts, read_text
+from elman.data.text import Parts, named_parts, read_parts, read_text
 from elman.data.tokenizers import Tokenizer
 from elman.engine.dispatch import explain
 from elman.errors import UsageError, UserError
@@ -44,8 +44,8 @@ def train(given: Mapping[str, Any]) -> None:
         torch.manual_seed(config.seed)
         model = build_model(config, tokenizer).to(device)
         engines = dict.fromkeys(explain(model.recurrent).engines)  # here, since it may draw random numbers
-        encoded = {"train": EncodedText.of(parts.train, tokenizer), "val": EncodedText.of(parts.validation, tokenizer)}
-        job = LanguageModelJob(model, tokenizer, encoded["train"], encoded["val"], config)
+        train_text, validation_text = (EncodedText.of(text, tokenizer) for text in (parts.train, parts.validation))
+        job = LanguageModelJob(model, tokenizer, train_text, validation_text, config)
         trainer = Trainer(job, config, run, reporter)
         if tree is not None:
             trainer.restore(tree)
@@ -133,7 +133,8 @@ def _load(run: RunFolder, device: str) -> tuple[LanguageModelConfig, Tokenizer, 
     return config, tokenizer, model.to(choose_device(device)).eval(), about
 
 
-def _parts(config: LanguageModelConfig) -> Any:
+def _parts(config: LanguageModelConfig) -> Parts:
+    """The run's own data."""
     return read_parts(
         config.data,
         pattern=config.pattern,
