@@ -120,7 +120,7 @@ def test_changing_the_output_in_place_is_noticed() -> None:
     module, x = Recurrent("elman", 4, 16), torch.randn(5, 3, 4, requires_grad=True)
     with use_engine("cpu"):
         output, _ = module(x)
-    with pytest.raises(RuntimeError, match="modified in-?place|modified by an in-?place"):
+    with pytest.raises(RuntimeError, match=r"modified in-?place|modified by an in-?place"):
         output.mul_(2).sum().backward()
 
 

@@ -117,7 +117,7 @@ class _Emitter:
     def _read_from(self, index: int) -> int:
         """The buffer that holds a value from which a product reads."""
         node = self._graph.nodes[index]
-        name = node.name if node.op == "leaf" else self._schedule.memory[index]
+        name = self._schedule.memory.get(index, node.name)
         return self._buffer(name, node.width)
 
     def _expressions(self, part: Part, accumulator: dict[int, int]) -> list[str]:

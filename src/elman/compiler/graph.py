@@ -107,7 +107,7 @@ class Graph:
         return self.add(Node("number", (), 1, repr(float(value))))
 
 
-class CannotCompile(Exception):
+class CannotCompile(Exception):  # noqa: N818  (it reads as what it says)
     """A cell says something that the compiler does not know; the message says what."""
 
 

@@ -73,7 +73,7 @@ class Plan:
 
     @cached_property
     def shares_gradients(self) -> bool:
-        """Whether each input gate has the same gradient as the recurrent gate of its name, so that one buffer serves."""
+        """Whether each input gate has the gradient of the recurrent gate of its name, so that one buffer serves."""
         outputs = self.backward.graph.outputs
         pairs = [(f"x.{name}", f"product.{index}") for index, name in self.recurrent.items()]
         return (

@@ -75,7 +75,8 @@ def schedule(graph: Graph, stores: dict[str, int], totals: dict[str, int]) -> Sc
 
     def keep(index: int) -> None:
         """Have a value in memory."""
-        if index not in memory and graph.nodes[index].op != "leaf":
+        node = graph.nodes[index]
+        if index not in memory and (node.op != "leaf" or node.name.startswith("gradient.")):
             memory[index] = f"scratch.{index}"
             part(index).stores[memory[index]] = index
 

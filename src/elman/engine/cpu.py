@@ -67,8 +67,8 @@ class _Call(ctypes.Structure):
 def _thread_pool() -> tuple[int, int, int] | None:
     """Addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads in torch's own OpenMP runtime."""
     folder = Path(torch.__file__).parent
-    for pattern in ("lib/libgomp*.so*", "../torch.libs/libgomp*.so*", "lib/libiomp5*.so*", "lib/libomp*.so*"):
-        for path in sorted(folder.glob(pattern)):
+    for names in ("lib/libgomp*.so*", "../torch.libs/libgomp*.so*", "lib/libiomp5*.so*", "lib/libomp*.so*"):
+        for path in sorted(folder.glob(names)):
             library = ctypes.CDLL(str(path))
             functions = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
             if all(hasattr(library, f) for f in functions):
@@ -164,7 +164,7 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
     }
     wanted = len(direction.state) if call.every_state else 1
     scene = _Scene(call, direction.reverse, tuple(inputs), wanted)
-    results = _Recurrence.apply(scene, *inputs.values())
+    results = _Recurrence.apply(scene, *inputs.values())  # type: ignore[no-untyped-call]
     return DirectionResult(tuple(results[:wanted]), tuple(results[wanted:]))
 
 
@@ -284,10 +284,10 @@ def _pack(group: Group, matrices: Mapping[str, Tensor], lanes: int) -> Tensor:
     if group.transposed:
         columns = torch.cat([matrices[p] for p in group.products])  # [depth, width]
         columns = F.pad(columns, (0, missing)) if missing else columns
-        return columns.unflatten(1, (blocks, unit)).transpose(0, 1).contiguous()
+        return columns.reshape(-1, blocks, unit).transpose(0, 1).contiguous()
     stack = torch.stack([matrices[p] for p in group.products])  # [product, width, depth]
     stack = F.pad(stack, (0, 0, 0, missing)) if missing else stack
-    return stack.unflatten(1, (blocks, group.blocks, lanes)).permute(1, 4, 2, 0, 3).contiguous()
+    return stack.reshape(len(group.products), blocks, group.blocks, lanes, -1).permute(1, 4, 2, 0, 3).contiguous()
 
 
 def _ranges(group: Group, patterns: Mapping[str, Tensor], lanes: int) -> Tensor | None:
@@ -345,7 +345,7 @@ class _Recurrence(torch.autograd.Function):
 
 def _through_reference(scene: _Scene, inputs: Mapping[str, Tensor], gradients: tuple[Tensor | None, ...]) -> list[Any]:
     """The gradients by way of the reference engine, so that they can be differentiated again."""
-    call, direction = _as_call(scene, inputs)
+    call, _ = _as_call(scene, inputs)
     with torch.enable_grad():
         (result,) = reference.run(call)
         outputs = [*result.sequences, *result.state]
@@ -696,7 +696,7 @@ class _Backward(_Base):
                 return whole[: self.total]
             rows = whole.index_select(0, self.packing.previous_steps)
             if self.reset is not None:
-                rows[self.reset.bool()] = dict((e.name, e.initial) for e, _ in self.layout.states)[rest]
+                rows[self.reset.bool()] = {e.name: e.initial for e, _ in self.layout.states}[rest]
             return rows
         return self.in_order(self.inputs["input" if kind == "raw" else node.name].detach())
 
