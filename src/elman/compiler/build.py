@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-_HEADER = Path(__file__).parent.parent / "engine" / "recurrence.h"
+_HEADERS = sorted((Path(__file__).parent.parent / "engine").glob("*.h"))
 
 
 class BuildError(RuntimeError):
@@ -104,7 +104,14 @@ class Build:
         flags = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared", "-w"]
         flags += ["-fvisibility=hidden", "-fno-exceptions", "-Wl,--as-needed", *([march] if march else [])]
         text = f"#define VECTOR_BYTES {vector_bytes}\ntypedef {real} real;\n{source}"
-        parts = (text, _HEADER.read_text(), *command, _compiler_version(command), *flags, platform.machine())
+        parts = (
+            text,
+            *(h.read_text() for h in _HEADERS),
+            *command,
+            _compiler_version(command),
+            *flags,
+            platform.machine(),
+        )
         native = sorted(processor_flags()) if march else []
         digest = hashlib.sha256("\0".join((*parts, *native)).encode()).hexdigest()[:32]
         self._path = cache_directory() / f"{digest}.so"
@@ -119,7 +126,7 @@ class Build:
         except OSError as error:
             raise BuildError(f"the kernel cache {self._path.parent} cannot be written: {error}") from error
         self._built = file.with_suffix(".so")
-        arguments = [*command, *flags, f"-I{_HEADER.parent}", str(file), "-o", str(self._built), "-lm"]
+        arguments = [*command, *flags, f"-I{_HEADERS[0].parent}", str(file), "-o", str(self._built), "-lm"]
         self._process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def result(self) -> ctypes.CDLL:

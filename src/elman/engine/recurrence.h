@@ -5,18 +5,7 @@
 // registers) and then the pointwise expressions on top. Buffers are row-major with rows padded to 64 bytes, so that
 // no vector ever crosses a row's end; the padding holds finite rubbish that no product and no sum reads.
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#define INLINE static inline __attribute__((always_inline))
-
-typedef real V __attribute__((vector_size(VECTOR_BYTES)));
-typedef real Loose __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
-typedef __typeof__(V{} < V{}) Mask;
-typedef Mask Integers;  // as wide as `real`
-
-enum { LANES = VECTOR_BYTES / sizeof(real), ACCUMULATORS = VECTOR_BYTES == 64 ? 24 : 12 };
+#include "vectors.h"
 
 // How a buffer's row for batch row b at step t is found.
 enum Kind {
@@ -52,16 +41,11 @@ struct Call {
     const int64_t *entering;     // [states, 3]: buffers PREVIOUS, ENTERED, and UNITS with the default
     int64_t carries;             // pairs (carry, final gradient)
     const int64_t *finals;       // [carries, 2]: buffers CARRY and BATCH
-    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
     volatile int32_t arrived, generation;
 };
-
-INLINE V splat(real v) { return v - V{}; }
-INLINE V load(const real *p) { return *(const Loose *)p; }
-INLINE void store(real *p, V v) { *(Loose *)p = v; }
-INLINE V value(V v) { return v; }
 
 // ---- functions of a vector --------------------------------------------------------------------------------------
 
@@ -369,10 +353,10 @@ static void work(void *argument) {
     }
 }
 
-extern "C" __attribute__((visibility("default"))) int elman_run(Call *call) {
+EXPORT int elman_run(Call *call) {
     call->arrived = call->generation = 0;
     if (call->threads > 1) call->parallel(work, call, (unsigned)call->threads, 0);
     else work(call);
     return 0;
 }
-extern "C" __attribute__((visibility("default"))) int elman_lanes() { return LANES; }
+EXPORT int elman_lanes() { return LANES; }

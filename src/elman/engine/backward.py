@@ -1,0 +1,196 @@
+"""One direction of a layer on compiled kernels: backward."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from elman.compiler.plan import Plan
+from elman.engine import threads
+from elman.engine.forward import Run, Scene
+from elman.engine.kernel import Kind, Table, padded, whole_rows
+from elman.engine.matrices import stored_gradient, weight_parameter
+from elman.engine.products import multiply
+
+
+class Backward(Run):
+    def __init__(
+        self,
+        scene: Scene,
+        plan: Plan,
+        inputs: Mapping[str, Tensor],
+        kept: Mapping[str, Tensor],
+        gradients: tuple[Tensor | None, ...],
+    ) -> None:
+        super().__init__(scene, plan, inputs)
+        self.kept = kept
+        self.gradients = gradients
+        self.kernel = plan.gradients
+        self.found: dict[str, Tensor] = {}
+
+    def run(self) -> dict[str, Tensor]:
+        table = Table(self.kernel, self.dtype, self.batch)
+        sequences = {n: self.kept[f"sequence.{n}"] for n in self.widths}
+        self.states(table, sequences)
+        self.units(table)
+        self.side_inputs(table)
+        for n in self.kernel.buffers:
+            if n.startswith("saved."):
+                table.set(n, self.kept[n], Kind.STEP)
+        wanted = self.scene.wanted
+        carries = {}
+        for k, (entry, width) in enumerate(self.layout.states):
+            given = self.gradients[k] if k < wanted else None
+            if given is not None:
+                table.set(f"sequence.{entry.name}", whole_rows(self.in_order(given), width), Kind.STEP)
+            final = self.gradients[wanted + k]
+            if final is not None and entry.dtype != "int64":
+                table.set(f"final.{entry.name}", whole_rows(final, width), Kind.BATCH)
+            if f"carry.{entry.name}" in table:
+                carries[entry.name] = torch.empty(2 * self.batch, padded(width, self.dtype), dtype=self.dtype)
+                table.set(f"carry.{entry.name}", carries[entry.name], Kind.CARRY)
+                table.set(f"handed.{entry.name}", carries[entry.name], Kind.HANDED)
+        product_gradients = self._product_buffers(table)
+        x_gradients = self._x_buffers(table, product_gradients)
+        side = {}
+        for n, width in self.kernel.buffers.items():
+            if n.startswith(("d.raw", "d.extra.", "d.below.")):
+                side[n[2:]] = self.empty(self.total, width)
+                table.set(n, side[n[2:]], Kind.STEP)
+        totals = {}
+        for n, width in self.kernel.buffers.items():
+            if n.startswith("total."):
+                totals[n[6:]] = torch.zeros(threads.count(), padded(width, self.dtype), dtype=self.dtype)
+                table.set(n, totals[n[6:]], Kind.TOTALS)
+        entries = list(self.widths)
+        table.run(self.matrices(), self.patterns(), self.packing, self.reset, True, entries)
+
+        for n, v in totals.items():
+            self.found[f"parameter.{n}"] = v.sum(0)[: self.parameters[n].shape[0]]
+        for n, carry in carries.items():
+            self.found[f"state.{n}"] = carry[self.batch :, : self.widths[n]]
+        for n, v in side.items():
+            width = self.layout.input_size if n == "raw" else self.inputs[n].shape[1]
+            self.found["input" if n == "raw" else n] = self.in_order(v[:, :width])
+        self._input_products(x_gradients)
+        self._recurrent_products(product_gradients, sequences)
+        return self.found
+
+    def _product_buffers(self, table: Table) -> dict[int, Tensor]:
+        """Memory for the gradient of each product; the recurrent gates' lie side by side."""
+        found: dict[int, Tensor] = {}
+        recurrent = [i for i in self.plan.recurrent if f"d.product.{i}" in table]
+        wide = self.empty(self.total, sum(padded(self.plan.products[i].width, self.dtype) for i in recurrent))
+        start = 0
+        for index in recurrent:
+            span = padded(self.plan.products[index].width, self.dtype)
+            table.set(f"d.product.{index}", wide, Kind.STEP, start)
+            found[index] = wide[:, start : start + span]
+            start += span
+        for index, node in self.plan.products.items():
+            if index not in found and f"d.product.{index}" in table:
+                found[index] = self.empty(self.total, node.width)
+                table.set(f"d.product.{index}", found[index], Kind.STEP)
+        return found
+
+    def _x_buffers(self, table: Table, products: Mapping[int, Tensor]) -> Tensor | None:
+        """Memory for the gradient of the input gates, [N, padded columns], perhaps shared with the products'."""
+        if not self.gate_widths:
+            return None
+        if self.plan.shares_gradients:
+            first = next(iter(products.values()))
+            width = sum(padded(w, self.dtype) for w in self.gate_widths.values())
+            return first.as_strided((self.total, width), (first.stride(0), 1))
+        width = sum(padded(w, self.dtype) for w in self.gate_widths.values())
+        absent = [g for g in self.gate_widths if f"d.x.{g}" not in table]
+        rows = torch.zeros(self.total, width, dtype=self.dtype) if absent else self.empty(self.total, width)
+        for gate, start in self.columns().items():
+            table.set(f"d.x.{gate}", rows, Kind.STEP, start)
+        return rows
+
+    def _compact(self, wide: Tensor, widths: list[int]) -> Tensor:
+        """Rows of padded columns without the padding."""
+        if all(w == padded(w, self.dtype) for w in widths):
+            return wide
+        parts = wide.split([padded(w, self.dtype) for w in widths], 1)
+        return torch.cat([p[:, :w] for p, w in zip(parts, widths, strict=True)], 1)
+
+    def _input_products(self, wide: Tensor | None) -> None:
+        if wide is None:
+            return
+        d = self._compact(wide, list(self.gate_widths.values()))
+        x = self.in_order(self.inputs["input"].detach())
+        self.found["parameter.weight_ih"] = multiply(d.T, x)
+        if self.layout.input_bias:
+            self.found["parameter.bias_ih"] = d.sum(0)
+        if self.inputs["input"].requires_grad:
+            through = self.in_order(multiply(d, self.parameters["weight_ih"]))
+            self.found["input"] = self.found["input"] + through if "input" in self.found else through
+
+    def _recurrent_products(self, gradients: Mapping[int, Tensor], sequences: Mapping[str, Tensor]) -> None:
+        nodes = self.plan.products
+        for operand in dict.fromkeys(n.args[0] for n in nodes.values()):
+            group = [i for i, n in nodes.items() if n.args[0] == operand and i in gradients]
+            group = [i for i in self.plan.recurrent if i in group] + [i for i in group if i not in self.plan.recurrent]
+            for run in self._adjacent(group, gradients):
+                first = gradients[run[0]]
+                widths = [nodes[i].width for i in run]
+                span = sum(padded(w, self.dtype) for w in widths)
+                d = self._compact(first.as_strided((self.total, span), first.stride(), first.storage_offset()), widths)
+                dense_gradient = multiply(d.T, self._operand(operand, sequences))
+                bias_gradient = d.sum(0)
+                start = 0
+                for index, width in zip(run, widths, strict=True):
+                    rows = slice(start, start + width)
+                    self._give(nodes[index].name, dense_gradient[rows], bias_gradient[rows])
+                    start += width
+
+    def _adjacent(self, group: list[int], gradients: Mapping[int, Tensor]) -> list[list[int]]:
+        """Products of one operand whose gradients lie side by side, so that one matrix product serves them."""
+        runs: list[list[int]] = []
+        for index in group:
+            if runs:
+                last = gradients[runs[-1][-1]]
+                follows = last.storage_offset() + last.shape[1] == gradients[index].storage_offset()
+                if follows and last.untyped_storage().data_ptr() == gradients[index].untyped_storage().data_ptr():
+                    runs[-1].append(index)
+                    continue
+            runs.append([index])
+        return runs
+
+    def _operand(self, index: int, sequences: Mapping[str, Tensor]) -> Tensor:
+        """What a product read at each step, [N, width]."""
+        node = self.plan.graph.nodes[index]
+        if node.op != "leaf":
+            entry = next((e for e, i in self.plan.graph.outputs.items() if i == index), None)
+            rows = self.kept[f"saved.{index}"] if entry is None else sequences[entry][self.batch :]
+            return rows[:, : node.width]
+        kind, _, rest = node.name.partition(".")
+        if kind == "state":
+            whole = sequences[rest][:, : node.width]
+            if self.packing.is_dense and self.reset is None:
+                return whole[: self.total]
+            rows = whole.index_select(0, self.packing.previous_steps)
+            if self.reset is not None:
+                rows[self.reset.bool()] = {e.name: e.initial for e, _ in self.layout.states}[rest]
+            return rows
+        return self.in_order(self.inputs["input" if kind == "raw" else node.name].detach())
+
+    def _give(self, product: str, weight: Tensor, bias: Tensor) -> None:
+        """Add a product's gradients to those of the parameters that store it."""
+        declared = self.layout.products.get(product)
+        if declared is not None and declared.fixed:
+            return
+        stored, rows = weight_parameter(self.layout, product)
+        for key, at, value in (
+            (stored, rows, stored_gradient(self.layout, product, weight)),
+            (declared.bias if declared else None, rows, bias),
+        ):
+            if key is not None:
+                name = f"parameter.{key}"
+                if name not in self.found:
+                    whole = self.parameters[key].shape == value.shape
+                    self.found[name] = value if whole else torch.zeros_like(self.parameters[key])
+                    if whole:
+                        continue
+                self.found[name][at] += value

@@ -1,0 +1,77 @@
+"""The large matrix products before and after the recurrence, on Elman's own kernel.
+
+On the processors that were measured (see docs/benchmarks.md) torch's products reach 40-80 % of the multiply-add peak at
+these shapes, and it is they, not the loop, that a fast recurrence waits for.
+"""
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elman.compiler import build
+from elman.engine import threads
+
+REALS = {torch.float32: "float", torch.float64: "double"}
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("depth", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("a", ctypes.c_void_p),
+        ("a_row", ctypes.c_int64),
+        ("a_depth", ctypes.c_int64),
+        ("b", ctypes.c_void_p),
+        ("b_depth", ctypes.c_int64),
+        ("b_column", ctypes.c_int64),
+        ("c", ctypes.c_void_p),
+        ("c_row", ctypes.c_int64),
+        ("bias", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("parallel", ctypes.c_void_p),
+        ("thread_number", ctypes.c_void_p),
+        ("team_size", ctypes.c_void_p),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _library(real: str, isa: str) -> Any:
+    library = build.load('#include "products.h"\n', real)
+    library.elman_multiply.argtypes = [ctypes.c_void_p]
+    library.elman_workspace.argtypes = [ctypes.c_int64]
+    library.elman_workspace.restype = ctypes.c_int64
+    return library
+
+
+def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a b + bias, outside of autograd.
+
+    Args:
+        a: [M, K], any strides. b: [K, N], any strides. bias: [N], contiguous, or None.
+
+    Returns:
+        [M, N], contiguous, float32 or float64 as the operands are.
+
+    Raises:
+        BuildError: the kernel cannot be compiled.
+    """
+    library = _library(REALS[a.dtype], build.instruction_set())
+    result = a.new_empty(a.shape[0], b.shape[1])
+    workers = threads.count() if a.shape[0] * a.shape[1] * b.shape[1] > 1 << 15 else 1
+    workspace = a.new_empty(workers * library.elman_workspace(b.shape[1]))
+    product = _Product(
+        *(a.shape[0], b.shape[1], a.shape[1], workers),
+        *(a.data_ptr(), a.stride(0), a.stride(1)),
+        *(b.data_ptr(), b.stride(0), b.stride(1)),
+        *(result.data_ptr(), result.stride(0)),
+        None if bias is None else bias.data_ptr(),
+        workspace.data_ptr(),
+        *(threads.pool() or (None, None, None)),
+    )
+    library.elman_multiply(ctypes.addressof(product))
+    return result
