@@ -14,7 +14,7 @@ from elman.compiler import build
 from elman.compiler.emit import Group, Kernel
 from elman.engine import threads
 from elman.engine.packing import Packing
-from elman.engine.products import REALS
+from elman.engine.products import REALS, lanes, pack
 
 ALIGNMENT = 64  # bytes to which rows are padded, whatever the instruction set
 
@@ -140,14 +140,16 @@ class Table:
     ) -> None:
         """Run the kernel over all steps."""
         library = _library(self._kernel.source, REALS[self._dtype], build.instruction_set())
-        lanes = library.elman_lanes()
+        width = lanes(self._dtype)
         sizes = torch.tensor(packing.batch_sizes)
         offsets = sizes.cumsum(0) - sizes
-        weights = [_pack(g, matrices, lanes) for g in self._kernel.groups]
-        ranges = [_ranges(g, patterns, lanes) for g in self._kernel.groups]
+        weights = [
+            pack([matrices[p] for p in g.products], g.width, g.blocks, g.transposed) for g in self._kernel.groups
+        ]
+        ranges = [_ranges(g, patterns, width) for g in self._kernel.groups]
         workers = threads.count()
         split_units = packing.batch < 8 * workers
-        sums = torch.empty(max(1, self._kernel.sums), workers, packing.batch, lanes, dtype=self._dtype)
+        sums = torch.empty(max(1, self._kernel.sums), workers, packing.batch, width, dtype=self._dtype)
         n = self.numbers
         entering = [n[f"{k}.{e}"] for e in entries if f"state.{e}" in n for k in ("previous", "state", "default")]
         finals = [n[f"{k}.{e}"] for e in entries if f"carry.{e}" in n for k in ("carry", "final")]
@@ -177,20 +179,6 @@ class Table:
             *(threads.pool() or (None, None, None)),
         )
         library.elman_run(ctypes.addressof(call))
-
-
-def _pack(group: Group, matrices: Mapping[str, Tensor], lanes: int) -> Tensor:
-    """A group's matrices as the kernel reads them: [block, depth, unit block of it, product, lane]."""
-    unit = group.blocks * lanes
-    blocks = -(-group.width // unit)
-    missing = blocks * unit - group.width
-    if group.transposed:
-        columns = torch.cat([matrices[p] for p in group.products])  # [depth, width]
-        columns = F.pad(columns, (0, missing)) if missing else columns
-        return columns.reshape(-1, blocks, unit).transpose(0, 1).contiguous()
-    stack = torch.stack([matrices[p] for p in group.products])  # [product, width, depth]
-    stack = F.pad(stack, (0, 0, 0, missing)) if missing else stack
-    return stack.reshape(len(group.products), blocks, group.blocks, lanes, -1).permute(1, 4, 2, 0, 3).contiguous()
 
 
 def _ranges(group: Group, patterns: Mapping[str, Tensor], lanes: int) -> Tensor | None:

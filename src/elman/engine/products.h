@@ -128,4 +128,55 @@ EXPORT int elman_multiply(Product *product) {
     else multiply_share(product);
     return 0;
 }
+// The matrices of one group of a kernel's products, as `recurrence.h` reads them:
+// [block][depth][unit block of it][matrix][LANES], zero past the last unit.
+struct Packing {
+    int64_t count, unit_blocks, width, depth, transposed, threads;
+    const real *const *matrices;  // [width, depth] each; transposed: [rows, width] each, the depth being all rows
+    const int64_t *strides, *rows;
+    real *to;
+    Parallel parallel;
+    int (*thread_number)();
+    int (*team_size)();
+};
+
+// LANES rows of a matrix, of which `n` exist, to [depth] vectors that are `step` elements apart.
+static void transpose(real *to, int64_t step, const real *from, int64_t stride, int64_t n, int64_t depth) {
+    for (int64_t k0 = 0; k0 < depth; k0 += LANES) {
+        const int64_t k1 = k0 + LANES < depth ? k0 + LANES : depth;
+        for (int64_t l = 0; l < LANES; ++l)
+            for (int64_t k = k0; k < k1; ++k) to[k * step + l] = l < n ? from[l * stride + k] : 0;
+    }
+}
+
+static void pack_share(void *argument) {
+    const Packing &p = *(const Packing *)argument;
+    const int64_t team = p.threads > 1 ? p.team_size() : 1, thread = p.threads > 1 ? p.thread_number() : 0;
+    const int64_t units = p.unit_blocks * LANES, blocks = (p.width + units - 1) / units;
+    const int64_t step = units * (p.transposed ? 1 : p.count);
+    for (int64_t block = blocks * thread / team; block < blocks * (thread + 1) / team; ++block) {
+        real *to = p.to + block * p.depth * step;
+        const int64_t unit = block * units, present = p.width - unit < units ? p.width - unit : units;
+        if (p.transposed) {
+            for (int64_t m = 0; m < p.count; ++m)
+                for (int64_t row = 0; row < p.rows[m]; ++row, to += step) {
+                    memcpy(to, p.matrices[m] + row * p.strides[m] + unit, present * sizeof(real));
+                    for (int64_t i = present; i < units; ++i) to[i] = 0;
+                }
+        } else
+            for (int64_t b = 0; b < p.unit_blocks; ++b)
+                for (int64_t m = 0; m < p.count; ++m) {
+                    const int64_t left = present - b * LANES, n = left < 0 ? 0 : left < LANES ? left : LANES;
+                    transpose(to + (b * p.count + m) * LANES, step, p.matrices[m] + (unit + b * LANES) * p.strides[m],
+                              p.strides[m], n, p.depth);
+                }
+    }
+}
+
+EXPORT int elman_pack(Packing *packing) {
+    if (packing->threads > 1) packing->parallel(pack_share, packing, (unsigned)packing->threads, 0);
+    else pack_share(packing);
+    return 0;
+}
+EXPORT int elman_lanes() { return LANES; }
 EXPORT int64_t elman_workspace(int64_t columns) { return DEPTH * (BLOCK_ROWS + panels(columns) * COLUMNS); }

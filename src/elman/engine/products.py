@@ -43,9 +43,57 @@ class _Product(ctypes.Structure):
 def _library(real: str, isa: str) -> Any:
     library = build.load('#include "products.h"\n', real)
     library.elman_multiply.argtypes = [ctypes.c_void_p]
+    library.elman_pack.argtypes = [ctypes.c_void_p]
     library.elman_workspace.argtypes = [ctypes.c_int64]
     library.elman_workspace.restype = ctypes.c_int64
     return library
+
+
+class _Packing(ctypes.Structure):
+    _fields_ = (
+        *((n, ctypes.c_int64) for n in ("count", "unit_blocks", "width", "depth", "transposed", "threads")),
+        *((n, ctypes.c_void_p) for n in ("matrices", "strides", "rows", "to")),
+        *((n, ctypes.c_void_p) for n in ("parallel", "thread_number", "team_size")),
+    )
+
+
+def lanes(dtype: torch.dtype) -> int:
+    """Numbers in a vector of the instruction set that kernels are compiled for."""
+    return int(_library(REALS[dtype], build.instruction_set()).elman_lanes())
+
+
+def pack(matrices: list[Tensor], width: int, unit_blocks: int, transposed: bool) -> Tensor:
+    """Matrices of one group of a kernel's products, in the order in which the kernel reads them.
+
+    Args:
+        matrices: [width, depth] each, or where transposed [rows, width] each, the depth being all rows together.
+        width: units of the result.
+        unit_blocks: vectors of units that the kernel computes together.
+        transposed: see `matrices`.
+
+    Returns:
+        A flat tensor: [block, depth, unit block of it, matrix, lane], zero past the last unit.
+    """
+    first = matrices[0]
+    matrices = [m if m.stride(1) == 1 else m.contiguous() for m in matrices]
+    library = _library(REALS[first.dtype], build.instruction_set())
+    depth = sum(m.shape[0] for m in matrices) if transposed else first.shape[1]
+    unit = unit_blocks * library.elman_lanes()
+    padded = -(-width // unit) * unit
+    result = first.new_empty(padded * depth * (1 if transposed else len(matrices)))
+    count = len(matrices)
+    addresses = (ctypes.c_void_p * count)(*(m.data_ptr() for m in matrices))
+    strides = (ctypes.c_int64 * count)(*(m.stride(0) for m in matrices))
+    rows = (ctypes.c_int64 * count)(*(m.shape[0] for m in matrices))
+    workers = threads.count() if result.numel() > 1 << 15 else 1
+    job = _Packing(
+        *(count, unit_blocks, width, depth, transposed, workers),
+        *(ctypes.addressof(v) for v in (addresses, strides, rows)),
+        result.data_ptr(),
+        *(threads.pool() or (None, None, None)),
+    )
+    library.elman_pack(ctypes.addressof(job))
+    return result
 
 
 def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

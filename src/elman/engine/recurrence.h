@@ -359,4 +359,3 @@ EXPORT int elman_run(Call *call) {
     else work(call);
     return 0;
 }
-EXPORT int elman_lanes() { return LANES; }

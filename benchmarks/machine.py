@@ -1,0 +1,84 @@
+"""What this machine can do at most: multiply-adds, and reads from each level of memory."""
+
+import ctypes
+import time
+
+import torch
+
+from elman.compiler import build
+from elman.engine import threads
+
+_SOURCE = """
+#include "vectors.h"
+struct Job { real *data; int64_t bytes, repeats; Parallel parallel; int (*number)(); real result[64]; };
+static void multiply_adds(void *argument) {
+    Job &job = *(Job *)argument;
+    V acc[ACCUMULATORS];
+    for (int i = 0; i < ACCUMULATORS; ++i) acc[i] = splat((real)i);
+    const V x = splat((real)0.999), y = splat((real)1e-9);
+    for (int64_t r = 0; r < job.repeats; ++r) {
+#pragma GCC unroll 32
+        for (int i = 0; i < ACCUMULATORS; ++i) { acc[i] = acc[i] * x + y; asm volatile("" : "+v"(acc[i])); }
+    }
+    V sum = V{};
+    for (int i = 0; i < ACCUMULATORS; ++i) sum += acc[i];
+    job.result[job.number()] = sum[0];
+}
+static void reads(void *argument) {
+    Job &job = *(Job *)argument;
+    const int64_t n = job.bytes / sizeof(real);
+    const real *p = job.data + job.number() * n;
+    V acc[8] = {};
+    for (int64_t r = 0; r < job.repeats; ++r)
+        for (int64_t i = 0; i < n; i += 8 * LANES)
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; ++j) acc[j] += load(p + i + j * LANES);
+    V sum = V{};
+    for (int j = 0; j < 8; ++j) sum += acc[j];
+    job.result[job.number()] = sum[0];
+}
+EXPORT int run(Job *job, int kind, int workers) {
+    job->parallel(kind ? reads : multiply_adds, job, workers, 0);
+    return kind ? 0 : ACCUMULATORS * LANES * 2;
+}
+"""
+
+
+class _Job(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("bytes", ctypes.c_int64),
+        ("repeats", ctypes.c_int64),
+        ("parallel", ctypes.c_void_p),
+        ("number", ctypes.c_void_p),
+        ("result", ctypes.c_float * 64),
+    )
+
+
+def _best(kind: int, bytes_each: int, repeats: int, workers: int) -> tuple[float, int]:
+    """Seconds of the best of nine runs, and what the run returns."""
+    library = build.load(_SOURCE, "float")
+    pool = threads.pool()
+    assert pool is not None
+    data = torch.ones(max(1, bytes_each * workers // 4))
+    job = _Job(data.data_ptr(), bytes_each, repeats, pool[0], pool[1])
+    best, result = float("inf"), 0
+    for _ in range(9):
+        start = time.perf_counter()
+        result = library.run(ctypes.byref(job), kind, workers)
+        best = min(best, time.perf_counter() - start)
+    return best, result
+
+
+def peak_gflops(workers: int) -> float:
+    """Single-precision multiply-add peak, in GFLOP/s."""
+    repeats = 2_000_000
+    seconds, per_repeat = _best(0, 0, repeats, workers)
+    return per_repeat * repeats * workers / seconds / 1e9
+
+
+def read_bandwidth(bytes_each: int, workers: int) -> float:
+    """GB/s that `workers` threads read together, each going over its own `bytes_each` bytes again and again."""
+    repeats = max(1, 400_000_000 // bytes_each)
+    seconds, _ = _best(1, bytes_each, repeats, workers)
+    return bytes_each * repeats * workers / seconds / 1e9
