@@ -14,6 +14,7 @@ struct Job { real *data; int64_t bytes, repeats; Parallel parallel; int (*number
 static void multiply_adds(void *argument) {
     Job &job = *(Job *)argument;
     V acc[ACCUMULATORS];
+#pragma GCC unroll 32
     for (int i = 0; i < ACCUMULATORS; ++i) acc[i] = splat((real)i);
     const V x = splat((real)0.999), y = splat((real)1e-9);
     for (int64_t r = 0; r < job.repeats; ++r) {
@@ -21,6 +22,7 @@ static void multiply_adds(void *argument) {
         for (int i = 0; i < ACCUMULATORS; ++i) { acc[i] = acc[i] * x + y; asm volatile("" : "+v"(acc[i])); }
     }
     V sum = V{};
+#pragma GCC unroll 32
     for (int i = 0; i < ACCUMULATORS; ++i) sum += acc[i];
     job.result[job.number()] = sum[0];
 }
@@ -34,6 +36,7 @@ static void reads(void *argument) {
 #pragma GCC unroll 8
             for (int j = 0; j < 8; ++j) acc[j] += load(p + i + j * LANES);
     V sum = V{};
+#pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) sum += acc[j];
     job.result[job.number()] = sum[0];
 }

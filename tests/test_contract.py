@@ -15,8 +15,11 @@ CELLS = {name: cells.get(name)() for name in cells.names()} | {
 
 
 def _on_torch(name: str) -> bool:
-    with use_engine("auto"):
-        return "torch" in explain(Recurrent(CELLS[name], 3, 8)).engines
+    try:
+        with use_engine("torch"):
+            return bool(explain(Recurrent(CELLS[name], 3, 8)).engines)
+    except RuntimeError:
+        return False
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -52,7 +52,7 @@ def _refill(value: Any, leaves: Any) -> Any:
     return tuple(_refill(part, leaves) for part in value) if isinstance(value, tuple) else value
 
 
-@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("engine", ["auto", "torch", "cpu", "reference"])
 @pytest.mark.parametrize("dtype", RELATIVE, ids=str)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("info", SAMPLES, ids=lambda info: info.name)
@@ -71,7 +71,7 @@ def test_samples_of_torch(info: Any, training: bool, dtype: torch.dtype, engine:
             _assert_equal(ours, theirs, sample.forward_input.args, dtype)
 
 
-@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("engine", ["auto", "torch", "cpu", "reference"])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
@@ -87,7 +87,7 @@ def test_batched(kind: Any, bias: bool, bidirectional: bool, batch_first: bool, 
         _assert_equal(ours, theirs, (x, (state, state.tanh()) if kind is nn.LSTM else state), torch.float64)
 
 
-@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("engine", ["auto", "torch", "cpu", "reference"])
 @pytest.mark.parametrize("enforce_sorted", [False, True])
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
 def test_packed_sequences(kind: Any, enforce_sorted: bool, engine: str) -> None:
@@ -159,7 +159,7 @@ def test_pickle_deepcopy_and_saved_state() -> None:
     assert torch.equal(copy.deepcopy(tuple(v.detach() for v in state))[0], state.h)
 
 
-@pytest.mark.parametrize("engine", ["torch", "reference"])
+@pytest.mark.parametrize("engine", ["torch", "cpu", "reference"])
 def test_parametrised_weights_are_used_and_trained(engine: str) -> None:
     class Doubled(nn.Module):
         def forward(self, weight: Tensor) -> Tensor:
@@ -192,6 +192,6 @@ def test_inputs_need_not_be_contiguous() -> None:
     x = torch.randn(4, 3, 5, 2)[..., 0].transpose(0, 1)
     ours, theirs = elman.LSTM(5, 6), nn.LSTM(5, 6)
     ours.load_state_dict(theirs.state_dict())
-    for engine in ("torch", "reference"):
+    for engine in ("torch", "cpu", "reference"):
         with elman.use_engine(engine):
             torch.testing.assert_close(ours(x)[0], theirs(x)[0])

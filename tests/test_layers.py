@@ -77,7 +77,7 @@ def test_a_state_in_the_wrong_order_of_integers_and_floats() -> None:
         Recurrent("clockwork", 3, 4)(X, (torch.zeros(1, 2, 4), torch.zeros(1, 2, 1)))
 
 
-@pytest.mark.parametrize("engine", ["reference", "torch"])
+@pytest.mark.parametrize("engine", ["auto", "reference", "torch"])
 def test_rows_of_an_empty_batch(engine: str) -> None:
     with elman.use_engine(engine):
         output, state = GRU(3, 4)(torch.zeros(5, 0, 3))
@@ -158,8 +158,10 @@ def test_stepper_resets_and_checks_its_input() -> None:
 
 
 def test_explain_names_engines_and_reasons() -> None:
-    plain = elman.explain(LSTM(3, 4, 2))
-    assert plain.engines == ("torch", "torch")
+    assert elman.explain(LSTM(3, 4, 2), torch.zeros(5, 16, 3)).engines == ("torch", "torch")
+    few = elman.explain(LSTM(3, 4), torch.zeros(5, 2, 3))
+    assert few.engines == ("cpu",)
+    assert few.refusals == ({"torch": "Elman's kernel is faster for few rows"},)
     assert (
         str(elman.explain(Recurrent("slstm", 3, 4)))
         == "layer 0: cpu; not torch: torch has no kernel for SLSTM(heads=4)"
@@ -169,6 +171,13 @@ def test_explain_names_engines_and_reasons() -> None:
     assert reset.refusals == ({"torch": "torch's kernels take no reset"},)
     with pytest.raises(TypeError, match="unknown arguments: length"):
         elman.explain(LSTM(3, 4), X, length=[3])
+
+
+def test_explain_draws_no_random_numbers() -> None:
+    module = LSTM(3, 4, 2, dropout=0.5)
+    before = torch.get_rng_state()
+    elman.explain(module)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_named_engine_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +191,7 @@ def test_a_named_engine_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("ELMAN_ENGINE", "reference")
     assert elman.explain(LSTM(3, 4)).engines == ("reference",)
     with elman.use_engine("auto"):
-        assert elman.explain(LSTM(3, 4)).engines == ("torch",)
+        assert elman.explain(LSTM(3, 4)).engines == ("cpu",)
     monkeypatch.setenv("ELMAN_ENGINE", "quick")
     with pytest.raises(ValueError, match="ELMAN_ENGINE must be one of auto, torch, cpu, reference, got 'quick'"):
         LSTM(3, 4)(X)

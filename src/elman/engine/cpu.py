@@ -40,6 +40,11 @@ def why_not(call: LayerCall) -> str | None:
     return _build_problem(call.input.dtype)
 
 
+def rather_not(call: LayerCall) -> str | None:
+    """No call that this engine can run is passed over."""
+    return None
+
+
 @functools.cache
 def _build_problem(dtype: torch.dtype) -> str | None:
     """Why nothing can be compiled here, or None; said once as a warning."""
@@ -93,7 +98,8 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
         **{f"below.{k}": v for k, v in direction.below.items()},
     }
     wanted = len(direction.state) if call.every_state else 1
-    scene = Scene(call, direction.reverse, tuple(inputs), wanted)
+    training = torch.is_grad_enabled() and any(v.requires_grad for v in inputs.values())
+    scene = Scene(call, direction.reverse, tuple(inputs), wanted, training)
     results = _Recurrence.apply(scene, *inputs.values())  # type: ignore[no-untyped-call]
     return DirectionResult(tuple(results[:wanted]), tuple(results[wanted:]))
 
@@ -105,12 +111,11 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx: Any, scene: Scene, *tensors: Tensor) -> Any:
         call = scene.call
         plan = plan_of(call)
-        training = any(ctx.needs_input_grad)
-        forward = Forward(scene, plan, dict(zip(scene.names, tensors, strict=True)), training)
+        forward = Forward(scene, plan, dict(zip(scene.names, tensors, strict=True)))
         results = forward.run()
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(v for v in results if not v.is_floating_point()))
-        if training:
+        if scene.training:
             ctx.scene = scene
             ctx.plan = plan
             kept = forward.kept()

@@ -78,14 +78,24 @@ def choose(call: LayerCall) -> tuple[str, dict[str, str]]:
         RuntimeError: an engine was named and cannot run the call.
     """
     wanted = _wanted()
+    if wanted != "auto":
+        reason = _ENGINES[wanted].why_not(call)
+        if reason is not None:
+            raise RuntimeError(f"the engine {wanted!r} cannot run this layer: {reason}")
+        return wanted, {}
     refusals: dict[str, str] = {}
+    slower: dict[str, str] = {}
     for name, engine in _ENGINES.items():
-        if wanted in ("auto", name):
-            reason = engine.why_not(call)
-            if reason is None:
-                return name, refusals
+        reason = engine.why_not(call)
+        if reason is not None:
             refusals[name] = reason
-    raise RuntimeError(f"the engine {wanted!r} cannot run this layer: {refusals[wanted]}")
+            continue
+        reason = engine.rather_not(call)
+        if reason is None and not (slower and name == reference.name):
+            return name, refusals | slower
+        if reason is not None:
+            slower[name] = reason
+    return next(iter(slower)), refusals
 
 
 def run(call: LayerCall) -> list[DirectionResult]:

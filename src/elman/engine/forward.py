@@ -24,6 +24,7 @@ class Scene:
     reverse: bool
     names: tuple[str, ...]
     wanted: int
+    training: bool
 
 
 class Run:
@@ -131,10 +132,9 @@ def _patterns(plan: Plan) -> dict[str, Tensor]:
 
 
 class Forward(Run):
-    def __init__(self, scene: Scene, plan: Plan, inputs: Mapping[str, Tensor], training: bool) -> None:
+    def __init__(self, scene: Scene, plan: Plan, inputs: Mapping[str, Tensor]) -> None:
         super().__init__(scene, plan, inputs)
-        self.kernel = plan.training if training else plan.inference
-        self.training = training
+        self.kernel = plan.training if scene.training else plan.inference
         self.sequences: dict[str, Tensor] = {}
         self.saved: dict[str, Tensor] = {}
 

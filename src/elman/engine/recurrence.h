@@ -216,7 +216,7 @@ template <class Part> static void run_part(const Context &c) {
     const int64_t units = c.call->buffers[Part::domain_buffer].width;
     constexpr int count = Part::count ? Part::count : 1;
     constexpr int fitting = ACCUMULATORS / (Part::blocks * count);
-    constexpr int most = fitting < 1 ? 1 : fitting > 8 ? 8 : fitting;
+    constexpr int most = !Part::count || fitting < 1 ? 1 : fitting > 8 ? 8 : fitting;
     const int64_t block_units = Part::blocks * LANES, blocks = (units + block_units - 1) / block_units;
     const int64_t first = blocks * c.blocks_of / c.block_parts, last = blocks * (c.blocks_of + 1) / c.block_parts;
     for (int i = 0; i < Part::sums; ++i)

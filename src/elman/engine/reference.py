@@ -25,6 +25,11 @@ def why_not(call: LayerCall) -> str | None:
     return None
 
 
+def rather_not(call: LayerCall) -> str | None:
+    """The reference is what is left where nothing faster runs."""
+    return None
+
+
 def run(call: LayerCall) -> list[DirectionResult]:
     """Run a layer; see `LayerCall` for shapes."""
     return [_run_direction(call, direction) for direction in call.directions]

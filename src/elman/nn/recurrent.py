@@ -277,7 +277,7 @@ class Recurrent(nn.Module):
             results = run(call)
             finals += [result.state for result in results]
             x = _concatenate([result.sequences[0] for result in results])
-            if self.dropout and level < self.num_layers - 1:
+            if self.dropout and level < self.num_layers - 1 and run is dispatch.run:
                 x = F.dropout(x, self.dropout, self.training)
         sequences = [_concatenate(list(parts)) for parts in zip(*(r.sequences for r in results), strict=True)]
         state = self.cell.State(*(frame.leave_state(torch.stack(entry)) for entry in zip(*finals, strict=True)))
