@@ -41,7 +41,8 @@ def _assert_equal(ours: nn.Module, theirs: nn.Module, arguments: tuple[Any, ...]
     for a, b in zip(results[0][0] + list(results[0][1]), results[1][0] + list(results[1][1]), strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
-        assert (a - b).abs().max() <= RELATIVE[dtype] * b.abs().max().clamp(min=1e-3)
+        # The derivative 1 - y² of a saturated unit is off by an epsilon whatever computes it, and may be all there is.
+        assert (a - b).abs().max() <= RELATIVE[dtype] * b.abs().max().clamp(min=0.02)
 
 
 def _refill(value: Any, leaves: Any) -> Any:

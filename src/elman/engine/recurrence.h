@@ -108,9 +108,10 @@ INLINE V sigmoid(V x) {
     return 1 / (1 + (scale * part + scale));
 }
 INLINE V tanh(V x) {
-    V scale, part = exp_parts(-2 * abs(x), scale);  // expm1(-2|x|) = scale * part + (scale - 1)
-    V m = scale * part + (scale - 1);
-    V y = -m / (2 + m);
+    V scale, part = exp_parts(-2 * abs(x), scale);
+    V e = scale * part + scale, m = scale * part + (scale - 1);  // e^(-2|x|), and that less 1
+    V r = 1 / (1 + e);
+    V y = e < (real)0.375 ? 1 - 2 * e * r : -m * r;  // each where it keeps its digits: 1 - y*y must keep its own
     return x < (real)0 ? -y : y;
 }
 
