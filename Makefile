@@ -32,7 +32,7 @@ format: $(READY)
 demo: $(READY)
 	$(BIN)/elman train lm --run $(RUN) --max-minutes $(MINUTES)
 	$(BIN)/elman evaluate $(RUN)
-	$(BIN)/elman generate $(RUN) --prime "def " --length 600
+	$(BIN)/elman generate $(RUN) --prime "def " --length 600 --temperature 0.6
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info
