@@ -47,8 +47,12 @@ def instruction_set() -> str:
     Raises:
         BuildError: ELMAN_ISA names none of them, or one that the processor lacks.
     """
+    return _instruction_set(os.environ.get("ELMAN_ISA"))
+
+
+@functools.cache
+def _instruction_set(wanted: str | None) -> str:
     have = {"avx512": "avx512f" in processor_flags(), "avx2": {"avx2", "fma"} <= processor_flags(), "portable": True}
-    wanted = os.environ.get("ELMAN_ISA")
     if wanted is None:
         return next(name for name, present in have.items() if present)
     if not have.get(wanted):

@@ -1,10 +1,13 @@
 """One direction of a layer on compiled kernels: backward."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from elman.cells.layout import MatrixProduct
+from elman.cells.structure import Dense
 from elman.compiler.plan import Plan
 from elman.engine import threads
 from elman.engine.forward import Run, Scene
@@ -72,8 +75,8 @@ class Backward(Run):
         for n, v in side.items():
             width = self.layout.input_size if n == "raw" else self.inputs[n].shape[1]
             self.found["input" if n == "raw" else n] = self.in_order(v[:, :width])
-        self._input_products(x_gradients)
         self._recurrent_products(product_gradients, sequences)
+        self._input_products(x_gradients)
         return self.found
 
     def _product_buffers(self, table: Table) -> dict[int, Tensor]:
@@ -122,7 +125,8 @@ class Backward(Run):
         x = self.in_order(self.inputs["input"].detach())
         self.found["parameter.weight_ih"] = multiply(d.T, x)
         if self.layout.input_bias:
-            self.found["parameter.bias_ih"] = d.sum(0)
+            shared = self.plan.shares_gradients and self.found.get("parameter.bias_hh")
+            self.found["parameter.bias_ih"] = shared.clone() if isinstance(shared, Tensor) else d.sum(0)
         if self.inputs["input"].requires_grad:
             through = self.in_order(multiply(d, self.parameters["weight_ih"]))
             self.found["input"] = self.found["input"] + through if "input" in self.found else through
@@ -137,13 +141,24 @@ class Backward(Run):
                 widths = [nodes[i].width for i in run]
                 span = sum(padded(w, self.dtype) for w in widths)
                 d = self._compact(first.as_strided((self.total, span), first.stride(), first.storage_offset()), widths)
-                dense_gradient = multiply(d.T, self._operand(operand, sequences))
-                bias_gradient = d.sum(0)
-                start = 0
-                for index, width in zip(run, widths, strict=True):
-                    rows = slice(start, start + width)
-                    self._give(nodes[index].name, dense_gradient[rows], bias_gradient[rows])
-                    start += width
+                weight = multiply(d.T, self._operand(operand, sequences))
+                bias = d.sum(0) if any(nodes[i].name in self.plan.biased for i in run) else None
+                names = [nodes[i].name for i in run]
+                declared = [self.layout.products.get(n) for n in names]
+                if _stored_together(declared):
+                    first_product, last_product = declared[0], declared[-1]
+                    assert first_product is not None
+                    assert last_product is not None
+                    rows = slice(first_product.rows.start, last_product.rows.stop)
+                    self._give(first_product.weight, rows, weight)
+                    self._give(first_product.bias, rows, bias)
+                    continue
+                parts = [None] * len(run) if bias is None else bias.split(widths)
+                for name, product, w, b in zip(names, declared, weight.split(widths), parts, strict=True):
+                    if product is None or not product.fixed:
+                        stored, rows = weight_parameter(self.layout, name)
+                        self._give(stored, rows, stored_gradient(self.layout, name, w))
+                        self._give(product.bias if product else None, rows, b)
 
     def _adjacent(self, group: list[int], gradients: Mapping[int, Tensor]) -> list[list[int]]:
         """Products of one operand whose gradients lie side by side, so that one matrix product serves them."""
@@ -176,21 +191,22 @@ class Backward(Run):
             return rows
         return self.in_order(self.inputs["input" if kind == "raw" else node.name].detach())
 
-    def _give(self, product: str, weight: Tensor, bias: Tensor) -> None:
-        """Add a product's gradients to those of the parameters that store it."""
-        declared = self.layout.products.get(product)
-        if declared is not None and declared.fixed:
+    def _give(self, parameter: str | None, rows: slice, gradient: Tensor | None) -> None:
+        """Add to the gradient of some rows of a parameter."""
+        if parameter is None or gradient is None:
             return
-        stored, rows = weight_parameter(self.layout, product)
-        for key, at, value in (
-            (stored, rows, stored_gradient(self.layout, product, weight)),
-            (declared.bias if declared else None, rows, bias),
-        ):
-            if key is not None:
-                name = f"parameter.{key}"
-                if name not in self.found:
-                    whole = self.parameters[key].shape == value.shape
-                    self.found[name] = value if whole else torch.zeros_like(self.parameters[key])
-                    if whole:
-                        continue
-                self.found[name][at] += value
+        name = f"parameter.{parameter}"
+        if name not in self.found and gradient.shape == self.parameters[parameter].shape:
+            self.found[name] = gradient
+            return
+        if name not in self.found:
+            self.found[name] = torch.zeros_like(self.parameters[parameter])
+        self.found[name][rows] += gradient
+
+
+def _stored_together(products: list[MatrixProduct | None]) -> bool:
+    """Whether products are dense and lie one after the other in one parameter."""
+    pairs = pairwise(products)
+    return all(p is not None and not p.fixed and isinstance(p.structure, Dense) for p in products) and all(
+        a and b and a.weight == b.weight and a.bias == b.bias and a.rows.stop == b.rows.start for a, b in pairs
+    )

@@ -108,8 +108,8 @@ class Run:
                 table.set(f"state.{entry.name}", sequence, Kind.ENTERED)
             else:
                 table.set(f"state.{entry.name}", self.empty(self.batch, width), Kind.ENTERED)
-            default = torch.full((padded(width, self.dtype),), entry.initial, dtype=self.dtype)
-            table.set(f"default.{entry.name}", default, Kind.UNITS)
+                default = torch.full((padded(width, self.dtype),), entry.initial, dtype=self.dtype)
+                table.set(f"default.{entry.name}", default, Kind.UNITS)
 
     def side_inputs(self, table: Table) -> None:
         """Give a table the inputs that are read as they are."""

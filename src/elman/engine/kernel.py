@@ -141,8 +141,6 @@ class Table:
         """Run the kernel over all steps."""
         library = _library(self._kernel.source, REALS[self._dtype], build.instruction_set())
         width = lanes(self._dtype)
-        sizes = torch.tensor(packing.batch_sizes)
-        offsets = sizes.cumsum(0) - sizes
         weights = [
             pack([matrices[p] for p in g.products], g.width, g.blocks, g.transposed) for g in self._kernel.groups
         ]
@@ -165,8 +163,8 @@ class Table:
             workers,
             backward,
             split_units,
-            sizes.data_ptr(),
-            offsets.data_ptr(),
+            packing.sizes.data_ptr(),
+            packing.offsets.data_ptr(),
             None if reset is None else reset.data_ptr(),
             ctypes.addressof(self.array),
             ctypes.addressof(weight_array),

@@ -5,7 +5,7 @@ A packed tensor is [N, *]: N = sum of the lengths, step 0 of all rows, then step
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -26,10 +26,11 @@ class Packing:
     order: Tensor | None
     device: torch.device
 
-    @classmethod
-    def dense(cls, steps: int, batch: int, device: torch.device) -> "Packing":
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def dense(steps: int, batch: int, device: torch.device) -> "Packing":
         """All rows have all steps."""
-        return cls((batch,) * steps, None, device)
+        return Packing((batch,) * steps, None, device)
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> "Packing":
@@ -74,16 +75,24 @@ class Packing:
         return tuple(lengths)
 
     @cached_property
+    def sizes(self) -> Tensor:
+        """`batch_sizes` as [T'] int64 on the CPU."""
+        return torch.tensor(self.batch_sizes)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """[T'] int64 on the CPU: the entry at which each step starts."""
+        return self.sizes.cumsum(0) - self.sizes
+
+    @cached_property
     def _places(self) -> tuple[Tensor, Tensor]:
         """Step and packed row of each of the N entries, [N] each."""
-        sizes = torch.tensor(self.batch_sizes)
-        step = torch.repeat_interleave(torch.arange(self.steps), sizes)
-        row = torch.arange(len(step)) - (sizes.cumsum(0) - sizes)[step]
+        step = torch.repeat_interleave(torch.arange(self.steps), self.sizes)
+        row = torch.arange(len(step)) - self.offsets[step]
         return step, row
 
     def _at(self, step: Tensor, row: Tensor) -> Tensor:
-        sizes = torch.tensor(self.batch_sizes)
-        return ((sizes.cumsum(0) - sizes)[step] + row).to(self.device)
+        return (self.offsets[step] + row).to(self.device)
 
     @cached_property
     def reversal(self) -> Tensor:

@@ -32,8 +32,10 @@ static void pack_a(const Product &p, real *to, int64_t row, int64_t rows, int64_
         const real *a = p.a + (row + r0) * p.a_row + from * p.a_depth;
         if (n < ROWS) memset(to, 0, sizeof(real) * depth * ROWS);
         if (p.a_row == 1)
-            for (int64_t k = 0; k < depth; ++k)
-                for (int64_t r = 0; r < n; ++r) to[k * ROWS + r] = a[k * p.a_depth + r];
+            for (int64_t k = 0; k < depth; ++k) {
+                if (n == ROWS) memcpy(to + k * ROWS, a + k * p.a_depth, ROWS * sizeof(real));
+                else memcpy(to + k * ROWS, a + k * p.a_depth, n * sizeof(real));
+            }
         else
             for (int64_t r = 0; r < n; ++r)
                 for (int64_t k = 0; k < depth; ++k) to[k * ROWS + r] = a[r * p.a_row + k * p.a_depth];
@@ -100,8 +102,8 @@ static void tile_of_c(const Product &p, const real *a, const real *b, int64_t de
 static void multiply_share(void *argument) {
     const Product &p = *(const Product *)argument;
     const int64_t team = p.threads > 1 ? p.team_size() : 1, thread = p.threads > 1 ? p.thread_number() : 0;
-    const bool by_columns = p.columns >= p.rows;
     const int64_t tiles = (p.rows + ROWS - 1) / ROWS, all = panels(p.columns);
+    const bool by_columns = p.columns >= p.rows && all >= 2 * team;
     const int64_t first = by_columns ? all * thread / team : 0, last = by_columns ? all * (thread + 1) / team : all;
     const int64_t begin = by_columns ? 0 : tiles * thread / team * ROWS;
     const int64_t limit = by_columns ? p.rows : tiles * (thread + 1) / team * ROWS;

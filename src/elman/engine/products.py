@@ -108,6 +108,8 @@ def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         BuildError: the kernel cannot be compiled.
     """
+    if bias is None and b.shape[1] < 32 and a.shape[0] > b.shape[1]:
+        return multiply(b.T, a.T).T.contiguous()  # a panel of C is 64 columns wide
     library = _library(REALS[a.dtype], build.instruction_set())
     result = a.new_empty(a.shape[0], b.shape[1])
     workers = threads.count() if a.shape[0] * a.shape[1] * b.shape[1] > 1 << 15 else 1

@@ -63,6 +63,6 @@ def run(call: LayerCall) -> list[DirectionResult]:
         output, *final = kernel(steps, state, weights, *options, False)
         output = output.flatten(0, 1)
     else:
-        output, *final = kernel(call.input, torch.tensor(packing.batch_sizes), state, weights, *options)
+        output, *final = kernel(call.input, packing.sizes, state, weights, *options)
     sequences = torch.split(output, call.layout.output_size, dim=1)
     return [DirectionResult((sequences[d],), tuple(final[k][d] for k in entries)) for d in range(len(call.directions))]
