@@ -144,6 +144,22 @@ def test_step_of_unbatched_and_batch_first_input() -> None:
         module.step(torch.zeros(5, 2, 3))
 
 
+def test_step_without_gradients_follows_its_parameters() -> None:
+    module, x = LSTM(3, 4, 2), torch.randn(2, 3)
+    with torch.no_grad():
+        for _ in range(2):  # the second time from parameters that have changed
+            expected, state = module(x.unsqueeze(0).repeat(2, 1, 1))
+            output, carried = module.step(*(x, module.step(x)[1]))
+            torch.testing.assert_close(output, expected[1])
+            torch.testing.assert_close(carried.c, state.c)
+            module.weight_hh_l1.mul_(3)
+        with pytest.raises(ValueError, match=r"state entry 'c' must be \(2, 2, 4\)"):
+            module.step(x, (state.h, state.c[:1]))
+        stepper = module.stepper(2)
+        stepper.state = state
+        torch.testing.assert_close(stepper(x), module.step(x, state)[0])
+
+
 def test_stepper_resets_and_checks_its_input() -> None:
     module = LSTM(3, 4)
     stepper, x = module.stepper(2), torch.randn(2, 3)

@@ -48,7 +48,7 @@ class Case:
 
     def extras(self, steps: int, batch: int) -> dict[str, Tensor]:
         """Random positive extra inputs, as many as the cell has, [T, B, width]."""
-        layout = self.module()._layers[0][1]
+        layout = self.module().layers[0][1]
         return {e.name: torch.rand(steps, batch, e.width, dtype=self.dtype) + 0.5 for e in layout.extras}
 
     def state(self, module: Recurrent, batch: int) -> tuple[Tensor, ...]:

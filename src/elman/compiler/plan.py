@@ -51,6 +51,22 @@ class Plan:
         """Forward, storing also what backward reads."""
         return self._forward(self.backward.saved)
 
+    @cached_property
+    def stepping(self) -> Kernel:
+        """One forward step that also does the products with the input: gate g's is named `x.<g>`."""
+        graph = Graph()
+        raw = graph.leaf("raw", self.layout.input_size)
+        moved: list[int] = []
+        for node in self.graph.nodes:
+            if node.op == "leaf" and node.name.startswith("x."):
+                moved.append(graph.add(Node("product", (raw.index,), node.width, node.name)).index)
+            else:
+                args = tuple(moved[a] for a in node.args)
+                moved.append(graph.add(Node(node.op, args, node.width, node.name)).index)
+        stores = {f"next.{e}": moved[index] for e, index in self.graph.outputs.items()}
+        biased = self.biased | ({f"x.{g}" for g in self.layout.input_gates} if self.layout.input_bias else set())
+        return emit(schedule(graph, stores, {}), biased)
+
     def _forward(self, saved: tuple[int, ...]) -> Kernel:
         stores = {f"next.{e}": index for e, index in self.graph.outputs.items()}
         stores |= {f"saved.{index}": index for index in saved}

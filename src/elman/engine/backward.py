@@ -66,7 +66,7 @@ class Backward(Run):
                 totals[n[6:]] = torch.zeros(threads.count(), padded(width, self.dtype), dtype=self.dtype)
                 table.set(n, totals[n[6:]], Kind.TOTALS)
         entries = list(self.widths)
-        table.run(self.matrices(), self.patterns(), self.packing, self.reset, True, entries)
+        table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, True, entries)()
 
         for n, v in totals.items():
             self.found[f"parameter.{n}"] = v.sum(0)[: self.parameters[n].shape[0]]

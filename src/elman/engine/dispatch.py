@@ -67,7 +67,8 @@ def _check(name: str, what: str) -> str:
     return name
 
 
-def _wanted() -> str:
+def wanted() -> str:
+    """The engine that is asked for here: "auto", or a name."""
     return _chosen.get() or _check(os.environ.get("ELMAN_ENGINE") or "auto", "ELMAN_ENGINE")
 
 
@@ -77,12 +78,12 @@ def choose(call: LayerCall) -> tuple[str, dict[str, str]]:
     Raises:
         RuntimeError: an engine was named and cannot run the call.
     """
-    wanted = _wanted()
-    if wanted != "auto":
-        reason = _ENGINES[wanted].why_not(call)
+    named = wanted()
+    if named != "auto":
+        reason = _ENGINES[named].why_not(call)
         if reason is not None:
-            raise RuntimeError(f"the engine {wanted!r} cannot run this layer: {reason}")
-        return wanted, {}
+            raise RuntimeError(f"the engine {named!r} cannot run this layer: {reason}")
+        return named, {}
     refusals: dict[str, str] = {}
     slower: dict[str, str] = {}
     for name, engine in _ENGINES.items():

@@ -122,13 +122,14 @@ class Run:
 
 
 @functools.lru_cache(maxsize=1024)
-def _patterns_of(layout: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
+def patterns_of(layout: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Where the structured ones of these products have weights, by name."""
     found = {n: pattern(layout, n) for n in names}
     return {n: p for n, p in found.items() if p is not None}
 
 
 def _patterns(plan: Plan) -> dict[str, Tensor]:
-    return _patterns_of(plan.layout, tuple(sorted({n.name for n in plan.products.values()})))
+    return patterns_of(plan.layout, tuple(sorted({n.name for n in plan.products.values()})))
 
 
 class Forward(Run):
@@ -158,7 +159,7 @@ class Forward(Run):
                 self.saved[n] = self.empty(self.total, width)
                 table.set(n, self.saved[n], Kind.STEP)
         entries = list(self.widths)
-        table.run(self.matrices(), self.patterns(), self.packing, self.reset, False, entries)
+        table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, False, entries)()
         return self._results()
 
     def _results(self) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -108,6 +108,7 @@ class Table:
         self._kernel = kernel
         self._dtype = dtype
         self._held: list[Any] = []
+        self._call: Any = None
         self.numbers = {name: i for i, name in enumerate(kernel.buffers)}
         self.array = (_Buffer * max(1, len(kernel.buffers)))()
         for buffer, (name, width) in zip(self.array, kernel.buffers.items(), strict=False):
@@ -129,7 +130,7 @@ class Table:
             buffer.kind = kind
             self._held.append(tensor)
 
-    def run(
+    def prepare(
         self,
         matrices: Mapping[str, Tensor],
         patterns: Mapping[str, Tensor],
@@ -137,15 +138,26 @@ class Table:
         reset: Tensor | None,
         backward: bool,
         entries: list[str],
-    ) -> None:
-        """Run the kernel over all steps."""
+        workers: int | None = None,
+    ) -> Callable[[], object]:
+        """Pack the matrices and point to everything; what is returned runs the kernel over all steps.
+
+        Args:
+            matrices: dense, by the names of the graph's products.
+            patterns: where structured ones have weights.
+            packing: the steps and their rows.
+            reset: [N] uint8, or None.
+            backward: whether time runs from the last step to the first.
+            entries: the states' names.
+            workers: threads; by default as many as torch uses.
+        """
         library = _library(self._kernel.source, REALS[self._dtype], build.instruction_set())
         width = lanes(self._dtype)
         weights = [
             pack([matrices[p] for p in g.products], g.width, g.blocks, g.transposed) for g in self._kernel.groups
         ]
         ranges = [_ranges(g, patterns, width) for g in self._kernel.groups]
-        workers = threads.count()
+        workers = workers or threads.count()
         split_units = packing.batch < 8 * workers
         sums = torch.empty(max(1, self._kernel.sums), workers, packing.batch, width, dtype=self._dtype)
         n = self.numbers
@@ -176,7 +188,9 @@ class Table:
             ctypes.addressof(finals_array),
             *(threads.pool() or (None, None, None)),
         )
-        library.elman_run(ctypes.addressof(call))
+        self._held += [weights, ranges, sums, packing, reset, entering_array, finals_array, weight_array, range_array]
+        self._call = call
+        return functools.partial(library.elman_run, ctypes.addressof(call))
 
 
 def _ranges(group: Group, patterns: Mapping[str, Tensor], lanes: int) -> Tensor | None:

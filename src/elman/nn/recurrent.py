@@ -79,8 +79,8 @@ class Recurrent(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = proj_size
-        self._layers = self._lay_out()
-        for level, (_, parts) in enumerate(self._layers):
+        self.layers = self._lay_out()
+        for level, (_, parts) in enumerate(self.layers):
             for suffix in self._suffixes(level):
                 for parameter in parts.parameters:
                     empty = torch.empty(parameter.shape, device=device, dtype=dtype)
@@ -110,7 +110,7 @@ class Recurrent(nn.Module):
     @property
     def output_size(self) -> int:
         """Width of the output: H, or the projection's, times the directions."""
-        return self._layers[-1][1].output_size * self.num_directions
+        return self.layers[-1][1].output_size * self.num_directions
 
     def _suffixes(self, level: int) -> list[str]:
         return [f"_l{level}", f"_l{level}_reverse"][: self.num_directions]
@@ -120,7 +120,7 @@ class Recurrent(nn.Module):
         with torch.no_grad():
             for tensor in self.parameters():
                 Uniform().fill(tensor, self.hidden_size)
-            for level, (cell, parts) in enumerate(self._layers):
+            for level, (cell, parts) in enumerate(self.layers):
                 for suffix in self._suffixes(level):
                     for parameter in parts.parameters:
                         self._fill(cell, parameter, getattr(self, parameter.name + suffix))
@@ -197,6 +197,14 @@ class Recurrent(nn.Module):
             raise ValueError("a bidirectional layer has no step: its backward direction starts at the end")
         if input.dim() not in (1, 2):
             raise ValueError(f"input must be [B, I], or [I] unbatched, got {tuple(input.shape)}")
+        if not torch.is_grad_enabled() and not extras and input.dim() == 2:
+            from elman.nn.stepper import prepared
+
+            kernels = prepared(self, input.shape[0])
+            if kernels is not None:
+                kernels.enter(state)
+                output = kernels.step(input)
+                return output, kernels.state()
         time = 1 if self.batch_first and input.dim() == 2 else 0
         lifted = None if extras is None else {name: value.unsqueeze(time) for name, value in extras.items()}
         output, state = self(input.unsqueeze(time), state, extras=lifted)
@@ -248,12 +256,12 @@ class Recurrent(nn.Module):
         directions = self.num_directions
         given = None
         if state is not None:
-            given = frame.state(state, self._layers[0][1], self.num_layers * directions)
+            given = frame.state(state, self.layers[0][1], self.num_layers * directions)
         x = frame.input
         results: list[DirectionResult] = []
         finals: list[tuple[Tensor, ...]] = []
-        for level, (cell, parts) in enumerate(self._layers):
-            above = self._layers[level + 1][0].below if level + 1 < self.num_layers else ()
+        for level, (cell, parts) in enumerate(self.layers):
+            above = self.layers[level + 1][0].below if level + 1 < self.num_layers else ()
             call = LayerCall(
                 cell=cell,
                 layout=parts,
@@ -291,7 +299,7 @@ class Recurrent(nn.Module):
         """The parameters of each layer and direction, in order, as torch.nn's layers give them."""
         return [
             [getattr(self, p.name + suffix) for p in parts.parameters]
-            for level, (_, parts) in enumerate(self._layers)
+            for level, (_, parts) in enumerate(self.layers)
             for suffix in self._suffixes(level)
         ]
 

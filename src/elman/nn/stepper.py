@@ -2,23 +2,28 @@
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from elman.compiler.build import BuildError
+from elman.compiler.graph import CannotCompile
+from elman.engine import dispatch
+from elman.engine.kernel import padded
+from elman.engine.products import REALS
+from elman.engine.stepping import LayerStep
 from elman.nn.recurrent import Recurrent
 
 
 class Stepper:
     """Steps of a unidirectional `Recurrent` for a fixed number of rows; no gradients.
 
+    Where the compiled engine can run the layers, matrices are packed once and each step is one call into a kernel.
+
     Args:
         module: the layers to step; their parameters are read when the stepper is made.
         batch_size: B, rows that step together.
-
-    Attributes:
-        state: the state after the last step, in the form that the module's `forward` takes and gives; None at the
-            start. It may be assigned.
 
     Raises:
         ValueError: the module is bidirectional, or batch_size is not positive.
@@ -31,12 +36,32 @@ class Stepper:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._module = module
         self.batch_size = batch_size
-        self.state: Any = None
+        self._state: Any = None
+        self._kernel = _prepare(module, batch_size)
+
+    @property
+    def state(self) -> Any:
+        """The state after the last step, in the form that the module's `forward` takes and gives; it may be assigned.
+
+        None at the start: the cell's default.
+        """
+        if self._kernel is not None:
+            return self._kernel.state()
+        return self._state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        if self._kernel is not None:
+            self._kernel.enter(state)
+        else:
+            self._state = state
 
     def __call__(self, input: Tensor, *, extras: Mapping[str, Tensor] | None = None) -> Tensor:
         """One time step: [B, I] to [B, H]."""
         if input.dim() != 2 or input.shape[0] != self.batch_size:
             raise ValueError(f"input must be [B, I] with B = {self.batch_size}, got {tuple(input.shape)}")
+        if self._kernel is not None and not extras:
+            return self._kernel.step(input)
         with torch.no_grad():
             output, self.state = self._module.step(input, self.state, extras=extras)
         return output  # type: ignore[no-any-return]
@@ -44,3 +69,99 @@ class Stepper:
     def reset(self) -> None:
         """Go back to the cell's default state, for all rows."""
         self.state = None
+
+
+# Prepared layers by module, with the versions of the parameters that they were made from.
+_prepared: WeakKeyDictionary[Recurrent, tuple[Any, "_Kernels | None"]] = WeakKeyDictionary()
+
+
+def prepared(module: Recurrent, batch: int) -> "_Kernels | None":
+    """The layers as kernels that `Recurrent.step` may use, kept until a parameter changes, or None."""
+    parameters = list(module.parameters())
+    if hasattr(module, "parametrizations") or any(p.is_inference() for p in parameters):
+        return None
+    key = (batch, dispatch.wanted(), *((p.data_ptr(), p._version) for p in parameters))
+    found = _prepared.get(module)
+    if found is None or found[0] != key:
+        found = (key, None if module.bidirectional else _prepare(module, batch))
+        _prepared[module] = found
+    return found[1]
+
+
+def _prepare(module: Recurrent, batch: int) -> "_Kernels | None":
+    """The layers as prepared kernels, or None where `step` has to do."""
+    weight = next(module.parameters())
+    layers = module.layers
+    plain = all(not cell.below and not parts.extras for cell, parts in layers)
+    counted = any(entry.dtype == "int64" for entry, _ in layers[0][1].states)
+    if not plain or counted or weight.dtype not in REALS or weight.device.type != "cpu":
+        return None
+    if dispatch.wanted() not in ("auto", "cpu"):
+        return None
+    try:
+        return _Kernels(module, batch)
+    except (CannotCompile, BuildError):
+        if dispatch.wanted() == "cpu":
+            raise
+        return None  # `explain` says why; the layers' own engine is asked at each step
+
+
+class _Kernels:
+    def __init__(self, module: Recurrent, batch: int) -> None:
+        weight = next(module.parameters())
+        self._batch = batch
+        self._dtype = weight.dtype
+        self._input_size = module.input_size
+        self._layers: list[LayerStep] = []
+        self._specifications = [parts for _, parts in module.layers]
+        self._form = module.cell.State
+        first = torch.zeros(batch, padded(module.input_size, self._dtype), dtype=self._dtype)
+        self._input = first[:, : module.input_size]
+        raw = (first, first)
+        for level, (cell, parts) in enumerate(module.layers):
+            parameters = {p.name: getattr(module, f"{p.name}_l{level}").detach().clone() for p in parts.parameters}
+            layer = LayerStep(cell, parts, parameters, batch, raw)
+            self._layers.append(layer)
+            raw = (layer.states[0][1], layer.states[0][0])  # what an even step, and an odd one, has just written
+        self._odd = 0
+        self._started = False
+        self.enter(None)
+
+    def step(self, input: Tensor) -> Tensor:
+        if input.shape[1] != self._input_size or input.dtype != self._dtype:
+            expected = f"[B, {self._input_size}] of {self._dtype}"
+            raise ValueError(f"input must be {expected}, got {tuple(input.shape)} of {input.dtype}")
+        self._input.copy_(input.detach())
+        for layer in self._layers:
+            layer.run(self._odd)
+        self._odd = 1 - self._odd
+        self._started = True
+        return self._layers[-1].states[0][self._odd][:, : self._specifications[-1].output_size].clone()
+
+    def state(self) -> Any:
+        if not self._started:
+            return None
+        entries = [
+            torch.stack([layer.states[k][self._odd][:, :width] for layer in self._layers])
+            for k, (_, width) in enumerate(self._specifications[0].states)
+        ]
+        return self._form(*entries) if len(entries) > 1 else entries[0]
+
+    def enter(self, state: Any) -> None:
+        specification = self._specifications[0]
+        names = [entry.name for entry, _ in specification.states]
+        values = (state,) if isinstance(state, Tensor) else state
+        if values is not None and len(values) != len(names):
+            raise ValueError(f"state must have the entries {', '.join(names)}, got {len(values)}")
+        self._started = state is not None
+        for k, (entry, width) in enumerate(specification.states):
+            value = None if values is None else values[k].detach()
+            expected = (len(self._layers), self._batch, width)
+            if value is not None and tuple(value.shape) != expected:
+                raise ValueError(f"state entry {entry.name!r} must be {expected}, got {tuple(value.shape)}")
+            for level, layer in enumerate(self._layers):
+                place = layer.states[k][self._odd][:, :width]
+                if value is None:
+                    place.fill_(entry.initial)
+                else:
+                    place.copy_(value[level])

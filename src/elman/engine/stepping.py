@@ -1,0 +1,75 @@
+"""One time step of a layer, prepared: matrices packed, buffers in place, the products with the input in the kernel."""
+
+import torch
+from torch import Tensor
+
+from elman.cells.contract import Cell
+from elman.cells.layout import Layout
+from elman.compiler.plan import Plan
+from elman.engine import reference, threads
+from elman.engine.forward import patterns_of
+from elman.engine.kernel import Kind, Table, padded, vector_rows
+from elman.engine.matrices import dense
+from elman.engine.packing import Packing
+
+_SHARED_FROM = 1 << 19  # bytes of matrices from which a second thread repays its start
+
+
+class LayerStep:
+    """Steps of one layer for B rows; no gradients.
+
+    Args:
+        cell, layout: the layer.
+        parameters: by the names of `Layout.parameters`; read now.
+        batch: B.
+        raw: where the input of each step will stand, two tensors [B, padded I] for even and odd steps.
+
+    Attributes:
+        states: for each state entry the two tensors [B, padded width] between which it goes to and fro: an even step
+            reads the first and writes the second.
+
+    Raises:
+        CannotCompile: the cell has no kernel.
+        BuildError: the kernel cannot be built.
+    """
+
+    def __init__(
+        self, cell: Cell, layout: Layout, parameters: dict[str, Tensor], batch: int, raw: tuple[Tensor, Tensor]
+    ) -> None:
+        plan = Plan(cell, layout, {})
+        kernel = plan.stepping
+        dtype = raw[0].dtype
+        constants = reference.constants(cell, layout.hidden_size, raw[0])
+        names = {p for group in kernel.groups for p in group.products}
+        matrices = {n: dense(layout, n, parameters, constants) for n in names if not n.startswith("x.")}
+        matrices |= {f"x.{g}": parameters["weight_ih"][rows] for g, rows in layout.input_gates.items()}
+        size = sum(m.numel() * m.element_size() for m in matrices.values())
+        workers = threads.count() if size >= _SHARED_FROM else 1
+        self.states = [
+            tuple(torch.zeros(batch, padded(width, dtype), dtype=dtype) for _ in range(2)) for _, width in layout.states
+        ]
+        self._runs = []
+        for odd in (0, 1):
+            table = Table(kernel, dtype, batch)
+            table.set("raw", raw[odd], Kind.BATCH)
+            for (entry, _), pair in zip(layout.states, self.states, strict=True):
+                table.set(f"state.{entry.name}", pair[odd], Kind.BATCH)
+                table.set(f"next.{entry.name}", pair[1 - odd], Kind.BATCH)
+            for n in layout.vectors:
+                table.set(f"vector.{n}", vector_rows(parameters[n]), Kind.UNITS)
+            for n, v in constants.items():
+                if v.dim() == 1:
+                    table.set(f"constant.{n}", vector_rows(v.to(dtype)), Kind.UNITS)
+            for p in layout.products.values():
+                if p.bias is not None:
+                    table.set(f"bias.{p.name}", vector_rows(parameters[p.bias][p.rows]), Kind.UNITS)
+            if layout.input_bias:
+                for g, rows in layout.input_gates.items():
+                    table.set(f"bias.x.{g}", vector_rows(parameters["bias_ih"][rows]), Kind.UNITS)
+            packing = Packing.dense(1, batch, raw[0].device)
+            found = patterns_of(layout, tuple(sorted(n for n in names if not n.startswith("x."))))
+            self._runs.append((table, table.prepare(matrices, found, packing, None, False, [], workers)))
+
+    def run(self, odd: int) -> None:
+        """Run a step."""
+        self._runs[odd][1]()
