@@ -1,0 +1,351 @@
+"""Elman's layers against torch.nn, ONNX Runtime, torchrecurrent and an eager loop: both sides interleaved, one run.
+
+    python benchmarks/layers.py [--seconds 1.0] [--only layers,cells,lengths,streaming,memory,compile] > table.md
+
+Ratios are medians of the peer's times over medians of Elman's: above 1 Elman is faster. Run it alone on the machine.
+"""
+
+import argparse
+import datetime
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import elman
+import machine
+from elman import cells
+from elman.cells.math import tanh
+from elman.compiler import build
+
+SHAPES = (
+    (1, 128, 64, 128),
+    (1, 128, 256, 256),
+    (1, 128, 512, 512),
+    (1, 64, 1024, 1024),
+    (16, 64, 128, 128),
+    (32, 64, 256, 256),
+    (64, 128, 128, 128),
+    (64, 96, 8, 64),
+    (64, 64, 512, 512),
+    (20, 70, 400, 1150),
+    (128, 64, 1024, 1024),
+    (33, 50, 100, 100),
+)
+PAIRS: dict[str, tuple[Any, Any, int]] = {
+    "RNN": (elman.RNN, nn.RNN, 1),
+    "GRU": (elman.GRU, nn.GRU, 3),
+    "LSTM": (elman.LSTM, nn.LSTM, 4),
+}
+
+
+def medians(ways: Sequence[Callable[[], object]], seconds: float) -> list[float]:
+    """Median seconds of each way, run in turns for so long together, three rounds at least."""
+    for way in ways:
+        way()
+    times: list[list[float]] = [[] for _ in ways]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 3:
+        for kept, way in zip(times, ways, strict=True):
+            start = time.perf_counter()
+            way()
+            kept.append(time.perf_counter() - start)
+    return [statistics.median(t) for t in times]
+
+
+def forward(module: Any, x: Any, engine: str = "cpu", **arguments: Any) -> Callable[[], object]:
+    """A whole call without gradients."""
+
+    def run() -> None:
+        with torch.no_grad(), elman.use_engine(engine):
+            module(x, **arguments)
+
+    return run
+
+
+def training(module: Any, x: Tensor, engine: str = "cpu", wrap: Any = None, **arguments: Any) -> Callable[[], object]:
+    """A whole call and the gradients of the input and all parameters."""
+    given: list[Tensor] = []
+
+    def run() -> None:
+        with elman.use_engine(engine):
+            output = module(x if wrap is None else wrap(x), **arguments)[0]
+            data = output.data if isinstance(output, nn.utils.rnn.PackedSequence) else output
+            if not given:
+                given.append(torch.randn(data.shape))
+            torch.autograd.grad(data, [x, *module.parameters()], given[0])
+
+    return run
+
+
+def flops(gates: int, batch: int, steps: int, inputs: int, hidden: int, trained: bool) -> float:
+    """Of the products alone; training does them three times."""
+    return 2.0 * gates * hidden * (inputs + hidden) * batch * steps * (3 if trained else 1)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The mean of ratios."""
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table in Markdown."""
+    print("\n| " + " | ".join(head) + " |")
+    print("|" + "---|" * len(head))
+    for row in rows:
+        print("| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row) + " |", flush=True)
+
+
+def bench_layers(seconds: float, peak: float) -> None:
+    """Each shape against torch.nn."""
+    print("\n## Against torch.nn")
+    summary = []
+    for kind, (ours, theirs, gates) in PAIRS.items():
+        rows = []
+        for batch, steps, inputs, hidden in SHAPES:
+            a, b = ours(inputs, hidden), theirs(inputs, hidden)
+            b.load_state_dict(a.state_dict())
+            x = torch.randn(steps, batch, inputs, requires_grad=True)
+            row: list[object] = [f"{batch}, {steps}, {inputs}, {hidden}"]
+            for trained, way in ((False, forward), (True, training)):
+                mine, peer = medians([way(a, x), way(b, x)], seconds)
+                rate = flops(gates, batch, steps, inputs, hidden, trained) / mine / 1e9
+                row += [peer / mine, f"{rate:.0f}", f"{100 * rate / peak:.0f} %"]
+            rows.append(row)
+        print(f"\n### {kind}")
+        head = ["B, T, I, H", "forward ×", "GFLOP/s", "of peak", "training ×", "GFLOP/s", "of peak"]
+        table(head, rows)
+        for name, column in (("forward", 1), ("training", 4)):
+            ratios = [float(str(row[column])) for row in rows]
+            summary.append([kind, name, geometric_mean(ratios), min(ratios)])
+    table(["layer", "", "geometric mean ×", "worst ×"], summary)
+
+
+class Minimal(elman.Cell):
+    """A cell that no library has, for the benchmark."""
+
+    gates = ("f", "g")
+
+    def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
+        f = elman.cells.math.sigmoid(x.f + u.f(s.h))
+        return self.State(h=f * s.h + (1 - f) * tanh(x.g + u.g(s.h)))
+
+
+def bench_cells(seconds: float, peak: float) -> None:
+    """Other cells at LSTM's rate, and against torchrecurrent and an eager loop."""
+    print("\n## Any cell (training)")
+    rows = []
+    for batch, steps, inputs, hidden in ((32, 64, 256, 256), (64, 64, 512, 512)):
+        x = torch.randn(steps, batch, inputs, requires_grad=True)
+        chosen: list[tuple[Any, int]] = [("lstm", 4), ("peephole_lstm", 4), ("gru_reset_before", 3), (Minimal, 2)]
+        ways = [training(elman.Recurrent(cell, inputs, hidden), x) for cell, _ in chosen]
+        times = medians(ways, seconds * 2)
+        rates = [
+            flops(g, batch, steps, inputs, hidden, True) / t / 1e9 for (_, g), t in zip(chosen, times, strict=True)
+        ]
+        for (cell, _), rate in zip(chosen, rates, strict=True):
+            name = cell if isinstance(cell, str) else cell.__name__
+            rows.append([name, f"{batch}, {steps}, {inputs}, {hidden}", f"{rate:.0f}", rate / rates[0], rate / peak])
+    table(["cell", "B, T, I, H", "GFLOP/s", "of Elman's LSTM", "of peak"], rows)
+
+    import torchrecurrent  # type: ignore[import-untyped, unused-ignore]
+
+    rows = []
+    for batch, steps, inputs, hidden in ((32, 64, 256, 256), (1, 128, 256, 256)):
+        x = torch.randn(steps, batch, inputs, requires_grad=True)
+        ours = elman.Recurrent("peephole_lstm", inputs, hidden)
+        ways = [training(ours, x), training(torchrecurrent.PeepholeLSTM(inputs, hidden), x)]
+        ways.append(training(ours, x, engine="reference"))
+        mine, peer, eager = medians(ways, seconds * 2)
+        rows.append([f"{batch}, {steps}, {inputs}, {hidden}", peer / mine, eager / mine])
+    print("\nPeephole LSTM, training:")
+    table(["B, T, I, H", "torchrecurrent ×", "eager loop ×"], rows)
+
+
+def bench_lengths(seconds: float) -> None:
+    """Batches of unequal lengths."""
+    print("\n## Variable lengths (bidirectional, training, B = 32, T = 60, I = 100, H = 200)")
+    torch.manual_seed(0)
+    lengths = torch.randint(5, 61, (32,))
+    lengths[0] = 60
+    fill = float(lengths.float().mean() / 60)
+    x = torch.randn(60, 32, 100, requires_grad=True)
+    rows = []
+    for kind in ("GRU", "LSTM"):
+        ours, theirs, _ = PAIRS[kind]
+        a, b = ours(100, 200, bidirectional=True), theirs(100, 200, bidirectional=True)
+
+        def pack(v: Tensor) -> Any:
+            return pack_padded_sequence(v, lengths, enforce_sorted=False)
+
+        ways = [training(a, x, lengths=lengths), training(b, x, wrap=pack), training(a, x), training(b, x)]
+        mine, packed, dense, padded = medians(ways, seconds * 4)
+        rows.append([kind, packed / mine, padded / mine, mine / dense / fill])
+    print(f"\nFill: {fill:.2f}.")
+    table(["layer", "torch packed ×", "torch padded ×", "time ÷ (fill · dense time)"], rows)
+
+
+def bench_streaming() -> None:
+    """One step of one row, from a torch tensor to a torch tensor."""
+    print("\n## Streaming (LSTM, B = 1, I = H, microseconds a step)")
+    rows = []
+    for hidden in (128, 256, 512, 1024):
+        module = elman.LSTM(hidden, hidden)
+        cell = nn.LSTMCell(hidden, hidden)
+        stepper, x = module.stepper(), torch.randn(1, hidden)
+        states: dict[str, Any] = {"cell": None, "step": None}
+
+        def by_cell() -> None:
+            with torch.no_grad():
+                states["cell"] = cell(x, states["cell"])  # noqa: B023
+
+        def by_step() -> None:
+            with torch.no_grad():
+                states["step"] = module.step(x, states["step"])[1]  # noqa: B023
+
+        ways: list[Callable[[], object]] = [lambda: stepper(x), by_step, by_cell, _onnx_step(module, x)]  # noqa: B023
+        # Each way in a run of its own length: in turns, each would find its matrices pushed out of the cache.
+        mine, step, torch_cell, onnx = (statistics.median(medians([w], 0.5)[0] for _ in range(3)) * 1e6 for w in ways)
+        rows.append([hidden, mine, step, torch_cell / mine, torch_cell / step, onnx / mine])
+    table(["H", "stepper µs", "step µs", "LSTMCell ÷ stepper", "LSTMCell ÷ step", "ONNX Runtime ÷ stepper"], rows)
+
+
+def _onnx_step(module: Any, x: Tensor) -> Callable[[], object]:
+    import numpy as np
+    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+    from onnx import TensorProto, helper, numpy_helper
+
+    hidden = module.hidden_size
+
+    def reordered(name: str) -> Any:  # ONNX stores the gates as i o f c
+        i, f, g, o = np.split(getattr(module, name).detach().numpy(), 4)
+        return np.concatenate([i, o, f, g])
+
+    bias = np.concatenate([reordered("bias_ih_l0"), reordered("bias_hh_l0")])
+    arrays = {"W": reordered("weight_ih_l0"), "R": reordered("weight_hh_l0"), "B": bias}
+    weights = [numpy_helper.from_array(v[None], n) for n, v in arrays.items()]
+
+    def value(name: str, *shape: int) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    node = helper.make_node("LSTM", ["X", "W", "R", "B", "", "h0", "c0"], ["Y", "h", "c"], hidden_size=hidden)
+    states = [(1, 1, hidden)] * 2
+    graph = helper.make_graph(
+        [node],
+        "step",
+        [value("X", 1, 1, hidden), value("h0", *states[0]), value("c0", *states[1])],
+        [value("Y", 1, 1, 1, hidden), value("h", *states[0]), value("c", *states[1])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    carried = {"h": np.zeros((1, 1, hidden), np.float32), "c": np.zeros((1, 1, hidden), np.float32)}
+
+    def run() -> Tensor:
+        inputs = {"X": x.numpy()[None], "h0": carried["h"], "c0": carried["c"]}
+        y, carried["h"], carried["c"] = session.run(None, inputs)
+        return torch.from_numpy(y)
+
+    return run
+
+
+def bench_memory() -> None:
+    """Peak memory of a training step, each in a process of its own."""
+    print("\n## Peak memory of a training step (MB above the process before it)")
+    code = """
+import sys, torch, elman
+kind, library, batch, steps, inputs, hidden = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+def memory(what):
+    return int(next(n for n in open("/proc/self/status") if n.startswith(what)).split()[1]) / 1024
+def step(layer, x):
+    with elman.use_engine("cpu"):
+        layer(x)[0].sum().backward()
+make = getattr(elman if library == "elman" else torch.nn, kind)
+step(make(8, 16), torch.randn(3, 2, 8, requires_grad=True))
+layer, x = make(inputs, hidden), torch.randn(steps, batch, inputs, requires_grad=True)
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts from here
+before = memory("VmRSS")
+step(layer, x)
+print(memory("VmHWM") - before)
+"""
+    rows = []
+    for kind in PAIRS:
+        for shape in ((64, 64, 512, 512), (32, 256, 256, 256)):
+            sizes = list(map(str, shape))
+            used = [
+                float(subprocess.run([sys.executable, "-c", code, kind, library, *sizes], stdout=-1, check=True).stdout)
+                for library in ("elman", "torch")
+            ]
+            rows.append([kind, ", ".join(sizes), f"{used[0]:.0f}", f"{used[1]:.0f}", used[0] / used[1]])
+    table(["layer", "B, T, I, H", "Elman", "torch.nn", "ratio"], rows)
+
+
+def bench_compile() -> None:
+    """First use of a cell, and its load from the cache."""
+    print("\n## First use of a cell (seconds, forward and backward kernels of one dtype)")
+    code = """
+import sys, time, torch, elman
+layer, x = elman.Recurrent(sys.argv[1], 16, 64), torch.randn(4, 20, 16)
+with elman.use_engine("cpu"):
+    elman.RNN(16, 64)(x)[0].sum().backward()
+    start = time.perf_counter()
+    layer(x)[0].sum().backward()
+print(time.perf_counter() - start)
+"""
+    rows = []
+    for name in cells.names():
+        with tempfile.TemporaryDirectory() as folder:
+            environment = {**os.environ, "ELMAN_CACHE": folder}
+            times = [
+                float(subprocess.run([sys.executable, "-c", code, name], env=environment, stdout=-1, check=True).stdout)
+                for _ in range(2)
+            ]
+        rows.append([name, times[0], times[1]])
+    table(["cell", "compiled", "from the cache"], rows)
+
+
+def main() -> None:
+    """Run what is asked for and print it as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each comparison")
+    parser.add_argument("--only", default="layers,cells,lengths,streaming,memory,compile")
+    options = parser.parse_args()
+    only = options.only.split(",")
+    torch.manual_seed(0)
+    workers = torch.get_num_threads()
+    peak = machine.peak_gflops(workers)
+    model = next((n for n in Path("/proc/cpuinfo").read_text().splitlines() if n.startswith("model name")), "")
+    print("# Benchmarks\n\nMade by `benchmarks/layers.py`; ratios above 1 mean that Elman is faster, losses included.")
+    print(
+        f"\n{datetime.date.today()}, {model.partition(':')[2].strip()}, {workers} threads, {build.instruction_set()}, "
+    )
+    print(f"torch {torch.__version__}. Multiply-add peak {peak:.0f} GFLOP/s; reads by {workers} threads together:")
+    print(", ".join(f"{kb} kB each {machine.read_bandwidth(kb * 1024, workers):.0f} GB/s" for kb in (512, 4096)) + ".")
+    if "layers" in only:
+        bench_layers(options.seconds, peak)
+    if "cells" in only:
+        bench_cells(options.seconds, peak)
+    if "lengths" in only:
+        bench_lengths(options.seconds)
+    if "streaming" in only:
+        bench_streaming()
+    if "memory" in only:
+        bench_memory()
+    if "compile" in only:
+        bench_compile()
+
+
+if __name__ == "__main__":
+    main()
