@@ -83,20 +83,22 @@ class Plan:
                 totals[f"total.{rest}"] = index
             elif kind == "state":
                 stores[f"handed.{rest}"] = index
-            elif not (kind == "x" and self.shares_gradients):
+            elif not (kind == "x" and rest in self.shared):
                 stores[f"d.{name}"] = index
         return emit(schedule(self.backward.graph, stores, totals), frozenset())
 
     @cached_property
-    def shares_gradients(self) -> bool:
-        """Whether each input gate has the gradient of the recurrent gate of its name, so that one buffer serves."""
+    def shared(self) -> dict[str, int]:
+        """Input gates whose gradient is also that of a product, which is then stored once: gate and product node."""
         outputs = self.backward.graph.outputs
-        pairs = [(f"x.{name}", f"product.{index}") for index, name in self.recurrent.items()]
-        return (
-            list(self.recurrent.values()) == list(self.layout.input_gates)
-            and len(self.recurrent) == len(self.layout.input_gates)
-            and all(x in outputs and outputs[x] == outputs[p] for x, p in pairs)
-        )
+        found: dict[str, int] = {}
+        for gate in self.layout.input_gates:
+            for index in self.products:
+                same = f"x.{gate}" in outputs and outputs[f"x.{gate}"] == outputs.get(f"product.{index}")
+                if same and index not in found.values():
+                    found[gate] = index
+                    break
+        return found
 
     @cached_property
     def products(self) -> dict[int, Node]:

@@ -53,8 +53,7 @@ class Backward(Run):
                 carries[entry.name] = torch.empty(2 * self.batch, padded(width, self.dtype), dtype=self.dtype)
                 table.set(f"carry.{entry.name}", carries[entry.name], Kind.CARRY)
                 table.set(f"handed.{entry.name}", carries[entry.name], Kind.HANDED)
-        product_gradients = self._product_buffers(table)
-        x_gradients = self._x_buffers(table, product_gradients)
+        x_gradients, product_gradients = self._gradient_buffers(table)
         side = {}
         for n, width in self.kernel.buffers.items():
             if n.startswith(("d.raw", "d.extra.", "d.below.")):
@@ -79,37 +78,32 @@ class Backward(Run):
         self._input_products(x_gradients)
         return self.found
 
-    def _product_buffers(self, table: Table) -> dict[int, Tensor]:
-        """Memory for the gradient of each product; the recurrent gates' lie side by side."""
+    def _gradient_buffers(self, table: Table) -> tuple[Tensor | None, dict[int, Tensor]]:
+        """Memory for the gradients of the input gates, [N, padded columns], and of each product.
+
+        A product that shares its gradient with a gate has its place among the gates' columns; the others of the
+        recurrent gates lie side by side.
+        """
+        gates = self.empty(self.total, sum(padded(w, self.dtype) for w in self.gate_widths.values()))
         found: dict[int, Tensor] = {}
-        recurrent = [i for i in self.plan.recurrent if f"d.product.{i}" in table]
-        wide = self.empty(self.total, sum(padded(self.plan.products[i].width, self.dtype) for i in recurrent))
+        for gate, start in self.columns().items():
+            span = padded(self.gate_widths[gate], self.dtype)
+            index = self.plan.shared.get(gate)
+            if index is not None:
+                found[index] = gates[:, start : start + span]
+            elif f"d.x.{gate}" not in table:
+                gates[:, start : start + span] = 0
+            table.set(f"d.x.{gate}" if index is None else f"d.product.{index}", gates, Kind.STEP, start)
+        rest = [i for i in (*self.plan.recurrent, *self.plan.products) if f"d.product.{i}" in table and i not in found]
+        rest = list(dict.fromkeys(rest))
+        wide = self.empty(self.total, sum(padded(self.plan.products[i].width, self.dtype) for i in rest))
         start = 0
-        for index in recurrent:
+        for index in rest:
             span = padded(self.plan.products[index].width, self.dtype)
             table.set(f"d.product.{index}", wide, Kind.STEP, start)
             found[index] = wide[:, start : start + span]
             start += span
-        for index, node in self.plan.products.items():
-            if index not in found and f"d.product.{index}" in table:
-                found[index] = self.empty(self.total, node.width)
-                table.set(f"d.product.{index}", found[index], Kind.STEP)
-        return found
-
-    def _x_buffers(self, table: Table, products: Mapping[int, Tensor]) -> Tensor | None:
-        """Memory for the gradient of the input gates, [N, padded columns], perhaps shared with the products'."""
-        if not self.gate_widths:
-            return None
-        if self.plan.shares_gradients:
-            first = next(iter(products.values()))
-            width = sum(padded(w, self.dtype) for w in self.gate_widths.values())
-            return first.as_strided((self.total, width), (first.stride(0), 1))
-        width = sum(padded(w, self.dtype) for w in self.gate_widths.values())
-        absent = [g for g in self.gate_widths if f"d.x.{g}" not in table]
-        rows = torch.zeros(self.total, width, dtype=self.dtype) if absent else self.empty(self.total, width)
-        for gate, start in self.columns().items():
-            table.set(f"d.x.{gate}", rows, Kind.STEP, start)
-        return rows
+        return (gates if self.gate_widths else None), found
 
     def _compact(self, wide: Tensor, widths: list[int]) -> Tensor:
         """Rows of padded columns without the padding."""
@@ -125,8 +119,7 @@ class Backward(Run):
         x = self.in_order(self.inputs["input"].detach())
         self.found["parameter.weight_ih"] = multiply(d.T, x)
         if self.layout.input_bias:
-            shared = self.plan.shares_gradients and self.found.get("parameter.bias_hh")
-            self.found["parameter.bias_ih"] = shared.clone() if isinstance(shared, Tensor) else d.sum(0)
+            self.found["parameter.bias_ih"] = d.sum(0)
         if self.inputs["input"].requires_grad:
             through = self.in_order(multiply(d, self.parameters["weight_ih"]))
             self.found["input"] = self.found["input"] + through if "input" in self.found else through

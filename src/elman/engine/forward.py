@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from elman.compiler.plan import Plan
 from elman.engine import reference
@@ -80,8 +81,14 @@ class Run:
             return None, None
         weight = self.parameters["weight_ih"]
         bias = self.parameters["bias_ih"] if self.layout.input_bias else None
-        if all(w == padded(w, self.dtype) for w in self.gate_widths.values()):
+        widths = set(self.gate_widths.values())
+        if all(w == padded(w, self.dtype) for w in widths):
             return weight, bias
+        if len(widths) == 1:
+            (width,) = widths
+            missing = padded(width, self.dtype) - width
+            wide = F.pad(weight.reshape(-1, width, weight.shape[1]), (0, 0, 0, missing)).reshape(-1, weight.shape[1])
+            return wide, None if bias is None else F.pad(bias.reshape(-1, width), (0, missing)).reshape(-1)
         rows = torch.tensor([start + k for g, start in self.columns().items() for k in range(self.gate_widths[g])])
         total = sum(padded(w, self.dtype) for w in self.gate_widths.values())
         wide = weight.new_zeros(total, weight.shape[1]).index_copy_(0, rows, weight)
