@@ -197,3 +197,15 @@ def test_torch_functions_in_a_step_compile_too() -> None:
     module = case.module()
     x, state = case.input(4, 3).requires_grad_(), case.state(module, 3)
     compare(module, [x, *state], _ways(case, module, x, state), "torch functions")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_source_does_not_depend_on_sizes(name: str) -> None:
+    from elman.cells.layout import layout
+    from elman.compiler.plan import Plan
+
+    below = {entry: 24 for entry in CELLS[name].below}
+    small = Plan(CELLS[name], layout(CELLS[name], 5, 24), below)
+    large = Plan(CELLS[name], layout(CELLS[name], 7, 48), {entry: 48 for entry in below})
+    assert small.training.source == large.training.source
+    assert small.gradients.source == large.gradients.source

@@ -1,0 +1,102 @@
+"""Kernels are built once, whatever happens beside or during the build."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RUN = """
+import torch, elman
+torch.manual_seed(0)
+layer, x = elman.Recurrent("min_gru", 3, 5), torch.ones(4, 2, 3)
+with elman.use_engine({engine!r}):
+    print(layer(x)[0].detach().sum().item())
+    print(elman.explain(layer))
+"""
+
+
+def _start(cache: Path, engine: str = "cpu", **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN.format(engine=engine)],
+        env={**os.environ, "ELMAN_CACHE": str(cache), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_processes_at_once_share_a_cache(tmp_path: Path) -> None:
+    runs = [_start(tmp_path) for _ in range(3)]
+    results = [run.communicate()[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert len(set(results)) == 1
+    assert len(list(tmp_path.glob("*.so"))) == len(list(tmp_path.iterdir())) > 0
+
+
+def test_a_killed_build_leaves_nothing_that_is_used(tmp_path: Path) -> None:
+    run = _start(tmp_path)
+    while not list(tmp_path.glob("build-*")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    again = _start(tmp_path)
+    output, errors = again.communicate()
+    assert again.returncode == 0, errors
+    assert "cpu" in output
+
+
+def test_a_damaged_library_is_named(tmp_path: Path) -> None:
+    _start(tmp_path).communicate()
+    for path in tmp_path.glob("*.so"):
+        path.write_bytes(b"not a library")
+    run = _start(tmp_path)
+    _, errors = run.communicate()
+    assert run.returncode == 1
+    assert "BuildError: the compiled kernel" in errors
+    assert "cannot be loaded" in errors
+
+
+def test_without_a_compiler_there_is_one_warning_and_another_engine(tmp_path: Path) -> None:
+    run = _start(tmp_path, "auto", CXX="/nowhere/to/be/found")
+    output, errors = run.communicate()
+    assert run.returncode == 0, errors
+    assert errors.count("kernels cannot be compiled: no C++ compiler was found") == 1
+    assert "layer 0: reference" in output
+    assert "not cpu: no C++ compiler" in output
+    compiled, _ = _start(tmp_path).communicate()
+    assert abs(float(output.split()[0]) - float(compiled.split()[0])) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"CXX": "false"}, "BuildError: the C++ compiler failed with status 1"),
+        ({"ELMAN_ISA": "avx1024"}, "ELMAN_ISA is 'avx1024', which is none of avx512, avx2, portable"),
+        ({"ELMAN_CACHE": "/proc/nothing"}, "BuildError: the kernel cache /proc/nothing cannot be written"),
+    ],
+)
+def test_what_stops_a_build_is_said(tmp_path: Path, environment: dict[str, str], message: str) -> None:
+    run = _start(tmp_path, **environment)
+    _, errors = run.communicate()
+    assert run.returncode == 1
+    assert message in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_every_build_passes_the_engine_tests(isa: str) -> None:
+    from elman.compiler import build
+
+    if isa == "avx512" and "avx512f" not in build.processor_flags():
+        pytest.skip("this processor has no AVX-512")
+    if isa == "avx2" and "avx2" not in build.processor_flags():
+        pytest.skip("this processor has no AVX2")
+    tests = [str(Path(__file__).with_name(name)) for name in ("test_cpu_engine.py", "test_contract.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "not torch_kernels and not reference_in", *tests]
+    run = subprocess.run(command, env={**os.environ, "ELMAN_ISA": isa}, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-3000:]
