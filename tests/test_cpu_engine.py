@@ -204,8 +204,8 @@ def test_the_source_does_not_depend_on_sizes(name: str) -> None:
     from elman.cells.layout import layout
     from elman.compiler.plan import Plan
 
-    below = {entry: 24 for entry in CELLS[name].below}
+    below = dict.fromkeys(CELLS[name].below, 24)
     small = Plan(CELLS[name], layout(CELLS[name], 5, 24), below)
-    large = Plan(CELLS[name], layout(CELLS[name], 7, 48), {entry: 48 for entry in below})
+    large = Plan(CELLS[name], layout(CELLS[name], 7, 48), dict.fromkeys(below, 48))
     assert small.training.source == large.training.source
     assert small.gradients.source == large.gradients.source

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from elman.compiler.plan import Plan
 from elman.engine import reference
 from elman.engine.call import LayerCall
-from elman.engine.kernel import Kind, Table, padded, vector_rows
+from elman.engine.kernel import Kind, Table, chunks, padded, vector_rows
 from elman.engine.matrices import dense, pattern
-from elman.engine.products import multiply
+from elman.engine.products import Packed, multiply
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,6 @@ class Forward(Run):
         table = Table(self.kernel, self.dtype, self.batch)
         x = self.in_order(self.inputs["input"].detach())
         weight, bias = self.input_weight()
-        if weight is not None:
-            rows = multiply(x, weight.T, bias)
-            for gate, start in self.columns().items():
-                table.set(f"x.{gate}", rows, Kind.STEP, start)
         for entry, width in self.layout.states:
             sequence = self.empty(self.batch + self.total, width)
             sequence[: self.batch, :width] = self.inputs[f"state.{entry.name}"].detach()
@@ -165,8 +161,20 @@ class Forward(Run):
             if n.startswith("saved."):
                 self.saved[n] = self.empty(self.total, width)
                 table.set(n, self.saved[n], Kind.STEP)
-        entries = list(self.widths)
-        table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, False, entries)()
+        run = table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, False, list(self.widths))
+        if weight is None:
+            run()
+            return self._results()
+        stretches = chunks(self.packing, weight.shape[0] * weight.element_size())
+        right = weight.T if len(stretches) == 1 else Packed(weight.T)
+        rows = x.new_empty(max(entries.stop - entries.start for _, entries in stretches), weight.shape[0])
+        for steps, entries in stretches:
+            multiply(x[entries], right, bias, out=rows[: entries.stop - entries.start])
+            for gate, start in self.columns().items():
+                table.set(f"x.{gate}", rows, Kind.STEP, start)
+                table.shift(f"x.{gate}", entries.start)
+            table.steps(steps.start, steps.stop)
+            run()
         return self._results()
 
     def _results(self) -> tuple[Tensor, ...]:

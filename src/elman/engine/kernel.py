@@ -50,6 +50,8 @@ class _Call(ctypes.Structure):
         ("threads", ctypes.c_int64),
         ("backward", ctypes.c_int64),
         ("split_units", ctypes.c_int64),
+        ("first", ctypes.c_int64),
+        ("last", ctypes.c_int64),
         ("batch_sizes", ctypes.c_void_p),
         ("offsets", ctypes.c_void_p),
         ("reset", ctypes.c_void_p),
@@ -130,6 +132,16 @@ class Table:
             buffer.kind = kind
             self._held.append(tensor)
 
+    def shift(self, name: str, rows: int) -> None:
+        """Let a buffer's memory begin so many rows of the packed sequence later."""
+        if name in self.numbers:
+            buffer = self.array[self.numbers[name]]
+            buffer.base -= rows * buffer.stride * self._dtype.itemsize
+
+    def steps(self, first: int, last: int) -> None:
+        """Choose the steps that the prepared kernel runs next; at first it is all."""
+        self._call.first, self._call.last = first, last
+
     def prepare(
         self,
         matrices: Mapping[str, Tensor],
@@ -175,6 +187,8 @@ class Table:
             workers,
             backward,
             split_units,
+            0,
+            packing.steps,
             packing.sizes.data_ptr(),
             packing.offsets.data_ptr(),
             None if reset is None else reset.data_ptr(),
@@ -191,6 +205,24 @@ class Table:
         self._held += [weights, ranges, sums, packing, reset, entering_array, finals_array, weight_array, range_array]
         self._call = call
         return functools.partial(library.elman_run, ctypes.addressof(call))
+
+
+CHUNK_BYTES = 8 << 20  # of the products with the input that wait for the loop: they stay in the cache
+
+
+def chunks(packing: Packing, row_bytes: int) -> list[tuple[slice, slice]]:
+    """Stretches of time, as steps and as entries of the packed sequence, whose rows take about CHUNK_BYTES."""
+    total = sum(packing.batch_sizes)
+    wanted = max(CHUNK_BYTES // max(row_bytes, 1), 384)
+    if total <= wanted * 3 // 2:
+        return [(slice(0, packing.steps), slice(0, total))]
+    found, first, start, end = [], 0, 0, 0
+    for step, size in enumerate(packing.batch_sizes):
+        end += size
+        if end - start >= wanted or step == packing.steps - 1:
+            found.append((slice(first, step + 1), slice(start, end)))
+            first, start = step + 1, end
+    return found
 
 
 def _ranges(group: Group, patterns: Mapping[str, Tensor], lanes: int) -> Tensor | None:

@@ -17,6 +17,8 @@ struct Product {
     real *c;
     int64_t c_row;
     const real *bias;    // [columns] or null
+    int64_t add;         // whether the product is added to what C holds
+    real *packed;        // null, or B as elman_pack_b leaves it: [block of depth][panel][DEPTH][COLUMNS]
     real *workspace;     // threads * (DEPTH * (BLOCK_ROWS + columns rounded up to COLUMNS))
     Parallel parallel;
     int (*thread_number)();
@@ -109,22 +111,41 @@ static void multiply_share(void *argument) {
     const int64_t limit = by_columns ? p.rows : tiles * (thread + 1) / team * ROWS;
     const int64_t end = limit < p.rows ? limit : p.rows;
     if (begin >= end || first >= last) return;
-    real *packed_a = p.workspace + thread * DEPTH * (BLOCK_ROWS + all * COLUMNS);
+    real *packed_a = p.workspace + thread * DEPTH * (BLOCK_ROWS + (p.packed ? 0 : all) * COLUMNS);
     real *packed_b = packed_a + DEPTH * BLOCK_ROWS;
     for (int64_t k = 0; k < p.depth || k == 0; k += DEPTH) {
         const int64_t depth = p.depth - k < DEPTH ? p.depth - k : DEPTH;
-        pack_b(p, packed_b, first, last, k, depth);
+        const real *b = packed_b - first * DEPTH * COLUMNS;
+        if (p.packed) b = p.packed + k * all * COLUMNS;
+        else pack_b(p, packed_b, first, last, k, depth);
         for (int64_t block = begin; block < end; block += BLOCK_ROWS) {
             const int64_t rows = end - block < BLOCK_ROWS ? end - block : BLOCK_ROWS;
             pack_a(p, packed_a, block, rows, k, depth);
             for (int64_t panel = first; panel < last; ++panel)
                 for (int64_t r = 0; r < rows; r += ROWS)
-                    tile_of_c(p, packed_a + r * DEPTH, packed_b + (panel - first) * DEPTH * COLUMNS, depth, block + r,
-                              rows - r < ROWS ? rows - r : ROWS, panel * COLUMNS, k == 0);
+                    tile_of_c(p, packed_a + r * DEPTH, b + panel * DEPTH * COLUMNS, depth, block + r,
+                              rows - r < ROWS ? rows - r : ROWS, panel * COLUMNS, k == 0 && !p.add);
         }
     }
 }
 
+// B once for many products.
+static void pack_b_share(void *argument) {
+    const Product &p = *(const Product *)argument;
+    const int64_t team = p.threads > 1 ? p.team_size() : 1, thread = p.threads > 1 ? p.thread_number() : 0;
+    const int64_t all = panels(p.columns), first = all * thread / team, last = all * (thread + 1) / team;
+    for (int64_t k = 0; k < p.depth; k += DEPTH)
+        pack_b(p, p.packed + (k * all + first * DEPTH) * COLUMNS, first, last, k, p.depth - k < DEPTH ? p.depth - k : DEPTH);
+}
+
+EXPORT int elman_pack_b(Product *product) {
+    if (product->threads > 1) product->parallel(pack_b_share, product, (unsigned)product->threads, 0);
+    else pack_b_share(product);
+    return 0;
+}
+EXPORT int64_t elman_packed_size(int64_t depth, int64_t columns) {
+    return (depth + DEPTH - 1) / DEPTH * DEPTH * panels(columns) * COLUMNS;
+}
 EXPORT int elman_multiply(Product *product) {
     if (product->threads > 1) product->parallel(multiply_share, product, (unsigned)product->threads, 0);
     else multiply_share(product);

@@ -32,6 +32,8 @@ class _Product(ctypes.Structure):
         ("c", ctypes.c_void_p),
         ("c_row", ctypes.c_int64),
         ("bias", ctypes.c_void_p),
+        ("add", ctypes.c_int64),
+        ("packed", ctypes.c_void_p),
         ("workspace", ctypes.c_void_p),
         ("parallel", ctypes.c_void_p),
         ("thread_number", ctypes.c_void_p),
@@ -44,6 +46,9 @@ def _library(real: str, isa: str) -> Any:
     library = build.load('#include "products.h"\n', real)
     library.elman_multiply.argtypes = [ctypes.c_void_p]
     library.elman_pack.argtypes = [ctypes.c_void_p]
+    library.elman_pack_b.argtypes = [ctypes.c_void_p]
+    library.elman_packed_size.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    library.elman_packed_size.restype = ctypes.c_int64
     library.elman_workspace.argtypes = [ctypes.c_int64]
     library.elman_workspace.restype = ctypes.c_int64
     return library
@@ -96,30 +101,61 @@ def pack(matrices: list[Tensor], width: int, unit_blocks: int, transposed: bool)
     return result
 
 
-def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+class Packed:
+    """The right-hand side of many products, packed once.
+
+    Args:
+        b: [K, N], any strides.
+    """
+
+    def __init__(self, b: Tensor) -> None:
+        self.shape = b.shape
+        library = _library(REALS[b.dtype], build.instruction_set())
+        self.data = b.new_empty(library.elman_packed_size(b.shape[0], b.shape[1]))
+        product = _Product(0, b.shape[1], b.shape[0], _workers(b.numel()))
+        product.b, product.b_depth, product.b_column = b.data_ptr(), b.stride(0), b.stride(1)
+        product.packed = self.data.data_ptr()
+        product.parallel, product.thread_number, product.team_size = threads.pool() or (None, None, None)
+        library.elman_pack_b(ctypes.addressof(product))
+
+
+def _workers(operations: int) -> int:
+    return threads.count() if operations > 1 << 15 else 1
+
+
+def multiply(
+    a: Tensor, b: Tensor | Packed, bias: Tensor | None = None, out: Tensor | None = None, add: bool = False
+) -> Tensor:
     """a b + bias, outside of autograd.
 
     Args:
-        a: [M, K], any strides. b: [K, N], any strides. bias: [N], contiguous, or None.
+        a: [M, K], any strides. b: [K, N], any strides, or packed. bias: [N], contiguous, or None.
+        out: [M, N] with contiguous rows, to write to; default: a new tensor.
+        add: whether to add to what `out` holds, without a bias.
 
     Returns:
-        [M, N], contiguous, float32 or float64 as the operands are.
+        [M, N], float32 or float64 as the operands are.
 
     Raises:
         BuildError: the kernel cannot be compiled.
     """
-    if bias is None and b.shape[1] < 32 and a.shape[0] > b.shape[1]:
+    rows, depth = a.shape
+    columns = b.shape[1]
+    if bias is None and out is None and isinstance(b, Tensor) and columns < 32 and rows > columns:
         return multiply(b.T, a.T).T.contiguous()  # a panel of C is 64 columns wide
     library = _library(REALS[a.dtype], build.instruction_set())
-    result = a.new_empty(a.shape[0], b.shape[1])
-    workers = threads.count() if a.shape[0] * a.shape[1] * b.shape[1] > 1 << 15 else 1
-    workspace = a.new_empty(workers * library.elman_workspace(b.shape[1]))
+    result = a.new_empty(rows, columns) if out is None else out
+    workers = _workers(rows * depth * columns)
+    workspace = a.new_empty(workers * library.elman_workspace(0 if isinstance(b, Packed) else columns))
+    right = (None, 0, 0) if isinstance(b, Packed) else (b.data_ptr(), b.stride(0), b.stride(1))
     product = _Product(
-        *(a.shape[0], b.shape[1], a.shape[1], workers),
+        *(rows, columns, depth, workers),
         *(a.data_ptr(), a.stride(0), a.stride(1)),
-        *(b.data_ptr(), b.stride(0), b.stride(1)),
+        *right,
         *(result.data_ptr(), result.stride(0)),
         None if bias is None else bias.data_ptr(),
+        add,
+        b.data.data_ptr() if isinstance(b, Packed) else None,
         workspace.data_ptr(),
         *(threads.pool() or (None, None, None)),
     )

@@ -33,6 +33,7 @@ struct Buffer {
 
 struct Call {
     int64_t steps, batch, threads, backward, split_units;
+    int64_t first, last;         // the steps to run, of all `steps`
     const int64_t *batch_sizes;  // [steps]
     const int64_t *offsets;      // [steps]: packed row at which a step starts
     const uint8_t *reset;        // [N] or null
@@ -377,8 +378,8 @@ static void work(void *argument) {
     c.block_parts = k.split_units ? team : 1;
     c.row_first = k.split_units ? 0 : c.thread;
     c.row_stride = k.split_units ? 1 : team;
-    for (int64_t i = 0; i < k.steps; ++i) {
-        int64_t t = k.backward ? k.steps - 1 - i : i;
+    for (int64_t i = k.first; i < k.last; ++i) {
+        const int64_t t = k.backward ? k.last - 1 - (i - k.first) : i;
         c.rows = (k.batch_sizes[t] - c.row_first + c.row_stride - 1) / c.row_stride;
         place(c, t);
         if (k.backward) begin_rows(c, t);
