@@ -55,6 +55,22 @@ def test_equals_the_reference(name: str, dtype: torch.dtype, threads: int) -> No
         compare(module, [x, *state], ways, f"{name}, {batch} rows")
 
 
+@pytest.mark.parametrize("name", CELLS)
+def test_time_in_stretches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products before and after the loop take a stretch of time at a time, which nothing may show."""
+    from elman.engine import kernel
+
+    monkeypatch.setattr(kernel, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(kernel, "CHUNK_ROWS", 7)
+    case = Case(CELLS[name], input_size=5, hidden_size=24)
+    module = case.module(bidirectional=True)
+    x, extras, state = case.input(9, 5).requires_grad_(), case.extras(9, 5), case.state(module, 5)
+    for lengths in (None, [4, 9, 1, 9, 6]):
+        for reset in (None, torch.rand(9, 5) < 0.2):
+            ways = _ways(case, module, x, state, lengths=lengths, reset=reset, extras=extras)
+            compare(module, [x, *state], ways, f"{name}, lengths {lengths}")
+
+
 @pytest.mark.parametrize("hidden_size", [1, 2, 15, 16, 17, 33, 64, 100])
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru_reset_before"])
 def test_odd_sizes(name: str, hidden_size: int, threads: int) -> None:

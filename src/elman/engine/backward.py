@@ -1,6 +1,6 @@
 """One direction of a layer on compiled kernels: backward."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 import torch
@@ -11,9 +11,9 @@ from elman.cells.structure import Dense
 from elman.compiler.plan import Plan
 from elman.engine import threads
 from elman.engine.forward import Run, Scene
-from elman.engine.kernel import Kind, Table, padded, whole_rows
+from elman.engine.kernel import Kind, Table, chunks, padded, whole_rows
 from elman.engine.matrices import stored_gradient, weight_parameter
-from elman.engine.products import multiply
+from elman.engine.products import Packed, multiply
 
 
 class Backward(Run):
@@ -53,7 +53,9 @@ class Backward(Run):
                 carries[entry.name] = torch.empty(2 * self.batch, padded(width, self.dtype), dtype=self.dtype)
                 table.set(f"carry.{entry.name}", carries[entry.name], Kind.CARRY)
                 table.set(f"handed.{entry.name}", carries[entry.name], Kind.HANDED)
-        x_gradients, product_gradients = self._gradient_buffers(table)
+        stretches = chunks(self.packing, self._gradient_bytes())
+        longest = max(entries.stop - entries.start for _, entries in stretches)
+        gates, product_gradients = self._gradient_buffers(longest)
         side = {}
         for n, width in self.kernel.buffers.items():
             if n.startswith(("d.raw", "d.extra.", "d.below.")):
@@ -64,8 +66,13 @@ class Backward(Run):
             if n.startswith("total."):
                 totals[n[6:]] = torch.zeros(threads.count(), padded(width, self.dtype), dtype=self.dtype)
                 table.set(n, totals[n[6:]], Kind.TOTALS)
-        entries = list(self.widths)
-        table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, True, entries)()
+        run = table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, True, list(self.widths))
+        after = _Products(self, gates, product_gradients, sequences, len(stretches) > 1)
+        for steps, entries in reversed(stretches):
+            self._place(table, gates, product_gradients, entries.start)
+            table.steps(steps.start, steps.stop)
+            run()
+            after.take(entries)
 
         for n, v in totals.items():
             self.found[f"parameter.{n}"] = v.sum(0)[: self.parameters[n].shape[0]]
@@ -74,127 +81,193 @@ class Backward(Run):
         for n, v in side.items():
             width = self.layout.input_size if n == "raw" else self.inputs[n].shape[1]
             self.found["input" if n == "raw" else n] = self.in_order(v[:, :width])
-        self._recurrent_products(product_gradients, sequences)
-        self._input_products(x_gradients)
+        after.give(self.found)
         return self.found
 
-    def _gradient_buffers(self, table: Table) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """Memory for the gradients of the input gates, [N, padded columns], and of each product.
+    def _gradient_bytes(self) -> int:
+        """Bytes of the gradients of gates and products in one row, about."""
+        units = sum(self.gate_widths.values()) + sum(n.width for n in self.plan.products.values())
+        return int(units * self.dtype.itemsize)
+
+    def _gradient_buffers(self, rows: int) -> tuple[Tensor | None, dict[int, Tensor]]:
+        """Memory for the gradients of the input gates, [rows, padded columns], and of each product.
 
         A product that shares its gradient with a gate has its place among the gates' columns; the others of the
         recurrent gates lie side by side.
         """
-        gates = self.empty(self.total, sum(padded(w, self.dtype) for w in self.gate_widths.values()))
+        gates = self.empty(rows, sum(padded(w, self.dtype) for w in self.gate_widths.values()))
         found: dict[int, Tensor] = {}
         for gate, start in self.columns().items():
             span = padded(self.gate_widths[gate], self.dtype)
-            index = self.plan.shared.get(gate)
-            if index is not None:
-                found[index] = gates[:, start : start + span]
-            elif f"d.x.{gate}" not in table:
+            if gate in self.plan.shared:
+                found[self.plan.shared[gate]] = gates[:, start : start + span]
+            elif f"d.x.{gate}" not in self.kernel.buffers:
                 gates[:, start : start + span] = 0
-            table.set(f"d.x.{gate}" if index is None else f"d.product.{index}", gates, Kind.STEP, start)
-        rest = [i for i in (*self.plan.recurrent, *self.plan.products) if f"d.product.{i}" in table and i not in found]
-        rest = list(dict.fromkeys(rest))
-        wide = self.empty(self.total, sum(padded(self.plan.products[i].width, self.dtype) for i in rest))
+        differentiated = [i for i in self.plan.products if f"d.product.{i}" in self.kernel.buffers]
+        rest = [i for i in dict.fromkeys((*self.plan.recurrent, *differentiated)) if i in differentiated]
+        rest = [i for i in rest if i not in found]
+        wide = self.empty(rows, sum(padded(self.plan.products[i].width, self.dtype) for i in rest))
         start = 0
         for index in rest:
             span = padded(self.plan.products[index].width, self.dtype)
-            table.set(f"d.product.{index}", wide, Kind.STEP, start)
             found[index] = wide[:, start : start + span]
             start += span
         return (gates if self.gate_widths else None), found
 
-    def _compact(self, wide: Tensor, widths: list[int]) -> Tensor:
-        """Rows of padded columns without the padding."""
-        if all(w == padded(w, self.dtype) for w in widths):
-            return wide
-        parts = wide.split([padded(w, self.dtype) for w in widths], 1)
-        return torch.cat([p[:, :w] for p, w in zip(parts, widths, strict=True)], 1)
+    def _place(self, table: Table, gates: Tensor | None, products: Mapping[int, Tensor], start: int) -> None:
+        """Let the kernel write the gradients of a stretch that starts at an entry to the memory that is kept for it."""
+        for gate, column in self.columns().items():
+            if gates is not None:
+                table.set(f"d.x.{gate}", gates, Kind.STEP, column)
+                table.shift(f"d.x.{gate}", start)
+        for index, rows in products.items():
+            table.set(f"d.product.{index}", rows, Kind.STEP)
+            table.shift(f"d.product.{index}", start)
 
-    def _input_products(self, wide: Tensor | None) -> None:
-        if wide is None:
+
+class _Products:
+    """The large products after the loop: a stretch of time at a time, added up."""
+
+    def __init__(
+        self,
+        run: Backward,
+        gates: Tensor | None,
+        products: Mapping[int, Tensor],
+        sequences: Mapping[str, Tensor],
+        several: bool,
+    ) -> None:
+        self._run = run
+        self._gates = gates
+        self._sequences = sequences
+        self._sums: dict[str, Tensor] = {}
+        self._groups = list(self._adjacent_groups(products))
+        self._gate_widths = list(run.gate_widths.values())
+        self._input = run.in_order(run.inputs["input"].detach())
+        self._through: Tensor | None = None
+        if gates is not None and run.inputs["input"].requires_grad:
+            weight = run.parameters["weight_ih"]
+            self._right = Packed(weight) if several else weight
+            self._through = weight.new_empty(run.total, weight.shape[1])
+
+    def take(self, entries: slice) -> None:
+        """Multiply the gradients of a stretch."""
+        count = entries.stop - entries.start
+        for number, (operand, first, widths, biased, _) in enumerate(self._groups):
+            span = sum(padded(w, first.dtype) for w in widths)
+            d = self._compact(first.as_strided((count, span), first.stride(), first.storage_offset()), widths)
+            self._add(f"weight {number}", d, self._operand(operand, entries))
+            if biased:
+                self._add(f"bias {number}", d, None)
+        if self._gates is None:
             return
-        d = self._compact(wide, list(self.gate_widths.values()))
-        x = self.in_order(self.inputs["input"].detach())
-        self.found["parameter.weight_ih"] = multiply(d.T, x)
-        if self.layout.input_bias:
-            self.found["parameter.bias_ih"] = d.sum(0)
-        if self.inputs["input"].requires_grad:
-            through = self.in_order(multiply(d, self.parameters["weight_ih"]))
-            self.found["input"] = self.found["input"] + through if "input" in self.found else through
+        d = self._compact(self._gates[:count], self._gate_widths)
+        self._add("weight_ih", d, self._input[entries])
+        if self._run.layout.input_bias:
+            self._add("bias_ih", d, None)
+        if self._through is not None:
+            multiply(d, self._right, out=self._through[entries])
 
-    def _recurrent_products(self, gradients: Mapping[int, Tensor], sequences: Mapping[str, Tensor]) -> None:
-        nodes = self.plan.products
-        for operand in dict.fromkeys(n.args[0] for n in nodes.values()):
-            group = [i for i, n in nodes.items() if n.args[0] == operand and i in gradients]
-            group = [i for i in self.plan.recurrent if i in group] + [i for i in group if i not in self.plan.recurrent]
-            for run in self._adjacent(group, gradients):
-                first = gradients[run[0]]
-                widths = [nodes[i].width for i in run]
-                span = sum(padded(w, self.dtype) for w in widths)
-                d = self._compact(first.as_strided((self.total, span), first.stride(), first.storage_offset()), widths)
-                weight = multiply(d.T, self._operand(operand, sequences))
-                bias = d.sum(0) if any(nodes[i].name in self.plan.biased for i in run) else None
-                names = [nodes[i].name for i in run]
-                declared = [self.layout.products.get(n) for n in names]
-                if _stored_together(declared):
-                    first_product, last_product = declared[0], declared[-1]
-                    assert first_product is not None
-                    assert last_product is not None
-                    rows = slice(first_product.rows.start, last_product.rows.stop)
-                    self._give(first_product.weight, rows, weight)
-                    self._give(first_product.bias, rows, bias)
-                    continue
-                parts = [None] * len(run) if bias is None else bias.split(widths)
-                for name, product, w, b in zip(names, declared, weight.split(widths), parts, strict=True):
-                    if product is None or not product.fixed:
-                        stored, rows = weight_parameter(self.layout, name)
-                        self._give(stored, rows, stored_gradient(self.layout, name, w))
-                        self._give(product.bias if product else None, rows, b)
+    def _add(self, name: str, d: Tensor, right: Tensor | None) -> None:
+        """Add dᵀ right, or the sum of d's rows."""
+        if name not in self._sums:
+            self._sums[name] = d.sum(0) if right is None else multiply(d.T, right)
+        elif right is None:
+            self._sums[name] += d.sum(0)
+        else:
+            multiply(d.T, right, out=self._sums[name], add=True)
 
-    def _adjacent(self, group: list[int], gradients: Mapping[int, Tensor]) -> list[list[int]]:
-        """Products of one operand whose gradients lie side by side, so that one matrix product serves them."""
-        runs: list[list[int]] = []
-        for index in group:
-            if runs:
-                last = gradients[runs[-1][-1]]
-                follows = last.storage_offset() + last.shape[1] == gradients[index].storage_offset()
-                if follows and last.untyped_storage().data_ptr() == gradients[index].untyped_storage().data_ptr():
-                    runs[-1].append(index)
-                    continue
-            runs.append([index])
-        return runs
+    def give(self, found: dict[str, Tensor]) -> None:
+        """Put the gradients of parameters and input, by name, beside those that are there."""
+        for name in ("weight_ih", "bias_ih"):
+            if name in self._sums:
+                found[f"parameter.{name}"] = self._sums[name]
+        if self._through is not None:
+            through = self._run.in_order(self._through)
+            found["input"] = found["input"] + through if "input" in found else through
+        for number, (_, _, widths, _, names) in enumerate(self._groups):
+            self._give_group(found, names, widths, self._sums[f"weight {number}"], self._sums.get(f"bias {number}"))
 
-    def _operand(self, index: int, sequences: Mapping[str, Tensor]) -> Tensor:
-        """What a product read at each step, [N, width]."""
-        node = self.plan.graph.nodes[index]
-        if node.op != "leaf":
-            entry = next((e for e, i in self.plan.graph.outputs.items() if i == index), None)
-            rows = self.kept[f"saved.{index}"] if entry is None else sequences[entry][self.batch :]
-            return rows[:, : node.width]
-        kind, _, rest = node.name.partition(".")
-        if kind == "state":
-            whole = sequences[rest][:, : node.width]
-            if self.packing.is_dense and self.reset is None:
-                return whole[: self.total]
-            rows = whole.index_select(0, self.packing.previous_steps)
-            if self.reset is not None:
-                rows[self.reset.bool()] = {e.name: e.initial for e, _ in self.layout.states}[rest]
-            return rows
-        return self.in_order(self.inputs["input" if kind == "raw" else node.name].detach())
+    def _give_group(
+        self, found: dict[str, Tensor], names: list[str], widths: list[int], weight: Tensor, bias: Tensor | None
+    ) -> None:
+        layout = self._run.layout
+        declared = [layout.products.get(n) for n in names]
+        if _stored_together(declared):
+            first, last = declared[0], declared[-1]
+            assert first is not None
+            assert last is not None
+            rows = slice(first.rows.start, last.rows.stop)
+            self._give(found, first.weight, rows, weight)
+            self._give(found, first.bias, rows, bias)
+            return
+        parts = [None] * len(names) if bias is None else bias.split(widths)
+        for name, product, w, b in zip(names, declared, weight.split(widths), parts, strict=True):
+            if product is None or not product.fixed:
+                stored, rows = weight_parameter(layout, name)
+                self._give(found, stored, rows, stored_gradient(layout, name, w))
+                self._give(found, product.bias if product else None, rows, b)
 
-    def _give(self, parameter: str | None, rows: slice, gradient: Tensor | None) -> None:
+    def _give(self, found: dict[str, Tensor], parameter: str | None, rows: slice, gradient: Tensor | None) -> None:
         """Add to the gradient of some rows of a parameter."""
         if parameter is None or gradient is None:
             return
-        name = f"parameter.{parameter}"
-        if name not in self.found and gradient.shape == self.parameters[parameter].shape:
-            self.found[name] = gradient
+        name, whole = f"parameter.{parameter}", self._run.parameters[parameter]
+        if name not in found and gradient.shape == whole.shape:
+            found[name] = gradient
             return
-        if name not in self.found:
-            self.found[name] = torch.zeros_like(self.parameters[parameter])
-        self.found[name][rows] += gradient
+        if name not in found:
+            found[name] = torch.zeros_like(whole)
+        found[name][rows] += gradient
+
+    def _compact(self, wide: Tensor, widths: list[int]) -> Tensor:
+        """Rows of padded columns without the padding."""
+        if all(w == padded(w, wide.dtype) for w in widths):
+            return wide
+        parts = wide.split([padded(w, wide.dtype) for w in widths], 1)
+        return torch.cat([p[:, :w] for p, w in zip(parts, widths, strict=True)], 1)
+
+    def _adjacent_groups(
+        self, gradients: Mapping[int, Tensor]
+    ) -> Iterator[tuple[int, Tensor, list[int], bool, list[str]]]:
+        """Products of one operand whose gradients lie side by side, so that one matrix product serves them.
+
+        Each group: the operand's node, the first gradient, widths, whether any has a bias, names.
+        """
+        plan = self._run.plan
+        for operand in dict.fromkeys(n.args[0] for n in plan.products.values()):
+            members = [i for i, n in plan.products.items() if n.args[0] == operand and i in gradients]
+            runs: list[list[int]] = []
+            for index in sorted(members, key=lambda i: (gradients[i].data_ptr(), i)):
+                if runs:
+                    last = gradients[runs[-1][-1]]
+                    follows = last.data_ptr() + last.shape[1] * last.element_size() == gradients[index].data_ptr()
+                    if follows and last.stride() == gradients[index].stride():
+                        runs[-1].append(index)
+                        continue
+                runs.append([index])
+            for run in runs:
+                names = [plan.products[i].name for i in run]
+                widths = [plan.products[i].width for i in run]
+                yield operand, gradients[run[0]], widths, any(n in plan.biased for n in names), names
+
+    def _operand(self, index: int, entries: slice) -> Tensor:
+        """What a product read at some entries, [rows, width]."""
+        run = self._run
+        node = run.plan.graph.nodes[index]
+        if node.op != "leaf":
+            entry = next((e for e, i in run.plan.graph.outputs.items() if i == index), None)
+            rows = run.kept[f"saved.{index}"] if entry is None else self._sequences[entry][run.batch :]
+            return rows[entries, : node.width]
+        kind, _, rest = node.name.partition(".")
+        if kind == "state":
+            whole = self._sequences[rest][:, : node.width]
+            if run.packing.is_dense and run.reset is None:
+                return whole[entries]
+            rows = whole.index_select(0, run.packing.previous_steps[entries])
+            if run.reset is not None:
+                rows[run.reset[entries].bool()] = {e.name: e.initial for e, _ in run.layout.states}[rest]
+            return rows
+        return run.in_order(run.inputs["input" if kind == "raw" else node.name].detach())[entries]
 
 
 def _stored_together(products: list[MatrixProduct | None]) -> bool:

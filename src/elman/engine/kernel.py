@@ -208,12 +208,13 @@ class Table:
 
 
 CHUNK_BYTES = 8 << 20  # of the products with the input that wait for the loop: they stay in the cache
+CHUNK_ROWS = 384  # at the least, so that the products stay large
 
 
 def chunks(packing: Packing, row_bytes: int) -> list[tuple[slice, slice]]:
     """Stretches of time, as steps and as entries of the packed sequence, whose rows take about CHUNK_BYTES."""
     total = sum(packing.batch_sizes)
-    wanted = max(CHUNK_BYTES // max(row_bytes, 1), 384)
+    wanted = max(CHUNK_BYTES // max(row_bytes, 1), CHUNK_ROWS)
     if total <= wanted * 3 // 2:
         return [(slice(0, packing.steps), slice(0, total))]
     found, first, start, end = [], 0, 0, 0
