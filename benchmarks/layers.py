@@ -331,9 +331,8 @@ def main() -> None:
     workers = torch.get_num_threads()
     peak = machine.peak_gflops(workers)
     model = next((n for n in Path("/proc/cpuinfo").read_text().splitlines() if n.startswith("model name")), "")
-    print(
-        "# Benchmarks\n\nMade by `benchmarks/layers.py`, on the `cpu` engine throughout; ratios above 1 mean that Elman is faster, losses included."
-    )
+    print("# Benchmarks\n\nMade by `benchmarks/layers.py`, on the `cpu` engine throughout.")
+    print("Ratios above 1 mean that Elman is faster; losses are included.")
     print(
         f"\n{datetime.date.today()}, {model.partition(':')[2].strip()}, {workers} threads, {build.instruction_set()}, "
     )
