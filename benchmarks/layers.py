@@ -2,7 +2,7 @@
 
     python benchmarks/layers.py [--seconds 1.0] [--only layers,cells,lengths,streaming,memory,compile] > table.md
 
-Ratios are medians of the peer's times over medians of Elman's: above 1 Elman is faster. Run it alone on the machine.
+The peers come with `pip install -e '.[bench]'`. Ratios are medians of the peer's times over medians of Elman's: above 1 Elman is faster. Run it alone on the machine.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def bench_cells(seconds: float, peak: float) -> None:
             rows.append([name, f"{batch}, {steps}, {inputs}, {hidden}", f"{rate:.0f}", rate / rates[0], rate / peak])
     table(["cell", "B, T, I, H", "GFLOP/s", "of Elman's LSTM", "of peak"], rows)
 
-    import torchrecurrent  # type: ignore[import-untyped, unused-ignore]
+    import torchrecurrent
 
     rows = []
     for batch, steps, inputs, hidden in ((32, 64, 256, 256), (1, 128, 256, 256)):
@@ -222,7 +222,7 @@ def bench_streaming() -> None:
 
 def _onnx_step(module: Any, x: Tensor) -> Callable[[], object]:
     import numpy as np
-    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     hidden = module.hidden_size
