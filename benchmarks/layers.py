@@ -2,7 +2,8 @@
 
     python benchmarks/layers.py [--seconds 1.0] [--only layers,cells,lengths,streaming,memory,compile] > table.md
 
-The peers come with `pip install -e '.[bench]'`. Ratios are medians of the peer's times over medians of Elman's: above 1 Elman is faster. Run it alone on the machine.
+The peers come with `pip install -e '.[bench]'`. Ratios are medians of the peer's times over medians of Elman's: above 1
+Elman is faster. Run it alone on the machine.
 """
 
 import argparse
