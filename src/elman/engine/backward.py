@@ -17,6 +17,13 @@ from elman.engine.products import Packed, multiply
 
 
 class Backward(Run):
+    """A backward run from what forward kept.
+
+    Args:
+        kept: `Forward.kept()`.
+        gradients: of the results of `Forward.run`, in their order; None for zero.
+    """
+
     def __init__(
         self,
         scene: Scene,
@@ -32,6 +39,7 @@ class Backward(Run):
         self.found: dict[str, Tensor] = {}
 
     def run(self) -> dict[str, Tensor]:
+        """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero."""
         table = Table(self.kernel, self.dtype, self.batch)
         sequences = {n: self.kept[f"sequence.{n}"] for n in self.widths}
         self.states(table, sequences)

@@ -140,6 +140,13 @@ def _patterns(plan: Plan) -> dict[str, Tensor]:
 
 
 class Forward(Run):
+    """A forward run.
+
+    Attributes:
+        sequences: for each state entry [B + N, padded width]: the initial state, then the packed sequence.
+        saved: what backward reads and cannot compute again, [N, padded width] each, by `saved.<node>`.
+    """
+
     def __init__(self, scene: Scene, plan: Plan, inputs: Mapping[str, Tensor]) -> None:
         super().__init__(scene, plan, inputs)
         self.kernel = plan.training if scene.training else plan.inference
@@ -147,6 +154,7 @@ class Forward(Run):
         self.saved: dict[str, Tensor] = {}
 
     def run(self) -> tuple[Tensor, ...]:
+        """The wanted sequences, [N, width] each in the caller's order of time, then the final states, [B, width]."""
         table = Table(self.kernel, self.dtype, self.batch)
         x = self.in_order(self.inputs["input"].detach())
         weight, bias = self.input_weight()

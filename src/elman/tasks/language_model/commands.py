@@ -43,7 +43,8 @@ def train(given: Mapping[str, Any]) -> None:
         )
         torch.manual_seed(config.seed)
         model = build_model(config, tokenizer).to(device)
-        engines = dict.fromkeys(explain(model.recurrent).engines)  # here, since it may draw random numbers
+        one_step = torch.zeros(1, config.batch_size, model.recurrent.input_size, device=device)
+        engines = dict.fromkeys(explain(model.recurrent, one_step).engines)
         train_text, validation_text = (EncodedText.of(text, tokenizer) for text in (parts.train, parts.validation))
         job = LanguageModelJob(model, tokenizer, train_text, validation_text, config)
         trainer = Trainer(job, config, run, reporter)
