@@ -42,7 +42,8 @@ def _assert_equal(ours: nn.Module, theirs: nn.Module, arguments: tuple[Any, ...]
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         # The derivative 1 - y² of a saturated unit is off by an epsilon whatever computes it, and may be all there is.
-        assert (a - b).abs().max() <= RELATIVE[dtype] * b.abs().max().clamp(min=0.02)
+        floor = 0.02 if dtype == torch.float32 and "reference" not in elman.explain(ours).engines else 1e-3
+        assert (a - b).abs().max() <= RELATIVE[dtype] * b.abs().max().clamp(min=floor)
 
 
 def _refill(value: Any, leaves: Any) -> Any:

@@ -1,6 +1,7 @@
 """`Recurrent` beyond what torch.nn has: engines, errors, resets, unrolled states."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -158,6 +159,31 @@ def test_step_without_gradients_follows_its_parameters() -> None:
         stepper = module.stepper(2)
         stepper.state = state
         torch.testing.assert_close(stepper(x), module.step(x, state)[0])
+
+
+def test_step_sees_changes_that_torch_does_not_count() -> None:
+    module, x = LSTM(3, 4), torch.randn(2, 3)
+    with torch.no_grad():
+        module.step(x)
+        module.weight_ih_l0.data.mul_(2)
+        torch.testing.assert_close(module.step(x)[0], module(x.unsqueeze(0))[0][0])
+        _, state = module.step(x)
+        with pytest.raises(ValueError, match="state entry 'h' must be torch.float32, got torch.float64"):  # noqa: RUF043
+            module.step(x, tuple(v.double() for v in state))
+        assert module.step(x[:0])[0].shape == (0, 4)
+
+
+def test_steps_in_threads_do_not_share_buffers() -> None:
+    module, inputs = LSTM(64, 256), torch.randn(8, 2, 64)
+    with torch.no_grad():
+        expected = [module.step(x)[0] for x in inputs]
+
+    def run(index: int) -> bool:
+        with torch.no_grad():
+            return all(torch.equal(module.step(inputs[index])[0], expected[index]) for _ in range(200))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(run, range(8)))
 
 
 def test_stepper_resets_and_checks_its_input() -> None:

@@ -1,5 +1,6 @@
 """Inference one step at a time, with the state kept between the calls."""
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -71,20 +72,33 @@ class Stepper:
         self.state = None
 
 
-# Prepared layers by module, with the versions of the parameters that they were made from.
-_prepared: WeakKeyDictionary[Recurrent, tuple[Any, "_Kernels | None"]] = WeakKeyDictionary()
+class _Cache(threading.local):
+    """Prepared layers by module, with what the parameters were then; each thread has its own, for they hold buffers."""
+
+    def __init__(self) -> None:
+        self.kernels: WeakKeyDictionary[Recurrent, tuple[Any, _Kernels | None]] = WeakKeyDictionary()
+
+
+_SAMPLED = 64  # numbers of each parameter that are compared, since torch does not count changes through `.data`
+
+
+def _sample(parameter: Tensor) -> tuple[float, ...]:
+    flat = parameter.detach().reshape(-1)
+    return tuple(flat[:: max(1, flat.numel() // _SAMPLED)].tolist())
 
 
 def prepared(module: Recurrent, batch: int) -> "_Kernels | None":
     """The layers as kernels that `Recurrent.step` may use, kept until a parameter changes, or None."""
     parameters = list(module.parameters())
-    if hasattr(module, "parametrizations") or any(p.is_inference() for p in parameters):
+    if hasattr(module, "parametrizations") or any(p.is_inference() or p.device.type != "cpu" for p in parameters):
         return None
-    key = (batch, dispatch.wanted(), *((p.data_ptr(), p._version) for p in parameters))
-    found = _prepared.get(module)
+    if batch == 0 or torch.is_autocast_enabled("cpu"):
+        return None
+    key = (batch, dispatch.wanted(), *((p.data_ptr(), p._version, _sample(p)) for p in parameters))
+    found = _cache.kernels.get(module)
     if found is None or found[0] != key:
         found = (key, None if module.bidirectional else _prepare(module, batch))
-        _prepared[module] = found
+        _cache.kernels[module] = found
     return found[1]
 
 
@@ -157,6 +171,8 @@ class _Kernels:
         for k, (entry, width) in enumerate(specification.states):
             value = None if values is None else values[k].detach()
             expected = (len(self._layers), self._batch, width)
+            if value is not None and value.dtype != self._dtype:
+                raise ValueError(f"state entry {entry.name!r} must be {self._dtype}, got {value.dtype}")
             if value is not None and tuple(value.shape) != expected:
                 raise ValueError(f"state entry {entry.name!r} must be {expected}, got {tuple(value.shape)}")
             for level, layer in enumerate(self._layers):
@@ -165,3 +181,6 @@ class _Kernels:
                     place.fill_(entry.initial)
                 else:
                     place.copy_(value[level])
+
+
+_cache = _Cache()
