@@ -1,6 +1,8 @@
 """What single cells promise beyond the contract that all share."""
 
+import dataclasses
 import math
+import re
 import sys
 
 import numpy as np
@@ -36,13 +38,10 @@ def test_parameter_count_is_the_documented_one(name: str) -> None:
     cell = cells.get(name)()
     text = " ".join((type(cell).__doc__ or "").split())
     formula = text.split("Parameters: ")[-1] if "Parameters: " in text else text.split("Parameters in use: ")[-1]
-    formula = formula.split(" in each layer")[0].rstrip(".")
-    sizes = {"I": 6, "H": 8, "heads": 4, "g": 4, "depth": 3, "order": 16, "backbone": 64}
-    expression = formula.replace("·", "*").replace("²", "**2")
-    for letter in ("H", "I"):
-        expression = expression.replace(f"4{letter}", f"4*{letter}").replace(f"2{letter}", f"2*{letter}")
-        expression = expression.replace(f"3{letter}", f"3*{letter}").replace(f"5{letter}", f"5*{letter}")
-    expression = expression.replace("(2g)", "(2*g)")
+    formula = formula.split(" in each layer")[0].rstrip(".").replace("²", "**2").replace("·", "*")
+    expression = re.sub(r"(?<![A-Za-z_\d])(\d+)(?=[A-Za-z_])", r"\1*", formula)  # 4H is 4*H
+    options = vars(cell) if dataclasses.is_dataclass(cell) else {}
+    sizes = options | {"I": 6, "H": 8, "g": 4}
     parts = layout(cell, sizes["I"], sizes["H"])
     count = sum(math.prod(p.shape) for p in parts.parameters)
     if isinstance(cell.recurrent_structure, BlockTriangular):

@@ -22,7 +22,7 @@ class Clockwork(Cell):
     Koutník, Greff, Gomez & Schmidhuber, "A clockwork RNN", ICML 2014.
 
     Shapes: x [B, I], h [B, H], t [B, 1]; weight_ih [H, I], weight_hh [H, H] of which the blocks below the diagonal
-    count as zero. H must be a multiple of the number of periods g. Parameters in use: H·(I + 2) + H²·(g + 1) / (2g).
+    count as zero. H must be a multiple of the number of periods g. Parameters in use: H·(I + 2) + H²·(g + 1) / 2 / g.
     """
 
     periods: tuple[int, ...] = (1, 2, 4, 8)
