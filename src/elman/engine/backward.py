@@ -9,7 +9,7 @@ from torch import Tensor
 from elman.cells.layout import MatrixProduct
 from elman.cells.structure import Dense
 from elman.compiler.plan import Plan
-from elman.engine import threads
+from elman.engine import memory, threads
 from elman.engine.forward import Run, Scene
 from elman.engine.kernel import Kind, Table, chunks, padded, whole_rows
 from elman.engine.matrices import stored_gradient, weight_parameter
@@ -155,7 +155,7 @@ class _Products:
         if gates is not None and run.inputs["input"].requires_grad:
             weight = run.parameters["weight_ih"]
             self._right = Packed(weight) if several else weight
-            self._through = weight.new_empty(run.total, weight.shape[1])
+            self._through = memory.empty(run.total, weight.shape[1], dtype=weight.dtype)
 
     def take(self, entries: slice) -> None:
         """Multiply the gradients of a stretch."""

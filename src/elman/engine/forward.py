@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from elman.compiler.plan import Plan
-from elman.engine import reference
+from elman.engine import memory, reference
 from elman.engine.call import LayerCall
 from elman.engine.kernel import Kind, Table, chunks, padded, vector_rows
 from elman.engine.matrices import dense, pattern
@@ -52,7 +52,7 @@ class Run:
 
     def empty(self, rows: int, width: int) -> Tensor:
         """Memory for a kernel's rows."""
-        return torch.empty(rows, padded(width, self.dtype), dtype=self.dtype)
+        return memory.empty(rows, padded(width, self.dtype), dtype=self.dtype)
 
     def in_order(self, tensor: Tensor) -> Tensor:
         """[N, *] in the order of this direction's steps, or back."""
@@ -175,7 +175,8 @@ class Forward(Run):
             return self._results()
         stretches = chunks(self.packing, weight.shape[0] * weight.element_size())
         right = weight.T if len(stretches) == 1 else Packed(weight.T)
-        rows = x.new_empty(max(entries.stop - entries.start for _, entries in stretches), weight.shape[0])
+        longest = max(entries.stop - entries.start for _, entries in stretches)
+        rows = memory.empty(longest, weight.shape[0], dtype=self.dtype)
         for steps, entries in stretches:
             multiply(x[entries], right, bias, out=rows[: entries.stop - entries.start])
             for gate, start in self.columns().items():

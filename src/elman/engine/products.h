@@ -1,8 +1,8 @@
 // The large products around the recurrence: C = A B (+ bias), for any strides of A and B, C row-major.
 //
-// Both operands are packed by panels into each thread's workspace: A in [step of depth][ROWS], B in
-// [step of depth][COLUMNS]. A tile of ROWS x COLUMNS of C stays in registers over one block of the depth. Threads share
-// out the rows of C, or its columns where there are more of those, so that little is packed twice.
+// B is packed by panels, [step of depth][COLUMNS], into each thread's workspace, and so is A, [step of depth][ROWS],
+// unless its rows can be read as they are. A tile of ROWS x COLUMNS of C stays in registers over one block of the
+// depth. Threads share out the rows of C, or its columns where there are more of those, so that little is packed twice.
 
 #include "vectors.h"
 
@@ -18,7 +18,7 @@ struct Product {
     int64_t c_row;
     const real *bias;    // [columns] or null
     int64_t add;         // whether the product is added to what C holds
-    real *packed;        // null, or B as elman_pack_b leaves it: [block of depth][panel][DEPTH][COLUMNS]
+    real *packed;        // null, or B as elman_pack_b leaves it: [block of depth][panel][step of depth][COLUMNS]
     real *workspace;     // threads * (DEPTH * (BLOCK_ROWS + columns rounded up to COLUMNS))
     Parallel parallel;
     int (*thread_number)();
@@ -27,77 +27,149 @@ struct Product {
 
 INLINE int64_t panels(int64_t columns) { return (columns + COLUMNS - 1) / COLUMNS; }
 
-// [depth][ROWS], zero past the last row.
-static void pack_a(const Product &p, real *to, int64_t row, int64_t rows, int64_t from, int64_t depth) {
-    for (int64_t r0 = 0; r0 < rows; r0 += ROWS, to += DEPTH * ROWS) {
-        const int64_t n = rows - r0 < ROWS ? rows - r0 : ROWS;
-        const real *a = p.a + (row + r0) * p.a_row + from * p.a_depth;
-        if (n < ROWS) memset(to, 0, sizeof(real) * depth * ROWS);
-        if (p.a_row == 1)
-            for (int64_t k = 0; k < depth; ++k) {
-                if (n == ROWS) memcpy(to + k * ROWS, a + k * p.a_depth, ROWS * sizeof(real));
-                else memcpy(to + k * ROWS, a + k * p.a_depth, n * sizeof(real));
+// Steps of the depth that are taken together: blocks of about equal size.
+INLINE int64_t block_depth(int64_t depth) {
+    const int64_t blocks = (depth + DEPTH - 1) / DEPTH;
+    return blocks < 2 ? DEPTH : (depth + blocks * LANES - 1) / (blocks * LANES) * LANES;
+}
+
+// ---- transposition ----------------------------------------------------------------------------------------------
+
+#if defined(__clang__) || __GNUC__ >= 12  // which have __builtin_shufflevector
+template <int S, int... J> INLINE V lower(V a, V b, Indices<J...>) {
+    return __builtin_shufflevector(a, b, (J & S ? LANES + J - S : J)...);
+}
+template <int S, int... J> INLINE V upper(V a, V b, Indices<J...>) {
+    return __builtin_shufflevector(a, b, (J & S ? LANES + J : J + S)...);
+}
+template <int S> INLINE void exchange(V (&v)[LANES]) {
+    if constexpr (S < LANES) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i)
+            if (!(i & S)) {
+                const V a = v[i], b = v[i + S];
+                v[i] = lower<S>(a, b, AllLanes{});
+                v[i + S] = upper<S>(a, b, AllLanes{});
             }
+        exchange<2 * S>(v);
+    }
+}
+#endif
+
+// Rows of a matrix, `n` <= LANES of which exist, to `depth` vectors that are `step` elements apart, zero past the last row.
+static void transpose(real *to, int64_t step, const real *from, int64_t stride, int64_t n, int64_t depth) {
+    int64_t k = 0;
+#if defined(__clang__) || __GNUC__ >= 12
+    for (; k + LANES <= depth; k += LANES) {
+        V v[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i) v[i] = i < n ? load(from + i * stride + k) : V{};
+        exchange<1>(v);
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i) store(to + (k + i) * step, v[i]);
+    }
+#endif
+    for (; k < depth; ++k)
+        for (int64_t i = 0; i < LANES; ++i) to[k * step + i] = i < n ? from[i * stride + k] : 0;
+}
+
+// ---- packing ----------------------------------------------------------------------------------------------------
+
+// Tiles of [depth][ROWS], zero past the last row.
+static void pack_a(const Product &p, real *to, int64_t row, int64_t rows, int64_t from, int64_t depth) {
+    const int64_t whole = rows / ROWS, tile = depth * ROWS;
+    for (int64_t k = 0; k < depth; ++k) {
+        const real *a = p.a + row * p.a_row + (from + k) * p.a_depth;
+        real *t = to + k * ROWS;
+        if (p.a_row == 1)
+            for (int64_t i = 0; i < whole; ++i) memcpy(t + i * tile, a + i * ROWS, ROWS * sizeof(real));
         else
-            for (int64_t r = 0; r < n; ++r)
-                for (int64_t k = 0; k < depth; ++k) to[k * ROWS + r] = a[r * p.a_row + k * p.a_depth];
+            for (int64_t i = 0; i < whole; ++i)
+                for (int r = 0; r < ROWS; ++r) t[i * tile + r] = a[(i * ROWS + r) * p.a_row];
+        if (whole * ROWS < rows)
+            for (int64_t r = 0; r < ROWS; ++r)
+                t[whole * tile + r] = whole * ROWS + r < rows ? a[(whole * ROWS + r) * p.a_row] : 0;
     }
 }
 
 // Panels of [depth][COLUMNS], zero past the last column.
 static void pack_b(const Product &p, real *to, int64_t first, int64_t last, int64_t from, int64_t depth) {
-    for (int64_t c0 = first * COLUMNS; c0 < p.columns && c0 < last * COLUMNS; c0 += COLUMNS, to += DEPTH * COLUMNS) {
+    for (int64_t c0 = first * COLUMNS; c0 < p.columns && c0 < last * COLUMNS; c0 += COLUMNS, to += depth * COLUMNS) {
         const int64_t n = p.columns - c0 < COLUMNS ? p.columns - c0 : COLUMNS;
         const real *b = p.b + c0 * p.b_column + from * p.b_depth;
-        if (n < COLUMNS) memset(to, 0, sizeof(real) * depth * COLUMNS);
-        if (p.b_column == 1)
-            for (int64_t k = 0; k < depth; ++k) memcpy(to + k * COLUMNS, b + k * p.b_depth, n * sizeof(real));
-        else
-            for (int64_t k0 = 0; k0 < depth; k0 += LANES) {  // a cache line of each column at a time
-                const int64_t k1 = k0 + LANES < depth ? k0 + LANES : depth;
-                for (int64_t c = 0; c < n; ++c)
-                    for (int64_t k = k0; k < k1; ++k) to[k * COLUMNS + c] = b[c * p.b_column + k * p.b_depth];
+        if (p.b_column == 1 && n == COLUMNS)
+            for (int64_t k = 0; k < depth; ++k) memcpy(to + k * COLUMNS, b + k * p.b_depth, sizeof(real) * COLUMNS);
+        else if (p.b_column == 1)
+            for (int64_t k = 0; k < depth; ++k) {
+                memcpy(to + k * COLUMNS, b + k * p.b_depth, n * sizeof(real));
+                memset(to + k * COLUMNS + n, 0, (COLUMNS - n) * sizeof(real));
             }
+        else if (p.b_depth == 1)
+            for (int64_t c = 0; c < COLUMNS; c += LANES)
+                transpose(to + c, COLUMNS, b + c * p.b_column, p.b_column, n - c, depth);
+        else
+            for (int64_t k = 0; k < depth; ++k)
+                for (int64_t c = 0; c < COLUMNS; ++c) to[k * COLUMNS + c] = c < n ? b[c * p.b_column + k * p.b_depth] : 0;
     }
 }
 
-INLINE void tile(const real *a, const real *b, int64_t depth, V (&acc)[ROWS][VECTORS]) {
-    for (int64_t k = 0; k < depth; ++k, a += ROWS, b += COLUMNS) {
-        V v[VECTORS];
+// ---- products ---------------------------------------------------------------------------------------------------
+
+// One tile of C, NARROW vectors wide, over one block of the depth; `first` starts it from the bias, else it is added to.
+// A's rows are `a_row` apart and their numbers `a_depth`.
+template <int NARROW, bool PACKED>
+INLINE void tile_of_c(const Product &p, const real *a, int64_t a_row, const real *b, int64_t depth, int64_t row,
+                      int64_t rows, int64_t column, bool first) {
+    real *const c = p.c + row * p.c_row + column;
+    const real *rest[ROWS];
+    V acc[ROWS][NARROW];
 #pragma GCC unroll 8
-        for (int i = 0; i < VECTORS; ++i) v[i] = load(b + i * LANES);
+    for (int r = 0; r < ROWS; ++r) {
+        rest[r] = PACKED ? a + r : a + (r < rows ? r : rows - 1) * a_row;
+        if (r < rows)
+            for (int i = 0; i < NARROW; ++i) __builtin_prefetch(c + r * p.c_row + i * LANES, 1);
+#pragma GCC unroll 8
+        for (int i = 0; i < NARROW; ++i) acc[r][i] = V{};
+    }
+    for (int64_t k = 0; k < depth; ++k, b += COLUMNS) {
+        V v[NARROW];
+#pragma GCC unroll 8
+        for (int i = 0; i < NARROW; ++i) v[i] = load(b + i * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
-            const V x = splat(a[r]);
+            const V x = splat(PACKED ? a[k * ROWS + r] : rest[r][k]);
 #pragma GCC unroll 8
-            for (int i = 0; i < VECTORS; ++i) acc[r][i] += x * v[i];
+            for (int i = 0; i < NARROW; ++i) acc[r][i] += x * v[i];
+        }
+    }
+    const int64_t columns = p.columns - column;
+    const real *start = p.bias ? p.bias + column : 0;
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+        if (r >= rows) continue;
+        real *to = c + r * p.c_row;
+        const real *from = first ? start : to;
+#pragma GCC unroll 8
+        for (int i = 0; i < NARROW; ++i) {
+            if ((i + 1) * LANES <= columns)
+                store(to + i * LANES, from ? load(from + i * LANES) + acc[r][i] : acc[r][i]);
+            else
+                for (int64_t j = i * LANES; j < columns; ++j) to[j] = (from ? from[j] : 0) + acc[r][i][j - i * LANES];
         }
     }
 }
 
-// One tile of C over one block of the depth; `first` starts it from the bias, else it is added to.
-static void tile_of_c(const Product &p, const real *a, const real *b, int64_t depth, int64_t row, int64_t rows,
-                      int64_t column, bool first) {
-    V acc[ROWS][VECTORS];
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 8
-        for (int i = 0; i < VECTORS; ++i) acc[r][i] = V{};
-    tile(a, b, depth, acc);
-    const int64_t columns = p.columns - column < COLUMNS ? p.columns - column : COLUMNS;
-    if (columns == COLUMNS) {
-        for (int64_t r = 0; r < rows; ++r) {
-            real *c = p.c + (row + r) * p.c_row + column;
-            const real *start = first ? (p.bias ? p.bias + column : 0) : c;
-#pragma GCC unroll 8
-            for (int i = 0; i < VECTORS; ++i) store(c + i * LANES, start ? load(start + i * LANES) + acc[r][i] : acc[r][i]);
-        }
-    } else {
-        for (int64_t r = 0; r < rows; ++r) {
-            real *c = p.c + (row + r) * p.c_row + column;
-            const real *start = first ? (p.bias ? p.bias + column : 0) : c;
-            for (int64_t j = 0; j < columns; ++j) c[j] = (start ? start[j] : 0) + acc[r][j / LANES][j % LANES];
-        }
+template <bool PACKED>
+static void panel_of_c(const Product &p, const real *a, const real *b, int64_t depth, int64_t row, int64_t rows,
+                       int64_t column, bool first) {
+    const int64_t vectors = (p.columns - column + LANES - 1) / LANES;
+    for (int64_t r = 0; r < rows; r += ROWS) {
+        const real *from = PACKED ? a + r * depth : a + r * p.a_row;
+        const int64_t n = rows - r < ROWS ? rows - r : ROWS;
+        if (vectors >= 4) tile_of_c<4, PACKED>(p, from, p.a_row, b, depth, row + r, n, column, first);
+        else if (vectors == 3) tile_of_c<3, PACKED>(p, from, p.a_row, b, depth, row + r, n, column, first);
+        else if (vectors == 2) tile_of_c<2, PACKED>(p, from, p.a_row, b, depth, row + r, n, column, first);
+        else tile_of_c<1, PACKED>(p, from, p.a_row, b, depth, row + r, n, column, first);
     }
 }
 
@@ -113,18 +185,23 @@ static void multiply_share(void *argument) {
     if (begin >= end || first >= last) return;
     real *packed_a = p.workspace + thread * DEPTH * (BLOCK_ROWS + (p.packed ? 0 : all) * COLUMNS);
     real *packed_b = packed_a + DEPTH * BLOCK_ROWS;
-    for (int64_t k = 0; k < p.depth || k == 0; k += DEPTH) {
-        const int64_t depth = p.depth - k < DEPTH ? p.depth - k : DEPTH;
-        const real *b = packed_b - first * DEPTH * COLUMNS;
+    const bool as_it_is = p.a_depth == 1;
+    const int64_t most = block_depth(p.depth);
+    for (int64_t k = 0; k < p.depth || k == 0; k += most) {
+        const int64_t depth = p.depth - k < most ? p.depth - k : most;
+        const real *b = packed_b - first * depth * COLUMNS;
         if (p.packed) b = p.packed + k * all * COLUMNS;
         else pack_b(p, packed_b, first, last, k, depth);
         for (int64_t block = begin; block < end; block += BLOCK_ROWS) {
             const int64_t rows = end - block < BLOCK_ROWS ? end - block : BLOCK_ROWS;
-            pack_a(p, packed_a, block, rows, k, depth);
-            for (int64_t panel = first; panel < last; ++panel)
-                for (int64_t r = 0; r < rows; r += ROWS)
-                    tile_of_c(p, packed_a + r * DEPTH, b + panel * DEPTH * COLUMNS, depth, block + r,
-                              rows - r < ROWS ? rows - r : ROWS, panel * COLUMNS, k == 0 && !p.add);
+            if (!as_it_is) pack_a(p, packed_a, block, rows, k, depth);
+            for (int64_t panel = first; panel < last; ++panel) {
+                const real *from = b + panel * depth * COLUMNS;
+                const bool fresh = k == 0 && !p.add;
+                if (as_it_is)
+                    panel_of_c<false>(p, p.a + block * p.a_row + k, from, depth, block, rows, panel * COLUMNS, fresh);
+                else panel_of_c<true>(p, packed_a, from, depth, block, rows, panel * COLUMNS, fresh);
+            }
         }
     }
 }
@@ -134,8 +211,11 @@ static void pack_b_share(void *argument) {
     const Product &p = *(const Product *)argument;
     const int64_t team = p.threads > 1 ? p.team_size() : 1, thread = p.threads > 1 ? p.thread_number() : 0;
     const int64_t all = panels(p.columns), first = all * thread / team, last = all * (thread + 1) / team;
-    for (int64_t k = 0; k < p.depth; k += DEPTH)
-        pack_b(p, p.packed + (k * all + first * DEPTH) * COLUMNS, first, last, k, p.depth - k < DEPTH ? p.depth - k : DEPTH);
+    const int64_t most = block_depth(p.depth);
+    for (int64_t k = 0; k < p.depth; k += most) {
+        const int64_t depth = p.depth - k < most ? p.depth - k : most;
+        pack_b(p, p.packed + (k * all + first * depth) * COLUMNS, first, last, k, depth);
+    }
 }
 
 EXPORT int elman_pack_b(Product *product) {
@@ -144,7 +224,7 @@ EXPORT int elman_pack_b(Product *product) {
     return 0;
 }
 EXPORT int64_t elman_packed_size(int64_t depth, int64_t columns) {
-    return (depth + DEPTH - 1) / DEPTH * DEPTH * panels(columns) * COLUMNS;
+    return depth * panels(columns) * COLUMNS;
 }
 EXPORT int elman_multiply(Product *product) {
     if (product->threads > 1) product->parallel(multiply_share, product, (unsigned)product->threads, 0);
@@ -162,15 +242,6 @@ struct Packing {
     int (*thread_number)();
     int (*team_size)();
 };
-
-// LANES rows of a matrix, of which `n` exist, to [depth] vectors that are `step` elements apart.
-static void transpose(real *to, int64_t step, const real *from, int64_t stride, int64_t n, int64_t depth) {
-    for (int64_t k0 = 0; k0 < depth; k0 += LANES) {
-        const int64_t k1 = k0 + LANES < depth ? k0 + LANES : depth;
-        for (int64_t l = 0; l < LANES; ++l)
-            for (int64_t k = k0; k < k1; ++k) to[k * step + l] = l < n ? from[l * stride + k] : 0;
-    }
-}
 
 static void pack_share(void *argument) {
     const Packing &p = *(const Packing *)argument;

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elman.compiler import build
-from elman.engine import threads
+from elman.engine import memory, threads
 
 REALS = {torch.float32: "float", torch.float64: "double"}
 
@@ -85,7 +85,7 @@ def pack(matrices: list[Tensor], width: int, unit_blocks: int, transposed: bool)
     depth = sum(m.shape[0] for m in matrices) if transposed else first.shape[1]
     unit = unit_blocks * library.elman_lanes()
     padded = -(-width // unit) * unit
-    result = first.new_empty(padded * depth * (1 if transposed else len(matrices)))
+    result = memory.empty(padded * depth * (1 if transposed else len(matrices)), dtype=first.dtype)
     count = len(matrices)
     addresses = (ctypes.c_void_p * count)(*(m.data_ptr() for m in matrices))
     strides = (ctypes.c_int64 * count)(*(m.stride(0) for m in matrices))
@@ -111,7 +111,7 @@ class Packed:
     def __init__(self, b: Tensor) -> None:
         self.shape = b.shape
         library = _library(REALS[b.dtype], build.instruction_set())
-        self.data = b.new_empty(library.elman_packed_size(b.shape[0], b.shape[1]))
+        self.data = memory.empty(library.elman_packed_size(b.shape[0], b.shape[1]), dtype=b.dtype)
         product = _Product(0, b.shape[1], b.shape[0], _workers(b.numel()))
         product.b, product.b_depth, product.b_column = b.data_ptr(), b.stride(0), b.stride(1)
         product.packed = self.data.data_ptr()
@@ -144,9 +144,10 @@ def multiply(
     if bias is None and out is None and isinstance(b, Tensor) and columns < 32 and rows > columns:
         return multiply(b.T, a.T).T.contiguous()  # a panel of C is 64 columns wide
     library = _library(REALS[a.dtype], build.instruction_set())
-    result = a.new_empty(rows, columns) if out is None else out
+    result = memory.empty(rows, columns, dtype=a.dtype) if out is None else out
     workers = _workers(rows * depth * columns)
-    workspace = a.new_empty(workers * library.elman_workspace(0 if isinstance(b, Packed) else columns))
+    size = workers * library.elman_workspace(0 if isinstance(b, Packed) else columns)
+    workspace = memory.empty(size, dtype=a.dtype)
     right = (None, 0, 0) if isinstance(b, Packed) else (b.data_ptr(), b.stride(0), b.stride(1))
     product = _Product(
         *(rows, columns, depth, workers),

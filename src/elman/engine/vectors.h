@@ -18,5 +18,10 @@ INLINE V splat(real v) { return v - V{}; }
 INLINE V load(const real *p) { return *(const Loose *)p; }
 INLINE void store(real *p, V v) { *(Loose *)p = v; }
 
+template <int... J> struct Indices {};
+template <int N, int... J> struct Counted : Counted<N - 1, N - 1, J...> {};
+template <int... J> struct Counted<0, J...> { typedef Indices<J...> Type; };
+typedef Counted<LANES>::Type AllLanes;
+
 // Runs a function on every thread of a team, as GOMP_parallel does.
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);

@@ -1,0 +1,87 @@
+"""Memory for runs, kept from one run to the next.
+
+The system hands out fresh memory page by page, and clears each: on the processors that were measured (docs/engine.md)
+that costs more than a fast recurrence does. Blocks are therefore mapped in huge pages where the system has them, and
+go back to a pool, not to the system, when the last tensor on them is gone.
+"""
+
+import ctypes
+import itertools
+import mmap
+import threading
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SMALLEST = 1 << 17  # bytes from which a block comes from the pool
+KEPT = 1 << 28  # bytes of free blocks that are kept
+
+_PAGE = 4096
+_HUGE_FROM = 1 << 21
+_lock = threading.Lock()
+_free: list[tuple[int, mmap.mmap]] = []  # size and mapping, the oldest first
+_returned: deque[tuple[int, mmap.mmap]] = deque()  # not yet among the free ones: a finaliser may not wait for the lock
+_numbers = itertools.count()
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """As `torch.empty`, on the CPU."""
+    count = 1
+    for n in shape:
+        count *= n
+    size = count * dtype.itemsize
+    if size < SMALLEST:
+        return torch.empty(shape, dtype=dtype)
+    whole = _size_class(size + _PAGE)
+    mapping = _take(whole)
+    # Blocks start at different places of a page: equal ones would fall on the same sets of the cache.
+    offset = next(_numbers) * 832 % _PAGE
+    block = _type(whole - _PAGE).from_buffer(mapping, offset)
+    block.mapping, block.size = mapping, whole
+    return torch.frombuffer(block, dtype=dtype, count=count).view(shape)
+
+
+def _size_class(size: int) -> int:
+    """The size to map, so that blocks of about this size can serve in turn: at most an eighth more."""
+    unit = max(_PAGE, 1 << (size.bit_length() - 4))
+    return -(-size // unit) * unit
+
+
+def _take(size: int) -> mmap.mmap:
+    with _lock:
+        while _returned:
+            _free.append(_returned.popleft())
+        for place in range(len(_free) - 1, -1, -1):  # the last used one is the likeliest to be in the cache
+            if _free[place][0] == size:
+                return _free.pop(place)[1]
+        kept = sum(s for s, _ in _free)
+        while kept > KEPT:
+            kept -= _free.pop(0)[0]
+    mapping = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE_FROM:
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    return mapping
+
+
+class _Block(ctypes.Array[Any]):
+    """A block in use; when the last tensor on it is gone, its mapping goes back to the pool."""
+
+    _type_ = ctypes.c_uint8
+    _length_ = 0
+    mapping: Any = None
+    size: int = 0
+
+    def __del__(self) -> None:
+        if self.mapping is not None:
+            _returned.append((self.size, self.mapping))
+
+
+_types: dict[int, Any] = {}
+
+
+def _type(size: int) -> Any:
+    if size not in _types:
+        _types[size] = type("Block", (_Block,), {"_length_": size})
+    return _types[size]
