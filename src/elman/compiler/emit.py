@@ -26,9 +26,9 @@ class Group:
     blocks: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Kernel:
-    """The generated parts.
+    """The generated parts; equal only to itself, so that engines may keep what they derive from it.
 
     Attributes:
         source: C++ that defines BUFFERS and `step`.

@@ -74,7 +74,7 @@ class Backward(Run):
             if n.startswith("total."):
                 totals[n[6:]] = torch.zeros(threads.count(), padded(width, self.dtype), dtype=self.dtype)
                 table.set(n, totals[n[6:]], Kind.TOTALS)
-        run = table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, True, list(self.widths))
+        run = table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, True, tuple(self.widths))
         after = _Products(self, gates, product_gradients, sequences, len(stretches) > 1)
         for steps, entries in reversed(stretches):
             self._place(table, gates, product_gradients, entries.start)

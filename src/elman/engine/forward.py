@@ -169,7 +169,7 @@ class Forward(Run):
             if n.startswith("saved."):
                 self.saved[n] = self.empty(self.total, width)
                 table.set(n, self.saved[n], Kind.STEP)
-        run = table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, False, list(self.widths))
+        run = table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, False, tuple(self.widths))
         if weight is None:
             run()
             return self._results()

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+from array import array
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from elman.compiler import build
 from elman.compiler.emit import Group, Kernel
-from elman.engine import threads
+from elman.engine import memory, threads
 from elman.engine.packing import Packing
 from elman.engine.products import REALS, lanes, pack
 
@@ -32,43 +33,6 @@ class Kind(IntEnum):
     UNITS = 7
     TOTALS = 8
     ABSENT = 9
-
-
-class _Buffer(ctypes.Structure):
-    _fields_ = (
-        ("base", ctypes.c_void_p),
-        ("stride", ctypes.c_int64),
-        ("kind", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-    )
-
-
-class _Call(ctypes.Structure):
-    _fields_ = (
-        ("steps", ctypes.c_int64),
-        ("batch", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
-        ("backward", ctypes.c_int64),
-        ("split_units", ctypes.c_int64),
-        ("first", ctypes.c_int64),
-        ("last", ctypes.c_int64),
-        ("batch_sizes", ctypes.c_void_p),
-        ("offsets", ctypes.c_void_p),
-        ("reset", ctypes.c_void_p),
-        ("buffers", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-        ("ranges", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-        ("states", ctypes.c_int64),
-        ("entering", ctypes.c_void_p),
-        ("carries", ctypes.c_int64),
-        ("finals", ctypes.c_void_p),
-        ("parallel", ctypes.c_void_p),
-        ("thread_number", ctypes.c_void_p),
-        ("team_size", ctypes.c_void_p),
-        ("arrived", ctypes.c_int32),
-        ("generation", ctypes.c_int32),
-    )
 
 
 def padded(width: int, dtype: torch.dtype) -> int:
@@ -96,11 +60,57 @@ def whole_rows(tensor: Tensor, width: int) -> Tensor:
     return tensor.contiguous() if width == whole else F.pad(tensor, (0, whole - width))
 
 
+class _Fixed:
+    """What all runs of a kernel share: its library, and a table of buffers in which none has memory yet."""
+
+    def __init__(self, kernel: Kernel, dtype: torch.dtype, isa: str) -> None:
+        library = build.load(kernel.source, REALS[dtype])
+        library.elman_run.argtypes = [ctypes.c_void_p]
+        self.run = library.elman_run
+        self.lanes = lanes(dtype)
+        self.numbers = {name: i for i, name in enumerate(kernel.buffers)}
+        self.scratch = [(n, w) for n, w in kernel.buffers.items() if n.startswith("scratch.")]
+        self.held: list[Tensor] = []
+        self.table = array("q")
+        for name, width in kernel.buffers.items():
+            address, kind = 0, Kind.ABSENT
+            if name.startswith("reciprocal."):
+                number = torch.full((1,), 1.0 / int(name.partition(".")[2]), dtype=dtype)
+                self.held.append(number)
+                address, kind = number.data_ptr(), Kind.UNITS
+            self.table.extend((address, 0, kind, width))
+        if not kernel.buffers:
+            self.table.extend((0, 0, Kind.ABSENT, 0))
+        self._kernel = kernel
+        self._indices: dict[tuple[str, ...], tuple[array[int], array[int]]] = {}
+        self._ranges: dict[int, Any] = {}
+
+    def entries(self, names: tuple[str, ...]) -> tuple["array[int]", "array[int]"]:
+        """The buffers through which the states of these names enter a step, and those of their gradients."""
+        if names not in self._indices:
+            n = self.numbers
+            entering = [n[f"{k}.{e}"] for e in names if f"state.{e}" in n for k in ("previous", "state", "default")]
+            finals = [n[f"{k}.{e}"] for e in names if f"carry.{e}" in n for k in ("carry", "final")]
+            self._indices[names] = (array("q", entering), array("q", finals))
+        return self._indices[names]
+
+    def ranges(self, patterns: Mapping[str, Tensor]) -> tuple["array[int]", list[Any]]:
+        """Addresses of the groups' non-zero columns, and what holds them."""
+        if id(patterns) not in self._ranges:
+            found = [_ranges(g, patterns, self.lanes) for g in self._kernel.groups]
+            addresses = array("q", [0 if r is None else r.data_ptr() for r in found])
+            self._ranges[id(patterns)] = (addresses, [found, patterns])
+        result: tuple[array[int], list[Any]] = self._ranges[id(patterns)]
+        return result
+
+
 @functools.lru_cache(maxsize=4096)
-def _library(source: str, real: str, isa: str) -> Any:
-    library = build.load(source, real)
-    library.elman_run.argtypes = [ctypes.c_void_p]
-    return library
+def _fixed(kernel: Kernel, dtype: torch.dtype, isa: str) -> _Fixed:
+    return _Fixed(kernel, dtype, isa)
+
+
+# Of the call's numbers, those that change between stretches of time; see `Call` in recurrence.h.
+_FIRST, _LAST = 5, 6
 
 
 class Table:
@@ -109,38 +119,38 @@ class Table:
     def __init__(self, kernel: Kernel, dtype: torch.dtype, batch: int) -> None:
         self._kernel = kernel
         self._dtype = dtype
+        self._fixed = _fixed(kernel, dtype, build.instruction_set())
         self._held: list[Any] = []
         self._call: Any = None
-        self.numbers = {name: i for i, name in enumerate(kernel.buffers)}
-        self.array = (_Buffer * max(1, len(kernel.buffers)))()
-        for buffer, (name, width) in zip(self.array, kernel.buffers.items(), strict=False):
-            buffer.kind, buffer.width = Kind.ABSENT, width
-            if name.startswith("scratch."):
-                self.set(name, torch.empty(batch, padded(width, dtype), dtype=dtype), Kind.BATCH)
-            elif name.startswith("reciprocal."):
-                self.set(name, torch.full((1,), 1.0 / int(name.partition(".")[2]), dtype=dtype), Kind.UNITS)
+        self._itemsize = dtype.itemsize
+        self.numbers = self._fixed.numbers
+        self._table = self._fixed.table[:]  # for each buffer: address, stride, kind, width
+        for name, width in self._fixed.scratch:
+            self.set(name, memory.empty(batch, padded(width, dtype), dtype=dtype), Kind.BATCH)
 
     def __contains__(self, name: str) -> bool:
         return name in self.numbers
 
     def set(self, name: str, tensor: Tensor, kind: int, column: int = 0) -> None:
         """Give a buffer its memory; a buffer that the kernel does not name is passed over."""
-        if name in self.numbers:
-            buffer = self.array[self.numbers[name]]
-            buffer.base = tensor.data_ptr() + column * tensor.element_size()
-            buffer.stride = tensor.stride(0) if tensor.dim() > 1 else 0
-            buffer.kind = kind
+        number = self.numbers.get(name)
+        if number is not None:
+            at, table = 4 * number, self._table
+            table[at] = tensor.data_ptr() + column * self._itemsize
+            table[at + 1] = tensor.stride(0) if tensor.dim() > 1 else 0
+            table[at + 2] = kind
             self._held.append(tensor)
 
     def shift(self, name: str, rows: int) -> None:
         """Let a buffer's memory begin so many rows of the packed sequence later."""
-        if name in self.numbers:
-            buffer = self.array[self.numbers[name]]
-            buffer.base -= rows * buffer.stride * self._dtype.itemsize
+        number = self.numbers.get(name)
+        if number is not None and rows:
+            at = 4 * number
+            self._table[at] -= rows * self._table[at + 1] * self._itemsize
 
     def steps(self, first: int, last: int) -> None:
         """Choose the steps that the prepared kernel runs next; at first it is all."""
-        self._call.first, self._call.last = first, last
+        self._call[_FIRST], self._call[_LAST] = first, last
 
     def prepare(
         self,
@@ -149,7 +159,7 @@ class Table:
         packing: Packing,
         reset: Tensor | None,
         backward: bool,
-        entries: list[str],
+        entries: tuple[str, ...],
         workers: int | None = None,
     ) -> Callable[[], object]:
         """Pack the matrices and point to everything; what is returned runs the kernel over all steps.
@@ -163,48 +173,28 @@ class Table:
             entries: the states' names.
             workers: threads; by default as many as torch uses.
         """
-        library = _library(self._kernel.source, REALS[self._dtype], build.instruction_set())
-        width = lanes(self._dtype)
-        weights = [
-            pack([matrices[p] for p in g.products], g.width, g.blocks, g.transposed) for g in self._kernel.groups
-        ]
-        ranges = [_ranges(g, patterns, width) for g in self._kernel.groups]
+        fixed, kernel = self._fixed, self._kernel
+        weights = [pack([matrices[p] for p in g.products], g.width, g.blocks, g.transposed) for g in kernel.groups]
         workers = workers or threads.count()
         split_units = packing.batch < 8 * workers
-        sums = torch.empty(max(1, self._kernel.sums), workers, packing.batch, width, dtype=self._dtype)
-        n = self.numbers
-        entering = [n[f"{k}.{e}"] for e in entries if f"state.{e}" in n for k in ("previous", "state", "default")]
-        finals = [n[f"{k}.{e}"] for e in entries if f"carry.{e}" in n for k in ("carry", "final")]
-        entering_array, finals_array = (
-            (ctypes.c_int64 * len(entering))(*entering),
-            (ctypes.c_int64 * len(finals))(*finals),
+        entering, finals = fixed.entries(entries)
+        ranges, kept = fixed.ranges(patterns)
+        addresses = array("q", [w.data_ptr() for w in weights])
+        sums = memory.empty(max(1, kernel.sums) * workers * packing.batch * fixed.lanes, dtype=self._dtype)
+        call = array(
+            "q",
+            (
+                *(packing.steps, packing.batch, workers, backward, split_units, 0, packing.steps),
+                *(packing.sizes.data_ptr(), packing.offsets.data_ptr(), 0 if reset is None else reset.data_ptr()),
+                *(self._table.buffer_info()[0], addresses.buffer_info()[0], ranges.buffer_info()[0], sums.data_ptr()),
+                *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 2, finals.buffer_info()[0]),
+                *(threads.pool() or (0, 0, 0)),
+                0,  # arrived and generation
+            ),
         )
-        weight_array = (ctypes.c_void_p * len(weights))(*(w.data_ptr() for w in weights))
-        range_array = (ctypes.c_void_p * len(ranges))(*(None if r is None else r.data_ptr() for r in ranges))
-        call = _Call(
-            packing.steps,
-            packing.batch,
-            workers,
-            backward,
-            split_units,
-            0,
-            packing.steps,
-            packing.sizes.data_ptr(),
-            packing.offsets.data_ptr(),
-            None if reset is None else reset.data_ptr(),
-            ctypes.addressof(self.array),
-            ctypes.addressof(weight_array),
-            ctypes.addressof(range_array),
-            sums.data_ptr(),
-            len(entering) // 3,
-            ctypes.addressof(entering_array),
-            len(finals) // 2,
-            ctypes.addressof(finals_array),
-            *(threads.pool() or (None, None, None)),
-        )
-        self._held += [weights, ranges, sums, packing, reset, entering_array, finals_array, weight_array, range_array]
+        self._held += (weights, addresses, kept, sums, packing, reset)
         self._call = call
-        return functools.partial(library.elman_run, ctypes.addressof(call))
+        return functools.partial(fixed.run, call.buffer_info()[0])
 
 
 CHUNK_BYTES = 8 << 20  # of the products with the input that wait for the loop: they stay in the cache

@@ -6,6 +6,7 @@ these shapes, and it is they, not the loop, that a fast recurrence waits for.
 
 import ctypes
 import functools
+from array import array
 from typing import Any
 
 import torch
@@ -15,30 +16,6 @@ from elman.compiler import build
 from elman.engine import memory, threads
 
 REALS = {torch.float32: "float", torch.float64: "double"}
-
-
-class _Product(ctypes.Structure):
-    _fields_ = (
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("depth", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
-        ("a", ctypes.c_void_p),
-        ("a_row", ctypes.c_int64),
-        ("a_depth", ctypes.c_int64),
-        ("b", ctypes.c_void_p),
-        ("b_depth", ctypes.c_int64),
-        ("b_column", ctypes.c_int64),
-        ("c", ctypes.c_void_p),
-        ("c_row", ctypes.c_int64),
-        ("bias", ctypes.c_void_p),
-        ("add", ctypes.c_int64),
-        ("packed", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("parallel", ctypes.c_void_p),
-        ("thread_number", ctypes.c_void_p),
-        ("team_size", ctypes.c_void_p),
-    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -51,20 +28,14 @@ def _library(real: str, isa: str) -> Any:
     library.elman_packed_size.restype = ctypes.c_int64
     library.elman_workspace.argtypes = [ctypes.c_int64]
     library.elman_workspace.restype = ctypes.c_int64
+    library.lanes = library.elman_lanes()
+    library.workspace = functools.lru_cache(maxsize=1024)(library.elman_workspace)
     return library
-
-
-class _Packing(ctypes.Structure):
-    _fields_ = (
-        *((n, ctypes.c_int64) for n in ("count", "unit_blocks", "width", "depth", "transposed", "threads")),
-        *((n, ctypes.c_void_p) for n in ("matrices", "strides", "rows", "to")),
-        *((n, ctypes.c_void_p) for n in ("parallel", "thread_number", "team_size")),
-    )
 
 
 def lanes(dtype: torch.dtype) -> int:
     """Numbers in a vector of the instruction set that kernels are compiled for."""
-    return int(_library(REALS[dtype], build.instruction_set()).elman_lanes())
+    return int(_library(REALS[dtype], build.instruction_set()).lanes)
 
 
 def pack(matrices: list[Tensor], width: int, unit_blocks: int, transposed: bool) -> Tensor:
@@ -83,21 +54,21 @@ def pack(matrices: list[Tensor], width: int, unit_blocks: int, transposed: bool)
     matrices = [m if m.stride(1) == 1 else m.contiguous() for m in matrices]
     library = _library(REALS[first.dtype], build.instruction_set())
     depth = sum(m.shape[0] for m in matrices) if transposed else first.shape[1]
-    unit = unit_blocks * library.elman_lanes()
+    unit = unit_blocks * library.lanes
     padded = -(-width // unit) * unit
-    result = memory.empty(padded * depth * (1 if transposed else len(matrices)), dtype=first.dtype)
     count = len(matrices)
-    addresses = (ctypes.c_void_p * count)(*(m.data_ptr() for m in matrices))
-    strides = (ctypes.c_int64 * count)(*(m.stride(0) for m in matrices))
-    rows = (ctypes.c_int64 * count)(*(m.shape[0] for m in matrices))
-    workers = threads.count() if result.numel() > 1 << 15 else 1
-    job = _Packing(
-        *(count, unit_blocks, width, depth, transposed, workers),
-        *(ctypes.addressof(v) for v in (addresses, strides, rows)),
-        result.data_ptr(),
-        *(threads.pool() or (None, None, None)),
+    result = memory.empty(padded * depth * (1 if transposed else count), dtype=first.dtype)
+    described = array("q", (*(m.data_ptr() for m in matrices), *(m.stride(0) for m in matrices)))
+    described.extend(m.shape[0] for m in matrices)
+    start = described.buffer_info()[0]
+    job = array(
+        "q",
+        (
+            *(count, unit_blocks, width, depth, transposed, _workers(result.numel())),
+            *(start, start + 8 * count, start + 16 * count, result.data_ptr(), *(threads.pool() or (0, 0, 0))),
+        ),
     )
-    library.elman_pack(ctypes.addressof(job))
+    library.elman_pack(job.buffer_info()[0])
     return result
 
 
@@ -111,12 +82,25 @@ class Packed:
     def __init__(self, b: Tensor) -> None:
         self.shape = b.shape
         library = _library(REALS[b.dtype], build.instruction_set())
-        self.data = memory.empty(library.elman_packed_size(b.shape[0], b.shape[1]), dtype=b.dtype)
-        product = _Product(0, b.shape[1], b.shape[0], _workers(b.numel()))
-        product.b, product.b_depth, product.b_column = b.data_ptr(), b.stride(0), b.stride(1)
-        product.packed = self.data.data_ptr()
-        product.parallel, product.thread_number, product.team_size = threads.pool() or (None, None, None)
-        library.elman_pack_b(ctypes.addressof(product))
+        depth, columns = b.shape
+        self.data = memory.empty(library.elman_packed_size(depth, columns), dtype=b.dtype)
+        product = _product((0, columns, depth, _workers(b.numel())), (0, 0, 0), b, (0, 0), packed=self.data.data_ptr())
+        library.elman_pack_b(product.buffer_info()[0])
+
+
+def _product(
+    sizes: tuple[int, int, int, int],
+    a: tuple[int, int, int],
+    b: "Tensor | Packed",
+    c: tuple[int, int],
+    bias: int = 0,
+    add: bool = False,
+    packed: int = 0,
+    workspace: int = 0,
+) -> "array[int]":
+    """`struct Product` of products.h: `a` and `c` are an address and strides."""
+    right = (0, 0, 0) if isinstance(b, Packed) else (b.data_ptr(), *b.stride())
+    return array("q", (*sizes, *a, *right, *c, bias, add, packed, workspace, *(threads.pool() or (0, 0, 0))))
 
 
 def _workers(operations: int) -> int:
@@ -146,19 +130,17 @@ def multiply(
     library = _library(REALS[a.dtype], build.instruction_set())
     result = memory.empty(rows, columns, dtype=a.dtype) if out is None else out
     workers = _workers(rows * depth * columns)
-    size = workers * library.elman_workspace(0 if isinstance(b, Packed) else columns)
-    workspace = memory.empty(size, dtype=a.dtype)
-    right = (None, 0, 0) if isinstance(b, Packed) else (b.data_ptr(), b.stride(0), b.stride(1))
-    product = _Product(
-        *(rows, columns, depth, workers),
-        *(a.data_ptr(), a.stride(0), a.stride(1)),
-        *right,
-        *(result.data_ptr(), result.stride(0)),
-        None if bias is None else bias.data_ptr(),
+    packed = isinstance(b, Packed)
+    workspace = memory.empty(workers * library.workspace(0 if packed else columns), dtype=a.dtype)
+    product = _product(
+        (rows, columns, depth, workers),
+        (a.data_ptr(), *a.stride()),
+        b,
+        (result.data_ptr(), result.stride(0)),
+        0 if bias is None else bias.data_ptr(),
         add,
-        b.data.data_ptr() if isinstance(b, Packed) else None,
+        b.data.data_ptr() if isinstance(b, Packed) else 0,
         workspace.data_ptr(),
-        *(threads.pool() or (None, None, None)),
     )
-    library.elman_multiply(ctypes.addressof(product))
+    library.elman_multiply(product.buffer_info()[0])
     return result

@@ -48,7 +48,7 @@ struct Call {
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
-    volatile int32_t arrived, generation;
+    volatile int32_t arrived, generation;  // Python sees the whole as int64 numbers
 };
 
 // ---- functions of a vector --------------------------------------------------------------------------------------

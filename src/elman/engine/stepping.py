@@ -68,7 +68,7 @@ class LayerStep:
                     table.set(f"bias.x.{g}", vector_rows(parameters["bias_ih"][rows]), Kind.UNITS)
             packing = Packing.dense(1, batch, raw[0].device)
             found = patterns_of(layout, tuple(sorted(n for n in names if not n.startswith("x."))))
-            self._runs.append((table, table.prepare(matrices, found, packing, None, False, [], workers)))
+            self._runs.append((table, table.prepare(matrices, found, packing, None, False, (), workers)))
 
     def run(self, odd: int) -> None:
         """Run a step."""
