@@ -109,7 +109,8 @@ class _Emitter:
             f"    template <int ROWS>\n"
             f"    INLINE void multiply_all(const Context &c, V (&acc)[ROWS][blocks * {max(count, 1)}], int64_t row, "
             f"int64_t block) {{\n{''.join(calls)}    }}\n"
-            f"    INLINE void point(const Context &c, int64_t row, int64_t unit, const V *acc) {{\n"
+            f"    template <bool WHOLE>\n"
+            f"    INLINE void point(const Context &c, int64_t row, int64_t unit, int64_t left, const V *acc) {{\n"
             + "".join(f"        {line}\n" for line in lines)
             + "    }\n};\n"
         )
@@ -130,9 +131,9 @@ class _Emitter:
             if name.startswith("gradient."):
                 entry = name.removeprefix("gradient.")
                 carry, given = self._buffer(f"carry.{entry}", width), self._buffer(f"sequence.{entry}", width)
-                return f"read(c, {carry}, row, unit) + read_if(c, {given}, row, unit)"
+                return f"read<WHOLE>(c, {carry}, row, unit, left) + read_if<WHOLE>(c, {given}, row, unit, left)"
             number = self._buffer(name, width)
-            return f"read_one(c, {number}, row)" if width == 1 else f"read(c, {number}, row, unit)"
+            return f"read_one(c, {number}, row)" if width == 1 else f"read<WHOLE>(c, {number}, row, unit, left)"
 
         def computed(index: int) -> str:
             node = graph.nodes[index]
@@ -145,7 +146,7 @@ class _Emitter:
             if index in accumulator:
                 bias = ""
                 if node.op == "product" and node.name in self._biased:
-                    bias = f" + read(c, {self._buffer(f'bias.{node.name}', node.width)}, row, unit)"
+                    bias = f" + read<WHOLE>(c, {self._buffer(f'bias.{node.name}', node.width)}, row, unit, left)"
                 return f"acc[{accumulator[index]}]{bias}"
             if schedule.home[index] != here and not in_place(graph, schedule.home, index):
                 return loaded(schedule.memory[index], node.width)
@@ -160,13 +161,11 @@ class _Emitter:
 
         for name, index in part.stores.items():
             text = value(index)
-            lines.append(f"write(c, {self._buffer(name, part.width)}, row, unit, {text});")
+            lines.append(f"write<WHOLE>(c, {self._buffer(name, part.width)}, row, unit, left, {text});")
         for name, index in part.totals.items():
             text = value(index)
-            lines.append(f"total(c, {self._buffer(name, part.width)}, unit, {text});")
-        domain = self._buffer(f"domain.{part.width}", part.width)
+            lines.append(f"total<WHOLE>(c, {self._buffer(name, part.width)}, unit, left, {text});")
         for index in part.sums:
             text = value(graph.nodes[index].args[0])
-            width = f"c.call->buffers[{domain}].width"
-            lines.append(f"sum(c, {self._sums[index]}, row, unit, {width}, {text});")
+            lines.append(f"sum<WHOLE>(c, {self._sums[index]}, row, left, {text});")
         return lines

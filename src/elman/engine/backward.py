@@ -11,7 +11,7 @@ from elman.cells.structure import Dense
 from elman.compiler.plan import Plan
 from elman.engine import memory, threads
 from elman.engine.forward import Run, Scene
-from elman.engine.kernel import Kind, Table, chunks, padded, whole_rows
+from elman.engine.kernel import Kind, Table, chunks
 from elman.engine.matrices import stored_gradient, weight_parameter
 from elman.engine.products import Packed, multiply
 
@@ -53,12 +53,12 @@ class Backward(Run):
         for k, (entry, width) in enumerate(self.layout.states):
             given = self.gradients[k] if k < wanted else None
             if given is not None:
-                table.set(f"sequence.{entry.name}", whole_rows(self.in_order(given), width), Kind.STEP)
+                table.set(f"sequence.{entry.name}", self.in_order(given).contiguous(), Kind.STEP)
             final = self.gradients[wanted + k]
             if final is not None and entry.dtype != "int64":
-                table.set(f"final.{entry.name}", whole_rows(final, width), Kind.BATCH)
+                table.set(f"final.{entry.name}", final.contiguous(), Kind.BATCH)
             if f"carry.{entry.name}" in table:
-                carries[entry.name] = torch.empty(2 * self.batch, padded(width, self.dtype), dtype=self.dtype)
+                carries[entry.name] = torch.empty(2 * self.batch, width, dtype=self.dtype)
                 table.set(f"carry.{entry.name}", carries[entry.name], Kind.CARRY)
                 table.set(f"handed.{entry.name}", carries[entry.name], Kind.HANDED)
         stretches = chunks(self.packing, self._gradient_bytes())
@@ -72,7 +72,7 @@ class Backward(Run):
         totals = {}
         for n, width in self.kernel.buffers.items():
             if n.startswith("total."):
-                totals[n[6:]] = torch.zeros(threads.count(), padded(width, self.dtype), dtype=self.dtype)
+                totals[n[6:]] = torch.zeros(threads.count(), width, dtype=self.dtype)
                 table.set(n, totals[n[6:]], Kind.TOTALS)
         run = table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, True, tuple(self.widths))
         after = _Products(self, gates, product_gradients, sequences, len(stretches) > 1)
@@ -83,12 +83,11 @@ class Backward(Run):
             after.take(entries)
 
         for n, v in totals.items():
-            self.found[f"parameter.{n}"] = v.sum(0)[: self.parameters[n].shape[0]]
+            self.found[f"parameter.{n}"] = v.sum(0)
         for n, carry in carries.items():
-            self.found[f"state.{n}"] = carry[self.batch :, : self.widths[n]]
+            self.found[f"state.{n}"] = carry[self.batch :]
         for n, v in side.items():
-            width = self.layout.input_size if n == "raw" else self.inputs[n].shape[1]
-            self.found["input" if n == "raw" else n] = self.in_order(v[:, :width])
+            self.found["input" if n == "raw" else n] = self.in_order(v)
         after.give(self.found)
         return self.found
 
@@ -98,35 +97,30 @@ class Backward(Run):
         return int(units * self.dtype.itemsize)
 
     def _gradient_buffers(self, rows: int) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """Memory for the gradients of the input gates, [rows, padded columns], and of each product.
+        """Memory for the gradients of the input gates, [rows, columns], and of each product.
 
         A product that shares its gradient with a gate has its place among the gates' columns; the others of the
         recurrent gates lie side by side.
         """
-        gates = self.empty(rows, sum(padded(w, self.dtype) for w in self.gate_widths.values()))
+        gates = self.empty(rows, sum(self.gate_widths.values()))
         found: dict[int, Tensor] = {}
-        for gate, start in self.columns().items():
-            span = padded(self.gate_widths[gate], self.dtype)
+        for gate, columns in self.layout.input_gates.items():
             if gate in self.plan.shared:
-                found[self.plan.shared[gate]] = gates[:, start : start + span]
+                found[self.plan.shared[gate]] = gates[:, columns]
             elif f"d.x.{gate}" not in self.kernel.buffers:
-                gates[:, start : start + span] = 0
+                gates[:, columns] = 0
         differentiated = [i for i in self.plan.products if f"d.product.{i}" in self.kernel.buffers]
         rest = [i for i in dict.fromkeys((*self.plan.recurrent, *differentiated)) if i in differentiated]
         rest = [i for i in rest if i not in found]
-        wide = self.empty(rows, sum(padded(self.plan.products[i].width, self.dtype) for i in rest))
-        start = 0
-        for index in rest:
-            span = padded(self.plan.products[index].width, self.dtype)
-            found[index] = wide[:, start : start + span]
-            start += span
+        widths = [self.plan.products[i].width for i in rest]
+        found |= zip(rest, self.empty(rows, sum(widths)).split(widths, 1), strict=True)
         return (gates if self.gate_widths else None), found
 
     def _place(self, table: Table, gates: Tensor | None, products: Mapping[int, Tensor], start: int) -> None:
         """Let the kernel write the gradients of a stretch that starts at an entry to the memory that is kept for it."""
-        for gate, column in self.columns().items():
+        for gate, columns in self.layout.input_gates.items():
             if gates is not None:
-                table.set(f"d.x.{gate}", gates, Kind.STEP, column)
+                table.set(f"d.x.{gate}", gates, Kind.STEP, columns.start)
                 table.shift(f"d.x.{gate}", start)
         for index, rows in products.items():
             table.set(f"d.product.{index}", rows, Kind.STEP)
@@ -149,8 +143,7 @@ class _Products:
         self._sequences = sequences
         self._sums: dict[str, Tensor] = {}
         self._groups = list(self._adjacent_groups(products))
-        self._gate_widths = list(run.gate_widths.values())
-        self._input = run.in_order(run.inputs["input"].detach())
+        self._input = run.in_order(run.inputs["input"])
         self._through: Tensor | None = None
         if gates is not None and run.inputs["input"].requires_grad:
             weight = run.parameters["weight_ih"]
@@ -161,39 +154,49 @@ class _Products:
         """Multiply the gradients of a stretch."""
         count = entries.stop - entries.start
         for number, (operand, first, widths, biased, _) in enumerate(self._groups):
-            span = sum(padded(w, first.dtype) for w in widths)
-            d = self._compact(first.as_strided((count, span), first.stride(), first.storage_offset()), widths)
-            self._add(f"weight {number}", d, self._operand(operand, entries))
-            if biased:
-                self._add(f"bias {number}", d, None)
+            d = first.as_strided((count, sum(widths)), first.stride(), first.storage_offset())
+            self._add(f"weight {number}", f"bias {number}" if biased else None, d, self._operand(operand, entries))
         if self._gates is None:
             return
-        d = self._compact(self._gates[:count], self._gate_widths)
-        self._add("weight_ih", d, self._input[entries])
-        if self._run.layout.input_bias:
-            self._add("bias_ih", d, None)
+        d = self._gates[:count]
+        self._add("weight_ih", "bias_ih" if self._run.layout.input_bias else None, d, self._input[entries])
         if self._through is not None:
             multiply(d, self._right, out=self._through[entries])
 
-    def _add(self, name: str, d: Tensor, right: Tensor | None) -> None:
-        """Add dᵀ right, or the sum of d's rows."""
-        if name not in self._sums:
-            self._sums[name] = d.sum(0) if right is None else multiply(d.T, right)
-        elif right is None:
-            self._sums[name] += d.sum(0)
-        else:
-            multiply(d.T, right, out=self._sums[name], add=True)
+    def _add(self, name: str, bias: str | None, d: Tensor, right: Tensor) -> None:
+        """Add dᵀ right, and for a bias the sums of d's columns."""
+        rows, columns = d.shape[1], right.shape[1]
+        fresh = name not in self._sums
+        narrow = columns < 32 and rows > columns  # then it is better computed transposed
+        if narrow and fresh:
+            self._sums[name] = multiply(right.T, d).T
+            if bias:
+                self._sums[bias] = d.sum(0)
+            return
+        if narrow:
+            multiply(right.T, d, out=self._sums[name].T, add=True)
+            if bias:
+                self._sums[bias] += d.sum(0)
+            return
+        if fresh:
+            self._sums[name] = memory.empty(rows, columns, dtype=d.dtype)
+            if bias:
+                self._sums[bias] = d.new_empty(rows)
+        sums = self._sums[bias] if bias else None
+        multiply(d.T, right, out=self._sums[name], add=not fresh, sums=sums)
 
     def give(self, found: dict[str, Tensor]) -> None:
         """Put the gradients of parameters and input, by name, beside those that are there."""
         for name in ("weight_ih", "bias_ih"):
             if name in self._sums:
-                found[f"parameter.{name}"] = self._sums[name]
+                found[f"parameter.{name}"] = self._sums[name].contiguous()
         if self._through is not None:
             through = self._run.in_order(self._through)
             found["input"] = found["input"] + through if "input" in found else through
         for number, (_, _, widths, _, names) in enumerate(self._groups):
-            self._give_group(found, names, widths, self._sums[f"weight {number}"], self._sums.get(f"bias {number}"))
+            self._give_group(
+                found, names, widths, self._sums[f"weight {number}"].contiguous(), self._sums.get(f"bias {number}")
+            )
 
     def _give_group(
         self, found: dict[str, Tensor], names: list[str], widths: list[int], weight: Tensor, bias: Tensor | None
@@ -227,13 +230,6 @@ class _Products:
             found[name] = torch.zeros_like(whole)
         found[name][rows] += gradient
 
-    def _compact(self, wide: Tensor, widths: list[int]) -> Tensor:
-        """Rows of padded columns without the padding."""
-        if all(w == padded(w, wide.dtype) for w in widths):
-            return wide
-        parts = wide.split([padded(w, wide.dtype) for w in widths], 1)
-        return torch.cat([p[:, :w] for p, w in zip(parts, widths, strict=True)], 1)
-
     def _adjacent_groups(
         self, gradients: Mapping[int, Tensor]
     ) -> Iterator[tuple[int, Tensor, list[int], bool, list[str]]]:
@@ -265,17 +261,17 @@ class _Products:
         if node.op != "leaf":
             entry = next((e for e, i in run.plan.graph.outputs.items() if i == index), None)
             rows = run.kept[f"saved.{index}"] if entry is None else self._sequences[entry][run.batch :]
-            return rows[entries, : node.width]
+            return rows[entries]
         kind, _, rest = node.name.partition(".")
         if kind == "state":
-            whole = self._sequences[rest][:, : node.width]
+            whole = self._sequences[rest]
             if run.packing.is_dense and run.reset is None:
                 return whole[entries]
             rows = whole.index_select(0, run.packing.previous_steps[entries])
             if run.reset is not None:
                 rows[run.reset[entries].bool()] = {e.name: e.initial for e, _ in run.layout.states}[rest]
             return rows
-        return run.in_order(run.inputs["input" if kind == "raw" else node.name].detach())[entries]
+        return run.in_order(run.inputs["input" if kind == "raw" else node.name])[entries]
 
 
 def _stored_together(products: list[MatrixProduct | None]) -> bool:

@@ -14,7 +14,7 @@ from elman.compiler.plan import Plan
 from elman.engine import reference
 from elman.engine.backward import Backward
 from elman.engine.call import Direction, DirectionResult, LayerCall
-from elman.engine.forward import Forward, Scene
+from elman.engine.forward import Forward, Scene, parameter_names, state_names
 from elman.engine.products import REALS
 
 name = "cpu"
@@ -90,17 +90,18 @@ def run(call: LayerCall) -> list[DirectionResult]:
 
 
 def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
-    inputs = {
-        "input": call.input,
-        **{f"parameter.{k}": v for k, v in direction.parameters.items()},
-        **{f"state.{e.name}": v for (e, _), v in zip(call.layout.states, direction.state, strict=True)},
-        **{f"extra.{k}": v for k, v in call.extras.items()},
-        **{f"below.{k}": v for k, v in direction.below.items()},
-    }
+    inputs = {"input": call.input}
+    inputs |= zip(parameter_names(call.layout), direction.parameters.values(), strict=True)
+    inputs |= zip(state_names(call.layout), direction.state, strict=True)
+    inputs |= {f"extra.{k}": v for k, v in call.extras.items()}
+    inputs |= {f"below.{k}": v for k, v in direction.below.items()}
     wanted = len(direction.state) if call.every_state else 1
     training = torch.is_grad_enabled() and any(v.requires_grad for v in inputs.values())
     scene = Scene(call, direction.reverse, tuple(inputs), wanted, training)
-    results = _Recurrence.apply(scene, *inputs.values())  # type: ignore[no-untyped-call]
+    if not training:
+        results = Forward(scene, plan_of(call), inputs).run()
+    else:
+        results = _Recurrence.apply(scene, *inputs.values())  # type: ignore[no-untyped-call]
     return DirectionResult(tuple(results[:wanted]), tuple(results[wanted:]))
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from elman.cells.layout import Layout
 from elman.compiler.plan import Plan
 from elman.engine import memory, reference
 from elman.engine.call import LayerCall
-from elman.engine.kernel import Kind, Table, chunks, padded, vector_rows
+from elman.engine.kernel import Kind, Table, chunks
 from elman.engine.matrices import dense, pattern
 from elman.engine.products import Packed, multiply
 
@@ -28,6 +28,18 @@ class Scene:
     training: bool
 
 
+@functools.lru_cache(maxsize=1024)
+def parameter_names(layout: Layout) -> tuple[str, ...]:
+    """The names of a layer's parameters among a run's inputs."""
+    return tuple(f"parameter.{p.name}" for p in layout.parameters)
+
+
+@functools.lru_cache(maxsize=1024)
+def state_names(layout: Layout) -> tuple[str, ...]:
+    """The names of a layer's states among a run's inputs."""
+    return tuple(f"state.{e.name}" for e, _ in layout.states)
+
+
 class Run:
     """What a forward and a backward run share."""
 
@@ -40,8 +52,9 @@ class Run:
         self.packing = call.packing
         self.dtype = call.input.dtype
         self.batch = call.packing.batch
-        self.total = sum(call.packing.batch_sizes)
-        self.parameters = {n.partition(".")[2]: v.detach() for n, v in inputs.items() if n.startswith("parameter.")}
+        self.total = call.packing.total
+        names = parameter_names(call.layout)
+        self.parameters = {p.name: inputs[n] for p, n in zip(call.layout.parameters, names, strict=True)}
         self.constants = reference.constants(call.cell, call.layout.hidden_size, call.input)
         reset = call.reset
         if reset is not None and scene.reverse:
@@ -52,7 +65,7 @@ class Run:
 
     def empty(self, rows: int, width: int) -> Tensor:
         """Memory for a kernel's rows."""
-        return memory.empty(rows, padded(width, self.dtype), dtype=self.dtype)
+        return memory.empty(rows, width, dtype=self.dtype)
 
     def in_order(self, tensor: Tensor) -> Tensor:
         """[N, *] in the order of this direction's steps, or back."""
@@ -67,43 +80,16 @@ class Run:
         """Where structured matrices have weights."""
         return _patterns(self.plan)
 
-    def columns(self) -> dict[str, int]:
-        """Where each input gate's padded columns start."""
-        starts, start = {}, 0
-        for gate, width in self.gate_widths.items():
-            starts[gate] = start
-            start += padded(width, self.dtype)
-        return starts
-
-    def input_weight(self) -> tuple[Tensor | None, Tensor | None]:
-        """`weight_ih` and `bias_ih` with each gate's rows padded."""
-        if not self.gate_widths:
-            return None, None
-        weight = self.parameters["weight_ih"]
-        bias = self.parameters["bias_ih"] if self.layout.input_bias else None
-        widths = set(self.gate_widths.values())
-        if all(w == padded(w, self.dtype) for w in widths):
-            return weight, bias
-        if len(widths) == 1:
-            (width,) = widths
-            missing = padded(width, self.dtype) - width
-            wide = F.pad(weight.reshape(-1, width, weight.shape[1]), (0, 0, 0, missing)).reshape(-1, weight.shape[1])
-            return wide, None if bias is None else F.pad(bias.reshape(-1, width), (0, missing)).reshape(-1)
-        rows = torch.tensor([start + k for g, start in self.columns().items() for k in range(self.gate_widths[g])])
-        total = sum(padded(w, self.dtype) for w in self.gate_widths.values())
-        wide = weight.new_zeros(total, weight.shape[1]).index_copy_(0, rows, weight)
-        return wide, None if bias is None else bias.new_zeros(total).index_copy_(0, rows, bias)
-
     def units(self, table: Table) -> None:
         """Give a table the per-unit values: vectors, constants, biases, defaults."""
         for n in self.layout.vectors:
-            table.set(f"vector.{n}", vector_rows(self.parameters[n]), Kind.UNITS)
+            table.set(f"vector.{n}", self.parameters[n].contiguous(), Kind.UNITS)
         for n, v in self.constants.items():
             if v.dim() == 1:
-                table.set(f"constant.{n}", vector_rows(v.to(self.dtype)), Kind.UNITS)
+                table.set(f"constant.{n}", v.to(self.dtype).contiguous(), Kind.UNITS)
         for p in self.layout.products.values():
             if p.bias is not None:
-                table.set(f"bias.{p.name}", vector_rows(self.parameters[p.bias][p.rows]), Kind.UNITS)
+                table.set(f"bias.{p.name}", self.parameters[p.bias][p.rows].contiguous(), Kind.UNITS)
 
     def states(self, table: Table, sequences: Mapping[str, Tensor]) -> None:
         """Give a table the states' sequences, and where they are read before a step."""
@@ -115,7 +101,7 @@ class Run:
                 table.set(f"state.{entry.name}", sequence, Kind.ENTERED)
             else:
                 table.set(f"state.{entry.name}", self.empty(self.batch, width), Kind.ENTERED)
-                default = torch.full((padded(width, self.dtype),), entry.initial, dtype=self.dtype)
+                default = torch.full((width,), entry.initial, dtype=self.dtype)
                 table.set(f"default.{entry.name}", default, Kind.UNITS)
 
     def side_inputs(self, table: Table) -> None:
@@ -125,7 +111,7 @@ class Run:
             if kind in ("extra", "below") or n == "input":
                 key = "raw" if n == "input" else n
                 if key in table:
-                    table.set(key, vector_rows(self.in_order(v.detach())), Kind.STEP)
+                    table.set(key, self.in_order(v).contiguous(), Kind.STEP)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -143,8 +129,8 @@ class Forward(Run):
     """A forward run.
 
     Attributes:
-        sequences: for each state entry [B + N, padded width]: the initial state, then the packed sequence.
-        saved: what backward reads and cannot compute again, [N, padded width] each, by `saved.<node>`.
+        sequences: for each state entry [B + N, width]: the initial state, then the packed sequence.
+        saved: what backward reads and cannot compute again, [N, width] each, by `saved.<node>`.
     """
 
     def __init__(self, scene: Scene, plan: Plan, inputs: Mapping[str, Tensor]) -> None:
@@ -156,11 +142,12 @@ class Forward(Run):
     def run(self) -> tuple[Tensor, ...]:
         """The wanted sequences, [N, width] each in the caller's order of time, then the final states, [B, width]."""
         table = Table(self.kernel, self.dtype, self.batch)
-        x = self.in_order(self.inputs["input"].detach())
-        weight, bias = self.input_weight()
+        x = self.in_order(self.inputs["input"])
+        weight = self.parameters.get("weight_ih")
+        bias = self.parameters["bias_ih"].contiguous() if self.layout.input_bias else None
         for entry, width in self.layout.states:
             sequence = self.empty(self.batch + self.total, width)
-            sequence[: self.batch, :width] = self.inputs[f"state.{entry.name}"].detach()
+            sequence[: self.batch] = self.inputs[f"state.{entry.name}"]
             self.sequences[entry.name] = sequence
         self.states(table, self.sequences)
         self.units(table)
@@ -179,8 +166,8 @@ class Forward(Run):
         rows = memory.empty(longest, weight.shape[0], dtype=self.dtype)
         for steps, entries in stretches:
             multiply(x[entries], right, bias, out=rows[: entries.stop - entries.start])
-            for gate, start in self.columns().items():
-                table.set(f"x.{gate}", rows, Kind.STEP, start)
+            for gate, columns in self.layout.input_gates.items():
+                table.set(f"x.{gate}", rows, Kind.STEP, columns.start)
                 table.shift(f"x.{gate}", entries.start)
             table.steps(steps.start, steps.stop)
             run()
@@ -188,8 +175,8 @@ class Forward(Run):
 
     def _results(self) -> tuple[Tensor, ...]:
         sequences, finals = [], []
-        for k, (entry, width) in enumerate(self.layout.states):
-            whole = self.sequences[entry.name][:, :width]
+        for k, (entry, _) in enumerate(self.layout.states):
+            whole = self.sequences[entry.name]
             if self.packing.is_dense:
                 final = whole[-self.batch :].clone()
             else:

@@ -17,8 +17,6 @@ from elman.engine import memory, threads
 from elman.engine.packing import Packing
 from elman.engine.products import REALS, lanes, pack
 
-ALIGNMENT = 64  # bytes to which rows are padded, whatever the instruction set
-
 
 class Kind(IntEnum):
     """How a buffer's row is found; see `recurrence.h`, which counts in the same order."""
@@ -33,31 +31,6 @@ class Kind(IntEnum):
     UNITS = 7
     TOTALS = 8
     ABSENT = 9
-
-
-def padded(width: int, dtype: torch.dtype) -> int:
-    """Elements of a row of this width with its padding."""
-    units = ALIGNMENT // dtype.itemsize
-    return -(-width // units) * units
-
-
-def vector_rows(tensor: Tensor) -> Tensor:
-    """The tensor with rows that a kernel may read in whole vectors: contiguous, and padded unless of width 1."""
-    width = tensor.shape[-1]
-    whole = padded(width, tensor.dtype)
-    if width in (1, whole):
-        return tensor.contiguous()
-    if tensor.dim() == 2 and tensor.stride() == (whole, 1) and tensor.data_ptr() % ALIGNMENT == 0:
-        past = tensor.storage_offset() + tensor.shape[0] * whole
-        if past * tensor.element_size() <= tensor.untyped_storage().nbytes():
-            return tensor
-    return F.pad(tensor, (0, whole - width))
-
-
-def whole_rows(tensor: Tensor, width: int) -> Tensor:
-    """As `vector_rows`, also for width 1: a kernel's own rows are always padded."""
-    whole = padded(width, tensor.dtype)
-    return tensor.contiguous() if width == whole else F.pad(tensor, (0, whole - width))
 
 
 class _Fixed:
@@ -126,7 +99,7 @@ class Table:
         self.numbers = self._fixed.numbers
         self._table = self._fixed.table[:]  # for each buffer: address, stride, kind, width
         for name, width in self._fixed.scratch:
-            self.set(name, memory.empty(batch, padded(width, dtype), dtype=dtype), Kind.BATCH)
+            self.set(name, memory.empty(batch, width, dtype=dtype), Kind.BATCH)
 
     def __contains__(self, name: str) -> bool:
         return name in self.numbers
@@ -203,7 +176,7 @@ CHUNK_ROWS = 384  # at the least, so that the products stay large
 
 def chunks(packing: Packing, row_bytes: int) -> list[tuple[slice, slice]]:
     """Stretches of time, as steps and as entries of the packed sequence, whose rows take about CHUNK_BYTES."""
-    total = sum(packing.batch_sizes)
+    total = packing.total
     wanted = max(CHUNK_BYTES // max(row_bytes, 1), CHUNK_ROWS)
     if total <= wanted * 3 // 2:
         return [(slice(0, packing.steps), slice(0, total))]

@@ -61,6 +61,11 @@ class Packing:
         """T', the number of steps of the longest row."""
         return len(self.batch_sizes)
 
+    @cached_property
+    def total(self) -> int:
+        """N, the number of entries: the sum of the lengths."""
+        return sum(self.batch_sizes)
+
     @property
     def is_dense(self) -> bool:
         """Whether all rows have the same length."""

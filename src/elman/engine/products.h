@@ -19,6 +19,7 @@ struct Product {
     const real *bias;    // [columns] or null
     int64_t add;         // whether the product is added to what C holds
     real *packed;        // null, or B as elman_pack_b leaves it: [block of depth][panel][step of depth][COLUMNS]
+    real *sums;          // null, or [rows]: receives the sums of A's rows, or has them added where `add`
     real *workspace;     // threads * (DEPTH * (BLOCK_ROWS + columns rounded up to COLUMNS))
     Parallel parallel;
     int (*thread_number)();
@@ -92,6 +93,23 @@ static void pack_a(const Product &p, real *to, int64_t row, int64_t rows, int64_
     }
 }
 
+// The sums of A's rows over a block of the depth, to those of the blocks before unless `first`.
+static void add_rows(const Product &p, int64_t row, int64_t rows, int64_t from, int64_t depth, bool first) {
+    for (int64_t r = 0; r < rows; r += LANES) {
+        const int64_t left = rows - r;
+        V sum = V{};
+        for (int64_t k = 0; k < depth; ++k) {
+            const real *a = p.a + (row + r) * p.a_row + (from + k) * p.a_depth;
+            if (p.a_row == 1) sum += left < LANES ? load_part(a, left) : load(a);
+            else
+                for (int64_t i = 0; i < LANES && i < left; ++i) sum[i] += a[i * p.a_row];
+        }
+        real *to = p.sums + row + r;
+        if (left < LANES) store_part(to, first ? sum : sum + load_part(to, left), left);
+        else store(to, first ? sum : sum + load(to));
+    }
+}
+
 // Panels of [depth][COLUMNS], zero past the last column.
 static void pack_b(const Product &p, real *to, int64_t first, int64_t last, int64_t from, int64_t depth) {
     for (int64_t c0 = first * COLUMNS; c0 < p.columns && c0 < last * COLUMNS; c0 += COLUMNS, to += depth * COLUMNS) {
@@ -151,10 +169,10 @@ INLINE void tile_of_c(const Product &p, const real *a, int64_t a_row, const real
         const real *from = first ? start : to;
 #pragma GCC unroll 8
         for (int i = 0; i < NARROW; ++i) {
-            if ((i + 1) * LANES <= columns)
-                store(to + i * LANES, from ? load(from + i * LANES) + acc[r][i] : acc[r][i]);
-            else
-                for (int64_t j = i * LANES; j < columns; ++j) to[j] = (from ? from[j] : 0) + acc[r][i][j - i * LANES];
+            const int64_t left = columns - i * LANES;
+            if (left >= LANES) store(to + i * LANES, from ? load(from + i * LANES) + acc[r][i] : acc[r][i]);
+            else if (left > 0)
+                store_part(to + i * LANES, from ? load_part(from + i * LANES, left) + acc[r][i] : acc[r][i], left);
         }
     }
 }
@@ -195,6 +213,7 @@ static void multiply_share(void *argument) {
         for (int64_t block = begin; block < end; block += BLOCK_ROWS) {
             const int64_t rows = end - block < BLOCK_ROWS ? end - block : BLOCK_ROWS;
             if (!as_it_is) pack_a(p, packed_a, block, rows, k, depth);
+            if (p.sums && first == 0) add_rows(p, block, rows, k, depth, k == 0 && !p.add);
             for (int64_t panel = first; panel < last; ++panel) {
                 const real *from = b + panel * depth * COLUMNS;
                 const bool fresh = k == 0 && !p.add;

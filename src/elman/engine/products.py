@@ -96,11 +96,12 @@ def _product(
     bias: int = 0,
     add: bool = False,
     packed: int = 0,
+    sums: int = 0,
     workspace: int = 0,
 ) -> "array[int]":
     """`struct Product` of products.h: `a` and `c` are an address and strides."""
     right = (0, 0, 0) if isinstance(b, Packed) else (b.data_ptr(), *b.stride())
-    return array("q", (*sizes, *a, *right, *c, bias, add, packed, workspace, *(threads.pool() or (0, 0, 0))))
+    return array("q", (*sizes, *a, *right, *c, bias, add, packed, sums, workspace, *(threads.pool() or (0, 0, 0))))
 
 
 def _workers(operations: int) -> int:
@@ -108,14 +109,20 @@ def _workers(operations: int) -> int:
 
 
 def multiply(
-    a: Tensor, b: Tensor | Packed, bias: Tensor | None = None, out: Tensor | None = None, add: bool = False
+    a: Tensor,
+    b: Tensor | Packed,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+    add: bool = False,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """a b + bias, outside of autograd.
 
     Args:
         a: [M, K], any strides. b: [K, N], any strides, or packed. bias: [N], contiguous, or None.
         out: [M, N] with contiguous rows, to write to; default: a new tensor.
-        add: whether to add to what `out` holds, without a bias.
+        add: whether to add to what `out` and `sums` hold, without a bias.
+        sums: [M], to write the sums of a's rows to.
 
     Returns:
         [M, N], float32 or float64 as the operands are.
@@ -125,8 +132,6 @@ def multiply(
     """
     rows, depth = a.shape
     columns = b.shape[1]
-    if bias is None and out is None and isinstance(b, Tensor) and columns < 32 and rows > columns:
-        return multiply(b.T, a.T).T.contiguous()  # a panel of C is 64 columns wide
     library = _library(REALS[a.dtype], build.instruction_set())
     result = memory.empty(rows, columns, dtype=a.dtype) if out is None else out
     workers = _workers(rows * depth * columns)
@@ -140,6 +145,7 @@ def multiply(
         0 if bias is None else bias.data_ptr(),
         add,
         b.data.data_ptr() if isinstance(b, Packed) else 0,
+        0 if sums is None else sums.data_ptr(),
         workspace.data_ptr(),
     )
     library.elman_multiply(product.buffer_info()[0])

@@ -2,13 +2,10 @@
 // the parts of a cell, and includes this header.
 //
 // A step is a list of parts. A part computes, for blocks of units and tiles of rows, the products that feed it (in
-// registers) and then the pointwise expressions on top. Buffers are row-major with rows padded to 64 bytes, so that
-// no vector ever crosses a row's end; the padding holds finite rubbish that no product and no sum reads.
+// registers) and then the pointwise expressions on top. Buffers are row-major, one row after the other; the last vector
+// of a row whose width is not a multiple of LANES is read and written in part.
 
 #include "vectors.h"
-#if VECTOR_BYTES == 64
-#include <immintrin.h>
-#endif
 
 // How a buffer's row for batch row b at step t is found.
 enum Kind {
@@ -161,26 +158,30 @@ struct Context {
 
 };
 
-INLINE V read(const Context &c, int buffer, int64_t row, int64_t unit) { return load(c.p[buffer] + row * c.s[buffer] + unit); }
+// A vector of a row; unless WHOLE, only `left` of its units are there.
+template <bool WHOLE> INLINE V read(const Context &c, int buffer, int64_t row, int64_t unit, int64_t left) {
+    const real *p = c.p[buffer] + row * c.s[buffer] + unit;
+    return WHOLE ? load(p) : load_part(p, left);
+}
 INLINE V read_one(const Context &c, int buffer, int64_t row) { return splat(c.p[buffer][row * c.s[buffer]]); }
-INLINE V read_if(const Context &c, int buffer, int64_t row, int64_t unit) {
-    return c.p[buffer] ? read(c, buffer, row, unit) : V{};
+template <bool WHOLE> INLINE V read_if(const Context &c, int buffer, int64_t row, int64_t unit, int64_t left) {
+    return c.p[buffer] ? read<WHOLE>(c, buffer, row, unit, left) : V{};
 }
-INLINE void write(const Context &c, int buffer, int64_t row, int64_t unit, V v) {
-    store(c.p[buffer] + row * c.s[buffer] + unit, v);
+template <bool WHOLE> INLINE void write(const Context &c, int buffer, int64_t row, int64_t unit, int64_t left, V v) {
+    real *p = c.p[buffer] + row * c.s[buffer] + unit;
+    WHOLE ? store(p, v) : store_part(p, v, left);
 }
-INLINE void total(const Context &c, int buffer, int64_t unit, V v) {
+template <bool WHOLE> INLINE void total(const Context &c, int buffer, int64_t unit, int64_t left, V v) {
     real *p = c.p[buffer] + unit;
-    store(p, load(p) + v);
+    WHOLE ? store(p, load(p) + v) : store_part(p, load_part(p, left) + v, left);
 }
 INLINE real *sum_at(const Context &c, int sum, int64_t thread, int64_t row) {
     const Call &k = *c.call;
     return k.sums + ((sum * k.threads + thread) * k.batch + c.row_first + row * c.row_stride) * LANES;
 }
-INLINE void sum(const Context &c, int index, int64_t row, int64_t unit, int64_t width, V v) {
-    Integers lane;
-    for (int i = 0; i < LANES; ++i) lane[i] = i;
-    v = lane < (Integers{} + (decltype(lane[0] + 0))(width - unit)) ? v : V{};
+template <bool WHOLE> INLINE void sum(const Context &c, int index, int64_t row, int64_t left, V v) {
+    if (!WHOLE)
+        for (int64_t i = left; i < LANES; ++i) v[i] = 0;
     real *p = sum_at(c, index, c.thread, row);
     store(p, load(p) + v);
 }
@@ -227,19 +228,28 @@ INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t r
     }
 }
 
+// The pointwise expressions for some rows and one vector of units; apart from the products, so that it is compiled once.
+template <class Part, bool WHOLE>
+static __attribute__((noinline)) void points(const Context &c, int64_t row, int64_t rows, int64_t unit, int64_t left,
+                                             const V *acc, int64_t stride) {
+    for (int64_t r = 0; r < rows; ++r) Part::template point<WHOLE>(c, row + r, unit, left, acc + r * stride);
+}
+template <class Part>
+INLINE void points_of(const Context &c, int64_t row, int64_t rows, int64_t unit, int64_t units, const V *acc, int64_t stride) {
+    if (unit + LANES <= units) points<Part, true>(c, row, rows, unit, LANES, acc, stride);
+    else points<Part, false>(c, row, rows, unit, units - unit, acc, stride);
+}
+
 template <class Part, int ROWS> static void tile(const Context &c, int64_t row, int64_t block, int64_t units) {
-    constexpr int count = Part::count ? Part::count : 1;
-    V acc[ROWS][Part::blocks * count];
+    V acc[ROWS][Part::blocks * Part::count];
 #pragma GCC unroll 32
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 32
-        for (int i = 0; i < Part::blocks * count; ++i) acc[r][i] = V{};
+        for (int i = 0; i < Part::blocks * Part::count; ++i) acc[r][i] = V{};
     Part::template multiply_all<ROWS>(c, acc, row, block);
     for (int b = 0; b < Part::blocks; ++b) {
-        int64_t unit = (block * Part::blocks + b) * LANES;
-        if (unit >= units) break;
-#pragma GCC unroll 1
-        for (int r = 0; r < ROWS; ++r) Part::point(c, row + r, unit, &acc[r][b * count]);
+        const int64_t unit = (block * Part::blocks + b) * LANES;
+        if (unit < units) points_of<Part>(c, row, ROWS, unit, units, &acc[0][b * Part::count], Part::blocks * Part::count);
     }
 }
 
@@ -250,19 +260,24 @@ template <class Part, int ROWS> static void tile_of(const Context &c, int64_t ro
 
 template <class Part> static void run_part(const Context &c) {
     const int64_t units = c.call->buffers[Part::domain_buffer].width;
-    constexpr int count = Part::count ? Part::count : 1;
-    constexpr int fitting = ACCUMULATORS / (Part::blocks * count);
-    constexpr int most = !Part::count || fitting < 1 ? 1 : fitting > 8 ? 8 : fitting;
     const int64_t block_units = Part::blocks * LANES, blocks = (units + block_units - 1) / block_units;
     const int64_t first = blocks * c.blocks_of / c.block_parts, last = blocks * (c.blocks_of + 1) / c.block_parts;
     for (int i = 0; i < Part::sums; ++i)
         for (int64_t row = 0; row < c.rows; ++row) store(sum_at(c, Part::first_sum + i, c.thread, row), V{});
-    const int64_t tiles = (c.rows + most - 1) / most;
-    for (int64_t block = first; block < last; ++block)
-        for (int64_t t = 0; t < tiles; ++t) {
-            int64_t from = c.rows * t / tiles, to = c.rows * (t + 1) / tiles;
-            tile_of<Part, most>(c, to - from, from, block, units);
-        }
+    if constexpr (Part::count == 0) {
+        for (int64_t row = 0; row < c.rows; ++row)
+            for (int64_t unit = first * block_units; unit < last * block_units && unit < units; unit += LANES)
+                points_of<Part>(c, row, 1, unit, units, 0, 0);
+    } else {
+        constexpr int fitting = ACCUMULATORS / (Part::blocks * Part::count);
+        constexpr int most = fitting < 1 ? 1 : fitting > 8 ? 8 : fitting;
+        const int64_t tiles = (c.rows + most - 1) / most;
+        for (int64_t block = first; block < last; ++block)
+            for (int64_t t = 0; t < tiles; ++t) {
+                int64_t from = c.rows * t / tiles, to = c.rows * (t + 1) / tiles;
+                tile_of<Part, most>(c, to - from, from, block, units);
+            }
+    }
 }
 
 // ---- the loop over time -----------------------------------------------------------------------------------------

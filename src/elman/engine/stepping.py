@@ -8,7 +8,7 @@ from elman.cells.layout import Layout
 from elman.compiler.plan import Plan
 from elman.engine import reference, threads
 from elman.engine.forward import patterns_of
-from elman.engine.kernel import Kind, Table, padded, vector_rows
+from elman.engine.kernel import Kind, Table
 from elman.engine.matrices import dense
 from elman.engine.packing import Packing
 
@@ -22,10 +22,10 @@ class LayerStep:
         cell, layout: the layer.
         parameters: by the names of `Layout.parameters`; read now.
         batch: B.
-        raw: where the input of each step will stand, two tensors [B, padded I] for even and odd steps.
+        raw: where the input of each step will stand, two tensors [B, I] for even and odd steps.
 
     Attributes:
-        states: for each state entry the two tensors [B, padded width] between which it goes to and fro: an even step
+        states: for each state entry the two tensors [B, width] between which it goes to and fro: an even step
             reads the first and writes the second.
 
     Raises:
@@ -45,9 +45,7 @@ class LayerStep:
         matrices |= {f"x.{g}": parameters["weight_ih"][rows] for g, rows in layout.input_gates.items()}
         size = sum(m.numel() * m.element_size() for m in matrices.values())
         workers = threads.count() if size >= _SHARED_FROM else 1
-        self.states = [
-            tuple(torch.zeros(batch, padded(width, dtype), dtype=dtype) for _ in range(2)) for _, width in layout.states
-        ]
+        self.states = [tuple(torch.zeros(batch, width, dtype=dtype) for _ in range(2)) for _, width in layout.states]
         self._runs = []
         for odd in (0, 1):
             table = Table(kernel, dtype, batch)
@@ -56,16 +54,16 @@ class LayerStep:
                 table.set(f"state.{entry.name}", pair[odd], Kind.BATCH)
                 table.set(f"next.{entry.name}", pair[1 - odd], Kind.BATCH)
             for n in layout.vectors:
-                table.set(f"vector.{n}", vector_rows(parameters[n]), Kind.UNITS)
+                table.set(f"vector.{n}", parameters[n].contiguous(), Kind.UNITS)
             for n, v in constants.items():
                 if v.dim() == 1:
-                    table.set(f"constant.{n}", vector_rows(v.to(dtype)), Kind.UNITS)
+                    table.set(f"constant.{n}", v.to(dtype).contiguous(), Kind.UNITS)
             for p in layout.products.values():
                 if p.bias is not None:
-                    table.set(f"bias.{p.name}", vector_rows(parameters[p.bias][p.rows]), Kind.UNITS)
+                    table.set(f"bias.{p.name}", parameters[p.bias][p.rows], Kind.UNITS)
             if layout.input_bias:
                 for g, rows in layout.input_gates.items():
-                    table.set(f"bias.x.{g}", vector_rows(parameters["bias_ih"][rows]), Kind.UNITS)
+                    table.set(f"bias.x.{g}", parameters["bias_ih"][rows], Kind.UNITS)
             packing = Packing.dense(1, batch, raw[0].device)
             found = patterns_of(layout, tuple(sorted(n for n in names if not n.startswith("x."))))
             self._runs.append((table, table.prepare(matrices, found, packing, None, False, (), workers)))

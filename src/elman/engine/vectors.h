@@ -18,6 +18,30 @@ INLINE V splat(real v) { return v - V{}; }
 INLINE V load(const real *p) { return *(const Loose *)p; }
 INLINE void store(real *p, V v) { *(Loose *)p = v; }
 
+#if VECTOR_BYTES == 64
+#include <immintrin.h>
+#endif
+
+// The first n < LANES numbers; what lies behind them is neither read nor written.
+INLINE V load_part(const real *p, int64_t n) {
+#if VECTOR_BYTES == 64
+    const unsigned mask = (1u << n) - 1;
+    if constexpr (sizeof(real) == 4) return (V)_mm512_maskz_loadu_ps((__mmask16)mask, p);
+    else return (V)_mm512_maskz_loadu_pd((__mmask8)mask, p);
+#endif
+    V v = V{};
+    for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+    return v;
+}
+INLINE void store_part(real *p, V v, int64_t n) {
+#if VECTOR_BYTES == 64
+    const unsigned mask = (1u << n) - 1;
+    if constexpr (sizeof(real) == 4) return _mm512_mask_storeu_ps(p, (__mmask16)mask, (__m512)v);
+    else return _mm512_mask_storeu_pd(p, (__mmask8)mask, (__m512d)v);
+#endif
+    for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+
 template <int... J> struct Indices {};
 template <int N, int... J> struct Counted : Counted<N - 1, N - 1, J...> {};
 template <int... J> struct Counted<0, J...> { typedef Indices<J...> Type; };

@@ -11,7 +11,6 @@ from torch import Tensor
 from elman.compiler.build import BuildError
 from elman.compiler.graph import CannotCompile
 from elman.engine import dispatch
-from elman.engine.kernel import padded
 from elman.engine.products import REALS
 from elman.engine.stepping import LayerStep
 from elman.nn.recurrent import Recurrent
@@ -129,9 +128,8 @@ class _Kernels:
         self._layers: list[LayerStep] = []
         self._specifications = [parts for _, parts in module.layers]
         self._form = module.cell.State
-        first = torch.zeros(batch, padded(module.input_size, self._dtype), dtype=self._dtype)
-        self._input = first[:, : module.input_size]
-        raw = (first, first)
+        self._input = torch.zeros(batch, module.input_size, dtype=self._dtype)
+        raw = (self._input, self._input)
         for level, (cell, parts) in enumerate(module.layers):
             parameters = {p.name: getattr(module, f"{p.name}_l{level}").detach().clone() for p in parts.parameters}
             layer = LayerStep(cell, parts, parameters, batch, raw)
@@ -150,14 +148,14 @@ class _Kernels:
             layer.run(self._odd)
         self._odd = 1 - self._odd
         self._started = True
-        return self._layers[-1].states[0][self._odd][:, : self._specifications[-1].output_size].clone()
+        return self._layers[-1].states[0][self._odd].clone()
 
     def state(self) -> Any:
         if not self._started:
             return None
         entries = [
-            torch.stack([layer.states[k][self._odd][:, :width] for layer in self._layers])
-            for k, (_, width) in enumerate(self._specifications[0].states)
+            torch.stack([layer.states[k][self._odd] for layer in self._layers])
+            for k in range(len(self._specifications[0].states))
         ]
         return self._form(*entries) if len(entries) > 1 else entries[0]
 
@@ -176,7 +174,7 @@ class _Kernels:
             if value is not None and tuple(value.shape) != expected:
                 raise ValueError(f"state entry {entry.name!r} must be {expected}, got {tuple(value.shape)}")
             for level, layer in enumerate(self._layers):
-                place = layer.states[k][self._odd][:, :width]
+                place = layer.states[k][self._odd]
                 if value is None:
                     place.fill_(entry.initial)
                 else:
