@@ -10,7 +10,8 @@ from elman.cells.elman import Elman
 from elman.cells.gru import GRU, GRUResetBefore, MinGRU
 from elman.cells.highway import RecurrentHighway
 from elman.cells.lmu import LMU
-from elman.cells.lstm import LSTM, DepthGatedLSTM, LayerNormLSTM, PeepholeLSTM
+from elman.cells.lstm import LSTM, LSTM1997, CoupledLSTM, DepthGatedLSTM, LayerNormLSTM, PeepholeLSTM
+from elman.cells.lstm_variants import MemoryControllerLSTM, ResidualLSTM, WorkingMemoryLSTM
 from elman.cells.xlstm import SLSTM
 
 __all__ = ["Cell", "Extra", "Gate", "Product", "StateEntry", "Vector", "get", "names", "register"]
@@ -29,6 +30,11 @@ _registry: dict[str, type[Cell]] = {
     "recurrent_highway": RecurrentHighway,
     "lmu": LMU,
     "cfc": CfC,
+    "lstm_1997": LSTM1997,
+    "coupled_lstm": CoupledLSTM,
+    "residual_lstm": ResidualLSTM,
+    "working_memory_lstm": WorkingMemoryLSTM,
+    "memory_controller_lstm": MemoryControllerLSTM,
 }
 
 
