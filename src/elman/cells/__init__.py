@@ -14,7 +14,9 @@ from elman.cells.janet import JANET
 from elman.cells.lmu import LMU
 from elman.cells.lstm import LSTM, LSTM1997, CoupledLSTM, DepthGatedLSTM, LayerNormLSTM, PeepholeLSTM
 from elman.cells.lstm_variants import MemoryControllerLSTM, ResidualLSTM, WorkingMemoryLSTM
+from elman.cells.multiplicative import MultiplicativeLSTM, MultiplicativeRNN
 from elman.cells.mut import MUT1, MUT2, MUT3
+from elman.cells.nas import NAS
 from elman.cells.xlstm import SLSTM
 
 __all__ = ["Cell", "Extra", "Gate", "Product", "StateEntry", "Vector", "get", "names", "register"]
@@ -38,6 +40,9 @@ _registry: dict[str, type[Cell]] = {
     "residual_lstm": ResidualLSTM,
     "working_memory_lstm": WorkingMemoryLSTM,
     "memory_controller_lstm": MemoryControllerLSTM,
+    "multiplicative_rnn": MultiplicativeRNN,
+    "multiplicative_lstm": MultiplicativeLSTM,
+    "nas": NAS,
     "janet": JANET,
     "mut1": MUT1,
     "mut2": MUT2,
