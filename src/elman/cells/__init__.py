@@ -7,10 +7,16 @@ from elman.cells.clockwork import Clockwork
 from elman.cells.continuous import CfC
 from elman.cells.contract import Cell, Extra, Gate, Product, StateEntry, Vector
 from elman.cells.elman import Elman
-from elman.cells.gru import GRU, GRUResetBefore, MinGRU
+from elman.cells.gru import GRU, GRUResetBefore, LayerNormGRU, MinGRU, MinLSTM
 from elman.cells.highway import RecurrentHighway
+from elman.cells.intersection import UGRNN, IntersectionRNN
+from elman.cells.janet import JANET
 from elman.cells.lmu import LMU
-from elman.cells.lstm import LSTM, DepthGatedLSTM, LayerNormLSTM, PeepholeLSTM
+from elman.cells.lstm import LSTM, LSTM1997, CoupledLSTM, DepthGatedLSTM, LayerNormLSTM, PeepholeLSTM
+from elman.cells.lstm_variants import MemoryControllerLSTM, ResidualLSTM, WorkingMemoryLSTM
+from elman.cells.multiplicative import MultiplicativeLSTM, MultiplicativeRNN
+from elman.cells.mut import MUT1, MUT2, MUT3
+from elman.cells.nas import NAS
 from elman.cells.xlstm import SLSTM
 
 __all__ = ["Cell", "Extra", "Gate", "Product", "StateEntry", "Vector", "get", "names", "register"]
@@ -29,6 +35,22 @@ _registry: dict[str, type[Cell]] = {
     "recurrent_highway": RecurrentHighway,
     "lmu": LMU,
     "cfc": CfC,
+    "lstm_1997": LSTM1997,
+    "coupled_lstm": CoupledLSTM,
+    "residual_lstm": ResidualLSTM,
+    "working_memory_lstm": WorkingMemoryLSTM,
+    "memory_controller_lstm": MemoryControllerLSTM,
+    "multiplicative_rnn": MultiplicativeRNN,
+    "multiplicative_lstm": MultiplicativeLSTM,
+    "nas": NAS,
+    "janet": JANET,
+    "mut1": MUT1,
+    "mut2": MUT2,
+    "mut3": MUT3,
+    "ugrnn": UGRNN,
+    "intersection_rnn": IntersectionRNN,
+    "min_lstm": MinLSTM,
+    "layer_norm_gru": LayerNormGRU,
 }
 
 

@@ -1,7 +1,9 @@
+from types import MappingProxyType
 from typing import Any
 
 from elman.cells.contract import Cell
-from elman.cells.math import sigmoid, tanh
+from elman.cells.initial import Constant
+from elman.cells.math import layer_norm, log_sigmoid, sigmoid, tanh
 
 
 class GRU(Cell):
@@ -52,6 +54,46 @@ class GRUResetBefore(Cell):
         return self.State(h=(1 - z) * n + z * s.h)
 
 
+class LayerNormGRU(Cell):
+    """GRU with layer normalisation inside the recurrence.
+
+    (r, z) = LN(U h_{t-1}) ∘ α + LN(W x_t) ∘ β + b           each LN over the 2H stacked units
+    n = tanh(LN(W_n x_t) ∘ β_n + b_n + σ(r) ∘ (LN(U_n h_{t-1}) ∘ α_n + b'_n))
+    h_t = (1 - σ(z)) ∘ h_{t-1} + σ(z) ∘ n
+
+    Ba, Kiros & Hinton, "Layer normalization", 2016, supplementary material. As there, the update gate lets in the new,
+    where `gru`'s keeps the old. The additive terms of the two normalisations in the first line are the one bias b here.
+
+    Shapes: x [B, I], h [B, H]; weight_ih [3H, I], weight_hh [3H, H], ten vectors [H].
+    Parameters: 3H·(I + H + 3) + H.
+    """
+
+    gates = ("r", "z", "n")
+    vectors = (
+        *("alpha_r", "alpha_z", "alpha_n"),
+        *("beta_r", "beta_z", "beta_n"),
+        *("b_r", "b_z", "b_n", "b_un"),
+    )
+    input_bias = False
+    recurrent_bias = False
+    initial = MappingProxyType(
+        {
+            **{f"{v}_{gate}": Constant(1.0) for v in ("alpha", "beta") for gate in "rzn"},
+            **{f"b_{gate}": Constant(0.0) for gate in ("r", "z", "n", "un")},
+        }
+    )
+
+    def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
+        x_r, x_z = layer_norm(x.r, x.z)
+        u_r, u_z = layer_norm(u.r(s.h), u.z(s.h))
+        (x_n,) = layer_norm(x.n)
+        (u_n,) = layer_norm(u.n(s.h))
+        r = sigmoid(p.alpha_r * u_r + p.beta_r * x_r + p.b_r)
+        z = sigmoid(p.alpha_z * u_z + p.beta_z * x_z + p.b_z)
+        n = tanh(p.beta_n * x_n + p.b_n + r * (p.alpha_n * u_n + p.b_un))
+        return self.State(h=(1 - z) * s.h + z * n)
+
+
 class MinGRU(Cell):
     """GRU reduced to gates that see the input alone, so that time steps may be computed in parallel.
 
@@ -70,3 +112,24 @@ class MinGRU(Cell):
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         z = sigmoid(x.z)
         return self.State(h=(1 - z) * s.h + z * x.n)
+
+
+class MinLSTM(Cell):
+    """LSTM reduced to gates that see the input alone, and that sum to 1: time steps may be computed in parallel.
+
+    f = σ(W_f x_t + b_f)
+    i = σ(W_i x_t + b_i)
+    h_t = f / (f + i) ∘ h_{t-1} + i / (f + i) ∘ (W_n x_t + b_n)
+
+    Feng, Tung, Ahmed, Bengio & Hajimirsadeghi, "Were RNNs all we needed?", 2024. The quotient is computed as
+    f / (f + i) = σ(log f - log i), which holds where both gates underflow.
+
+    Shapes: x [B, I], h [B, H]; weight_ih [3H, I], no weight_hh. Parameters: 3H·(I + 1).
+    """
+
+    input_gates = ("f", "i", "n")
+    recurrent_gates = ()
+
+    def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
+        keep = sigmoid(log_sigmoid(x.f) - log_sigmoid(x.i))
+        return self.State(h=keep * s.h + (1 - keep) * x.n)

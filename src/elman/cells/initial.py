@@ -49,6 +49,16 @@ class Constant(Initial):
 
 
 @dataclass(frozen=True)
+class Chrono(Initial):
+    """log U(1, longest - 1): a forget gate's bias, for dependencies of up to so many steps (Tallec & Ollivier 2018)."""
+
+    longest: float
+
+    def fill(self, block: "Tensor", hidden_size: int) -> None:
+        block.uniform_(1.0, self.longest - 1.0).log_()
+
+
+@dataclass(frozen=True)
 class LecunUniform(Initial):
     """U(-√(3/n), √(3/n)) with n the number of inputs of a unit: unit variance of the products (LeCun et al. 1998)."""
 

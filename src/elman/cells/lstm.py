@@ -1,5 +1,6 @@
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from elman.cells.contract import Cell
 from elman.cells.initial import Constant
@@ -34,6 +35,47 @@ class LSTM(Cell):
         return self.State(h=o * tanh(c), c=c)
 
 
+@dataclass(frozen=True)
+class LSTM1997(Cell):
+    """Long short-term memory as first published: without a forget gate.
+
+    i = σ(W_i x_t + U_i h_{t-1} + b_i)                       input gate
+    o = σ(W_o x_t + U_o h_{t-1} + b_o)                       output gate
+    c_t = c_{t-1} + i ∘ (4 σ(W_g x_t + U_g h_{t-1} + b_g) - 2)
+    h_t = o ∘ (2 σ(c_t) - 1)
+
+    or, with `squashing="tanh"`, as it is often written since and in torchrecurrent,
+
+    c_t = c_{t-1} + i ∘ tanh(W_g x_t + U_g h_{t-1} + b_g)
+    h_t = o ∘ tanh(c_t)
+
+    Hochreiter & Schmidhuber, "Long short-term memory", Neural Computation 9(8), 1997, with one memory cell in a block.
+    Gradients are those of the equations; the paper's learning rule cuts them at the gates.
+
+    Shapes: x [B, I], h and c [B, H]; weight_ih [3H, I], weight_hh [3H, H]. Parameters: 3H·(I + H + 1).
+    """
+
+    squashing: Literal["logistic", "tanh"] = "logistic"
+
+    gates = ("i", "g", "o")
+    state = ("h", "c")
+    recurrent_bias = False
+
+    def __post_init__(self) -> None:
+        if self.squashing not in ("logistic", "tanh"):
+            raise ValueError(f"squashing must be 'logistic' or 'tanh', got {self.squashing!r}")
+
+    def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
+        i = sigmoid(x.i + u.i(s.h))
+        g = x.g + u.g(s.h)
+        o = sigmoid(x.o + u.o(s.h))
+        if self.squashing == "tanh":
+            c = s.c + i * tanh(g)
+            return self.State(h=o * tanh(c), c=c)
+        c = s.c + i * (4 * sigmoid(g) - 2)
+        return self.State(h=o * (2 * sigmoid(c) - 1), c=c)
+
+
 class PeepholeLSTM(Cell):
     """LSTM whose gates see the cell state through one weight a unit.
 
@@ -58,6 +100,41 @@ class PeepholeLSTM(Cell):
         f = sigmoid(x.f + u.f(s.h) + p.p_f * s.c)
         c = f * s.c + i * tanh(x.g + u.g(s.h))
         o = sigmoid(x.o + u.o(s.h) + p.p_o * c)
+        return self.State(h=o * tanh(c), c=c)
+
+
+@dataclass(frozen=True)
+class CoupledLSTM(Cell):
+    """LSTM whose input and forget gate are one (CIFG): what is written replaces what is forgotten.
+
+    i = σ(W_i x_t + U_i h_{t-1} + p_i ∘ c_{t-1} + b_i)
+    c_t = (1 - i) ∘ c_{t-1} + i ∘ tanh(W_g x_t + U_g h_{t-1} + b_g)
+    o = σ(W_o x_t + U_o h_{t-1} + p_o ∘ c_t + b_o)
+    h_t = o ∘ tanh(c_t)
+
+    or, with `peepholes=False`, without the terms in p.
+
+    Greff, Srivastava, Koutník, Steunebrink & Schmidhuber, "LSTM: a search space odyssey", IEEE Transactions on Neural
+    Networks and Learning Systems 28(10), 2017 (arXiv 2015), whose variants all have peepholes but the one without.
+
+    Shapes: x [B, I], h and c [B, H]; weight_ih [3H, I], weight_hh [3H, H], p_i, p_o [H].
+    Parameters: 3H·(I + H + 1) + 2H·peepholes.
+    """
+
+    peepholes: bool = True
+
+    gates = ("i", "g", "o")
+    state = ("h", "c")
+    recurrent_bias = False
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        return ("p_i", "p_o") if self.peepholes else ()
+
+    def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
+        i = sigmoid(x.i + u.i(s.h) + (p.p_i * s.c if self.peepholes else 0))
+        c = (1 - i) * s.c + i * tanh(x.g + u.g(s.h))
+        o = sigmoid(x.o + u.o(s.h) + (p.p_o * c if self.peepholes else 0))
         return self.State(h=o * tanh(c), c=c)
 
 
