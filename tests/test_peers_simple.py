@@ -31,14 +31,14 @@ class Peer:
         name: theirs.
         parameters: theirs as a function of ours.
         arguments: of their constructor.
-        states: how many of our states theirs returns.
+        states: our first states from what theirs returns.
     """
 
     cell: Cell
     name: str
     parameters: Callable[[Parameters], Parameters]
     arguments: dict[str, Any] = field(default_factory=dict)
-    states: int = 1
+    states: Callable[[Tensor, Any], tuple[Tensor, ...]] = lambda output, state: (state,)
 
 
 def same(p: Parameters) -> Parameters:
@@ -112,20 +112,18 @@ PEERS = {
     "ligru": Peer(cell("ligru"), "LiGRU", same),
     "lightru": Peer(cell("lightru"), "LightRU", gate_bias),  # a bias of the candidate
     "minimal_rnn": Peer(cell("minimal_rnn"), "MinimalRNN", minimal_rnn),
-    "miru": Peer(
-        cell("miru", update=0.3, reset=0.7), "MiRU2", same, {"update_coefficient": 0.3, "reset_coefficient": 0.7}
-    ),
+    "miru": Peer(cell("miru", update=0.3, reset=0.7), "MiRU2", same, COEFFICIENTS),
     "miru_gate": Peer(cell("miru", update=0.3, reset="gate"), "MiRU1", same, {"update_coefficient": 0.3}),
     "atr": Peer(cell("atr"), "ATR", gate_bias),  # a bias of p
     "cfn": Peer(cell("cfn"), "CFN", gate_bias),  # a bias of the candidate
-    "ran": Peer(cell("ran"), "RAN", ran, states=2),
+    "ran": Peer(cell("ran"), "RAN", ran, states=lambda output, state: state),
     "sgrn": Peer(cell("sgrn"), "SGRN", gate_bias),  # a bias of what enters the state
     "star": Peer(cell("star"), "STAR", same),
     "sgu": Peer(cell("sgu"), "SGU", same, HARD),  # a bias within the inner product
     "dsgu": Peer(cell("dsgu"), "DSGU", dsgu, HARD),  # the same
     "trnn": Peer(cell("trnn"), "TRNN", trnn),  # a bias of what enters the state
-    "tgru": Peer(cell("tgru"), "TGRU", strongly_typed),
-    "tlstm": Peer(cell("tlstm"), "TLSTM", strongly_typed),
+    "tgru": Peer(cell("tgru"), "TGRU", strongly_typed, states=lambda output, state: state[:1]),
+    "tlstm": Peer(cell("tlstm"), "TLSTM", strongly_typed, states=lambda output, state: (output[-1:], state[0])),
     "brc": Peer(cell("brc"), "BR", brc),  # a bias of the candidate
     "nbrc": Peer(cell("nbrc"), "NBR", gate_bias),  # the same
     "fast_rnn": Peer(cell("fast_rnn"), "FastRNN", fast_rnn),  # α and β start at each other's values
@@ -133,7 +131,7 @@ PEERS = {
     "fast_grnn_low_rank": Peer(
         cell("fast_grnn", rank=2, input_rank=3), "FastGRNN", fast_grnn, {"nonlinearity": "sigmoid"}
     ),
-    "taugru": Peer(cell("taugru", delay=2), "tauGRU", same, {"delay": 2}),
+    "taugru": Peer(cell("taugru", delay=2), "tauGRU", same, {"delay": 2}),  # forgets past states between calls
 }
 
 
@@ -169,9 +167,7 @@ def test_equals_torchrecurrent(name: str) -> None:
         parameters = {f"cells.0.{k}": v for k, v in peer.parameters(parameters_of(module)).items()}
         assert set(parameters) == {k for k, _ in theirs.named_parameters()}
         output, state = torch.func.functional_call(theirs, parameters, (x,))
-        states = {"TLSTM": lambda: (output[-1:], state[0])}.get(peer.name, lambda: state)()
-        states = states if isinstance(states, tuple) else (states,)
-        return [output, *(v.squeeze(0) for v in states[: 2 if peer.name == "TLSTM" else peer.states])]
+        return [output, *(v.squeeze(0) for v in peer.states(output, state))]
 
     assert_equal(module, x, expected)
 
@@ -289,3 +285,29 @@ def test_strongly_typed_cells_stack_whatever_the_input_size() -> None:
 def test_options_out_of_range_are_named(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         cell(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "values"),
+    [
+        ("cfn", "bias_hh", (1.0, -1.0)),
+        ("star", "bias_ih", (0.0, -1.0)),
+        ("brc", "w_c", (1.0,)),
+        ("brc", "b_a", (0.0,)),
+        ("nbrc", "bias_hh", (0.0, 0.0)),
+        ("fast_rnn", "alpha", (-3.0,)),
+        ("fast_rnn", "beta", (3.0,)),
+        ("fast_grnn", "b_n", (1.0,)),
+        ("fast_grnn", "nu", (-4.0,)),
+    ],
+)
+def test_initial_values(name: str, parameter: str, values: tuple[float, ...]) -> None:
+    blocks = parameters_of(Recurrent(name, INPUTS, H))[parameter].chunk(len(values))
+    for block, value in zip(blocks, values, strict=True):
+        assert torch.equal(block, torch.full_like(block, value))
+
+
+@pytest.mark.parametrize("name", ["ligru", "star", "nbrc"])
+def test_recurrent_weights_start_orthogonal(name: str) -> None:
+    for block in parameters_of(Recurrent(name, INPUTS, H, dtype=torch.float64))["weight_hh"].split(H):
+        torch.testing.assert_close(block @ block.T, torch.eye(H, dtype=torch.float64))

@@ -41,7 +41,7 @@ class _Fast(Cell):
     def initial(self) -> Mapping[str, Initial]:
         return {f"weight_{matrix}": Normal(0.1) for matrix in ("ih", "hh", "hh_in", "w", "w_in")}
 
-    def sum(self, x: Any, u: Any, s: Any) -> Value:
+    def _sum(self, x: Any, u: Any, s: Any) -> Value:
         return (u.w(x.raw) if self.input_rank else x.sum) + u.sum(s.h)
 
 
@@ -69,7 +69,7 @@ class FastRNN(_Fast):
         return {**super().initial, "b": Constant(1.0), "alpha": Constant(-3.0), "beta": Constant(3.0)}
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
-        n = tanh(self.sum(x, u, s) + p.b)
+        n = tanh(self._sum(x, u, s) + p.b)
         return self.State(h=sigmoid(p.alpha) * n + sigmoid(p.beta) * s.h)
 
 
@@ -99,7 +99,7 @@ class FastGRNN(_Fast):
         return {**super().initial, **biases, "zeta": Constant(1.0), "nu": Constant(-4.0)}
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
-        both = self.sum(x, u, s)
+        both = self._sum(x, u, s)
         z = sigmoid(both + p.b_z)
         n = tanh(both + p.b_n)
         return self.State(h=(sigmoid(p.zeta) * (1 - z) + sigmoid(p.nu)) * n + z * s.h)

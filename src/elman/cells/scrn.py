@@ -22,7 +22,7 @@ class SCRN(Cell):
     weight_p and weight_v [H, context], with `adaptive` a [context]. Parameters: (I + 2H)·(H + context).
     """
 
-    context: int = 40
+    context: int = 10
     alpha: float = 0.95
     adaptive: bool = False
 
