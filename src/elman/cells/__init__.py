@@ -3,9 +3,12 @@
 import difflib
 import inspect
 
+from elman.cells.additive import ATR, CFN, RAN, SGRN, STAR
+from elman.cells.bistable import BRC, NBRC
 from elman.cells.clockwork import Clockwork
 from elman.cells.continuous import CfC
 from elman.cells.contract import Cell, Extra, Gate, Product, StateEntry, Vector
+from elman.cells.delayed import TauGRU
 from elman.cells.elman import Elman
 from elman.cells.gru import GRU, GRUResetBefore, LayerNormGRU, MinGRU, MinLSTM
 from elman.cells.highway import RecurrentHighway
@@ -17,6 +20,17 @@ from elman.cells.lstm_variants import MemoryControllerLSTM, ResidualLSTM, Workin
 from elman.cells.multiplicative import MultiplicativeLSTM, MultiplicativeRNN
 from elman.cells.mut import MUT1, MUT2, MUT3
 from elman.cells.nas import NAS
+from elman.cells.fast import FastGRNN, FastRNN
+from elman.cells.gru import GRU, GRUResetBefore, MinGRU
+from elman.cells.highway import RecurrentHighway
+from elman.cells.jordan import Jordan
+from elman.cells.light import LightRU, LiGRU, MinimalRNN, MiRU
+from elman.cells.lmu import LMU
+from elman.cells.lstm import LSTM, DepthGatedLSTM, LayerNormLSTM, PeepholeLSTM
+from elman.cells.mgu import MGU, MGU1, MGU2, MGU3
+from elman.cells.scrn import SCRN
+from elman.cells.sgu import DSGU, SGU
+from elman.cells.strongly_typed import TGRU, TLSTM, TRNN
 from elman.cells.xlstm import SLSTM
 
 __all__ = ["Cell", "Extra", "Gate", "Product", "StateEntry", "Vector", "get", "names", "register"]
@@ -51,6 +65,31 @@ _registry: dict[str, type[Cell]] = {
     "intersection_rnn": IntersectionRNN,
     "min_lstm": MinLSTM,
     "layer_norm_gru": LayerNormGRU,
+    "jordan": Jordan,
+    "mgu": MGU,
+    "mgu1": MGU1,
+    "mgu2": MGU2,
+    "mgu3": MGU3,
+    "ligru": LiGRU,
+    "lightru": LightRU,
+    "minimal_rnn": MinimalRNN,
+    "miru": MiRU,
+    "atr": ATR,
+    "cfn": CFN,
+    "ran": RAN,
+    "sgrn": SGRN,
+    "star": STAR,
+    "sgu": SGU,
+    "dsgu": DSGU,
+    "scrn": SCRN,
+    "trnn": TRNN,
+    "tgru": TGRU,
+    "tlstm": TLSTM,
+    "brc": BRC,
+    "nbrc": NBRC,
+    "fast_rnn": FastRNN,
+    "fast_grnn": FastGRNN,
+    "taugru": TauGRU,
 }
 
 
