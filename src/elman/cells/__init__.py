@@ -3,14 +3,26 @@
 import difflib
 import inspect
 
+from elman.cells.antisymmetric import AntisymmetricRNN, GatedAntisymmetricRNN
 from elman.cells.clockwork import Clockwork
-from elman.cells.continuous import CfC
+from elman.cells.continuous import LTC, CfC
 from elman.cells.contract import Cell, Extra, Gate, Product, StateEntry, Vector
+from elman.cells.delta import DeltaRNN
 from elman.cells.elman import Elman
+from elman.cells.gilr import GILR, GILRLSTM
 from elman.cells.gru import GRU, GRUResetBefore, MinGRU
 from elman.cells.highway import RecurrentHighway
+from elman.cells.indrnn import IndRNN
+from elman.cells.leaky import EchoState, LeakyRNN
+from elman.cells.lem import LEM
+from elman.cells.linear_recurrent import LRU, RGLRU
 from elman.cells.lmu import LMU
 from elman.cells.lstm import LSTM, DepthGatedLSTM, LayerNormLSTM, PeepholeLSTM
+from elman.cells.oscillators import CoRNN, UnICORNN
+from elman.cells.qrnn import QRNN
+from elman.cells.rwa import RWA
+from elman.cells.sru import SRU
+from elman.cells.timed_lstm import PhasedLSTM, TimeAwareLSTM
 from elman.cells.xlstm import SLSTM
 
 __all__ = ["Cell", "Extra", "Gate", "Product", "StateEntry", "Vector", "get", "names", "register"]
@@ -29,6 +41,25 @@ _registry: dict[str, type[Cell]] = {
     "recurrent_highway": RecurrentHighway,
     "lmu": LMU,
     "cfc": CfC,
+    "ltc": LTC,
+    "leaky_rnn": LeakyRNN,
+    "echo_state": EchoState,
+    "antisymmetric_rnn": AntisymmetricRNN,
+    "gated_antisymmetric_rnn": GatedAntisymmetricRNN,
+    "cornn": CoRNN,
+    "unicornn": UnICORNN,
+    "lem": LEM,
+    "indrnn": IndRNN,
+    "delta_rnn": DeltaRNN,
+    "rwa": RWA,
+    "sru": SRU,
+    "qrnn": QRNN,
+    "gilr": GILR,
+    "gilr_lstm": GILRLSTM,
+    "lru": LRU,
+    "rg_lru": RGLRU,
+    "phased_lstm": PhasedLSTM,
+    "time_aware_lstm": TimeAwareLSTM,
 }
 
 
