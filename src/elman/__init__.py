@@ -12,6 +12,7 @@ from elman.cells.contract import Cell
 
 if TYPE_CHECKING:
     from elman.engine.dispatch import Explanation, explain, use_engine
+    from elman.nn.convolution import ConvLSTM
     from elman.nn.recurrent import Recurrent
     from elman.nn.stepper import Stepper
     from elman.nn.torch_layers import GRU, LSTM, RNN
@@ -22,6 +23,7 @@ _LAZY = {
     "RNN": "elman.nn.torch_layers",
     "LSTM": "elman.nn.torch_layers",
     "GRU": "elman.nn.torch_layers",
+    "ConvLSTM": "elman.nn.convolution",
     "Recurrent": "elman.nn.recurrent",
     "Stepper": "elman.nn.stepper",
     "Explanation": "elman.engine.dispatch",
@@ -34,6 +36,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "Cell",
+    "ConvLSTM",
     "Explanation",
     "Recurrent",
     "Stepper",

@@ -80,7 +80,7 @@ def compare(
         what: named by a failure.
         epsilons: allowed difference in epsilons of the dtype, relative to the largest value of the tensor.
     """
-    named: dict[str, Tensor] = dict(module.named_parameters())
+    named: dict[str, Tensor] = {n: p for n, p in module.named_parameters() if p.requires_grad}
     named |= {f"leaf {i}": leaf for i, leaf in enumerate(leaves) if leaf.is_floating_point()}
     results = []
     for way in ways:

@@ -1,95 +1,93 @@
 """The cells that have a name, and the registry of names."""
 
 import difflib
+import importlib
 import inspect
 
-from elman.cells.additive import ATR, CFN, RAN, SGRN, STAR
-from elman.cells.bistable import BRC, NBRC
-from elman.cells.clockwork import Clockwork
-from elman.cells.continuous import CfC
 from elman.cells.contract import Cell, Extra, Gate, Product, StateEntry, Vector
-from elman.cells.delayed import TauGRU
-from elman.cells.elman import Elman
-from elman.cells.gru import GRU, GRUResetBefore, LayerNormGRU, MinGRU, MinLSTM
-from elman.cells.highway import RecurrentHighway
-from elman.cells.intersection import UGRNN, IntersectionRNN
-from elman.cells.janet import JANET
-from elman.cells.lmu import LMU
-from elman.cells.lstm import LSTM, LSTM1997, CoupledLSTM, DepthGatedLSTM, LayerNormLSTM, PeepholeLSTM
-from elman.cells.lstm_variants import MemoryControllerLSTM, ResidualLSTM, WorkingMemoryLSTM
-from elman.cells.multiplicative import MultiplicativeLSTM, MultiplicativeRNN
-from elman.cells.mut import MUT1, MUT2, MUT3
-from elman.cells.nas import NAS
-from elman.cells.fast import FastGRNN, FastRNN
-from elman.cells.gru import GRU, GRUResetBefore, MinGRU
-from elman.cells.highway import RecurrentHighway
-from elman.cells.jordan import Jordan
-from elman.cells.light import LightRU, LiGRU, MinimalRNN, MiRU
-from elman.cells.lmu import LMU
-from elman.cells.lstm import LSTM, DepthGatedLSTM, LayerNormLSTM, PeepholeLSTM
-from elman.cells.mgu import MGU, MGU1, MGU2, MGU3
-from elman.cells.scrn import SCRN
-from elman.cells.sgu import DSGU, SGU
-from elman.cells.strongly_typed import TGRU, TLSTM, TRNN
-from elman.cells.xlstm import SLSTM
 
 __all__ = ["Cell", "Extra", "Gate", "Product", "StateEntry", "Vector", "get", "names", "register"]
 
-_registry: dict[str, type[Cell]] = {
-    "elman": Elman,
-    "lstm": LSTM,
-    "gru": GRU,
-    "gru_reset_before": GRUResetBefore,
-    "peephole_lstm": PeepholeLSTM,
-    "depth_gated_lstm": DepthGatedLSTM,
-    "clockwork": Clockwork,
-    "layer_norm_lstm": LayerNormLSTM,
-    "min_gru": MinGRU,
-    "slstm": SLSTM,
-    "recurrent_highway": RecurrentHighway,
-    "lmu": LMU,
-    "cfc": CfC,
-    "lstm_1997": LSTM1997,
-    "coupled_lstm": CoupledLSTM,
-    "residual_lstm": ResidualLSTM,
-    "working_memory_lstm": WorkingMemoryLSTM,
-    "memory_controller_lstm": MemoryControllerLSTM,
-    "multiplicative_rnn": MultiplicativeRNN,
-    "multiplicative_lstm": MultiplicativeLSTM,
-    "nas": NAS,
-    "janet": JANET,
-    "mut1": MUT1,
-    "mut2": MUT2,
-    "mut3": MUT3,
-    "ugrnn": UGRNN,
-    "intersection_rnn": IntersectionRNN,
-    "min_lstm": MinLSTM,
-    "layer_norm_gru": LayerNormGRU,
-    "jordan": Jordan,
-    "mgu": MGU,
-    "mgu1": MGU1,
-    "mgu2": MGU2,
-    "mgu3": MGU3,
-    "ligru": LiGRU,
-    "lightru": LightRU,
-    "minimal_rnn": MinimalRNN,
-    "miru": MiRU,
-    "atr": ATR,
-    "cfn": CFN,
-    "ran": RAN,
-    "sgrn": SGRN,
-    "star": STAR,
-    "sgu": SGU,
-    "dsgu": DSGU,
-    "scrn": SCRN,
-    "trnn": TRNN,
-    "tgru": TGRU,
-    "tlstm": TLSTM,
-    "brc": BRC,
-    "nbrc": NBRC,
-    "fast_rnn": FastRNN,
-    "fast_grnn": FastGRNN,
-    "taugru": TauGRU,
+# Each cell as its module and class in this package, which are imported when they are asked for.
+_registry: dict[str, str | type[Cell]] = {
+    # Elman's and Jordan's networks, and their kin
+    "elman": "elman.Elman",
+    "jordan": "jordan.Jordan",
+    "leaky_rnn": "leaky.LeakyRNN",
+    "echo_state": "leaky.EchoState",
+    "clockwork": "clockwork.Clockwork",
+    "indrnn": "indrnn.IndRNN",
+    "antisymmetric_rnn": "antisymmetric.AntisymmetricRNN",
+    "gated_antisymmetric_rnn": "antisymmetric.GatedAntisymmetricRNN",
+    "multiplicative_rnn": "multiplicative.MultiplicativeRNN",
+    "recurrent_highway": "highway.RecurrentHighway",
+    "scrn": "scrn.SCRN",
+    "delta_rnn": "delta.DeltaRNN",
+    "fast_rnn": "fast.FastRNN",
+    "fast_grnn": "fast.FastGRNN",
+    "minimal_rnn": "light.MinimalRNN",
+    "intersection_rnn": "intersection.IntersectionRNN",
+    "ugrnn": "intersection.UGRNN",
+    "trnn": "strongly_typed.TRNN",
+    # LSTM and its kin
+    "lstm": "lstm.LSTM",
+    "lstm_1997": "lstm.LSTM1997",
+    "peephole_lstm": "lstm.PeepholeLSTM",
+    "coupled_lstm": "lstm.CoupledLSTM",
+    "depth_gated_lstm": "lstm.DepthGatedLSTM",
+    "residual_lstm": "lstm_variants.ResidualLSTM",
+    "layer_norm_lstm": "lstm.LayerNormLSTM",
+    "multiplicative_lstm": "multiplicative.MultiplicativeLSTM",
+    "working_memory_lstm": "lstm_variants.WorkingMemoryLSTM",
+    "memory_controller_lstm": "lstm_variants.MemoryControllerLSTM",
+    "janet": "janet.JANET",
+    "nas": "nas.NAS",
+    "slstm": "xlstm.SLSTM",
+    "tlstm": "strongly_typed.TLSTM",
+    "phased_lstm": "timed_lstm.PhasedLSTM",
+    "time_aware_lstm": "timed_lstm.TimeAwareLSTM",
+    # GRU and its kin
+    "gru": "gru.GRU",
+    "gru_reset_before": "gru.GRUResetBefore",
+    "layer_norm_gru": "gru.LayerNormGRU",
+    "mgu": "mgu.MGU",
+    "mgu1": "mgu.MGU1",
+    "mgu2": "mgu.MGU2",
+    "mgu3": "mgu.MGU3",
+    "ligru": "light.LiGRU",
+    "lightru": "light.LightRU",
+    "miru": "light.MiRU",
+    "mut1": "mut.MUT1",
+    "mut2": "mut.MUT2",
+    "mut3": "mut.MUT3",
+    "atr": "additive.ATR",
+    "cfn": "additive.CFN",
+    "ran": "additive.RAN",
+    "sgrn": "additive.SGRN",
+    "star": "additive.STAR",
+    "sgu": "sgu.SGU",
+    "dsgu": "sgu.DSGU",
+    "brc": "bistable.BRC",
+    "nbrc": "bistable.NBRC",
+    "tgru": "strongly_typed.TGRU",
+    "taugru": "delayed.TauGRU",
+    # Recurrences without a product of the state
+    "sru": "sru.SRU",
+    "qrnn": "qrnn.QRNN",
+    "gilr": "gilr.GILR",
+    "gilr_lstm": "gilr.GILRLSTM",
+    "min_gru": "gru.MinGRU",
+    "min_lstm": "gru.MinLSTM",
+    "lru": "linear_recurrent.LRU",
+    "rg_lru": "linear_recurrent.RGLRU",
+    "rwa": "rwa.RWA",
+    # Dynamical systems and memories in continuous time
+    "cornn": "oscillators.CoRNN",
+    "unicornn": "oscillators.UnICORNN",
+    "lem": "lem.LEM",
+    "lmu": "lmu.LMU",
+    "ltc": "continuous.LTC",
+    "cfc": "continuous.CfC",
 }
 
 
@@ -104,8 +102,12 @@ def get(name: str) -> type[Cell]:
     Raises:
         ValueError: no cell has this name; the message offers the nearest one that exists.
     """
-    if name in _registry:
-        return _registry[name]
+    found = _registry.get(name)
+    if isinstance(found, str):
+        module, _, kind = found.partition(".")
+        found = _registry[name] = _class(getattr(importlib.import_module(f"elman.cells.{module}"), kind))
+    if found is not None:
+        return found
     near = difflib.get_close_matches(name.lower(), _registry, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_registry)}"
     raise ValueError(f"unknown cell {name!r}; {hint}")
@@ -117,8 +119,13 @@ def register(name: str, cell: type[Cell]) -> None:
     Raises:
         ValueError: the name is taken by another class, or the class is no subclass of `Cell`.
     """
-    if not (inspect.isclass(cell) and issubclass(cell, Cell)):
-        raise ValueError(f"cell must be a subclass of elman.Cell, got {cell!r}")
-    if _registry.get(name, cell) is not cell:
-        raise ValueError(f"the cell name {name!r} is taken by {_registry[name].__name__}")
+    cell = _class(cell)
+    if name in _registry and get(name) is not cell:
+        raise ValueError(f"the cell name {name!r} is taken by {get(name).__name__}")
     _registry[name] = cell
+
+
+def _class(cell: object) -> type[Cell]:
+    if inspect.isclass(cell) and issubclass(cell, Cell):
+        return cell
+    raise ValueError(f"cell must be a subclass of elman.Cell, got {cell!r}")

@@ -145,6 +145,11 @@ class Cell:
         """
         return {}
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Parameters that are stored with the others but not trained, such as `weight_hh` of a random reservoir."""
+        return ()
+
     def constants(self, hidden_size: int) -> "Mapping[str, np.ndarray[Any, Any]]":
         """Fixed values, read as `p.<name>` ([width]), or the matrices of fixed products ([output, input])."""
         return {}

@@ -1,8 +1,9 @@
 """Initial values of parameters, as a cell's `initial` names them. Each fills one block: a gate's rows, or a vector."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,12 +60,48 @@ class Chrono(Initial):
 
 
 @dataclass(frozen=True)
-class LecunUniform(Initial):
-    """U(-√(3/n), √(3/n)) with n the number of inputs of a unit: unit variance of the products (LeCun et al. 1998)."""
+class Between(Initial):
+    """g(v) with v from U(low, high), or with the values v of a vector spread evenly from `low` to `high`.
+
+    Spread evenly, several vectors of one width can each be a function of the same numbers.
+    """
+
+    low: float
+    high: float
+    through: Callable[[Any], Any] | None = None
+    evenly: bool = False
 
     def fill(self, block: "Tensor", hidden_size: int) -> None:
-        bound = math.sqrt(3.0 / block.shape[-1])
+        import torch
+
+        v = torch.empty_like(block, dtype=torch.float64)
+        if self.evenly:
+            places = (torch.arange(len(v), dtype=v.dtype, device=v.device) + 0.5) / len(v)
+            v = self.low + (self.high - self.low) * places
+        else:
+            v.uniform_(self.low, self.high)
+        block.copy_(v if self.through is None else self.through(v))
+
+
+@dataclass(frozen=True)
+class LecunUniform(Initial):
+    """U(-a, a), a = gain · √(3/n), n the inputs of a unit: products of variance gain² (LeCun et al. 1998)."""
+
+    gain: float = 1.0
+
+    def fill(self, block: "Tensor", hidden_size: int) -> None:
+        bound = self.gain * math.sqrt(3.0 / block.shape[-1])
         block.uniform_(-bound, bound)
+
+
+@dataclass(frozen=True)
+class LecunNormal(Initial):
+    """N(0, gain²/n), n the inputs of a unit: products of variance gain² (LeCun et al. 1998)."""
+
+    gain: float = 1.0
+
+    def fill(self, block: "Tensor", hidden_size: int) -> None:
+        block.normal_(0.0, self.gain / math.sqrt(block.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -97,3 +134,24 @@ class Orthogonal(Initial):
         from torch.nn import init
 
         init.orthogonal_(block, self.gain)
+
+
+@dataclass(frozen=True)
+class SpectralRadius(Initial):
+    """A random square matrix whose largest eigenvalue has the absolute value `radius` (Jaeger 2001).
+
+    Each unit is fed by a share `density` of the units, drawn at random, one at least: so some units form a loop and
+    the largest eigenvalue is not zero. Weights are from U(-1, 1) before they are scaled.
+    """
+
+    radius: float
+    density: float = 1.0
+
+    def fill(self, block: "Tensor", hidden_size: int) -> None:
+        import torch
+
+        width = block.shape[-1]
+        drawn = torch.empty_like(block, dtype=torch.float64).uniform_(-1.0, 1.0)
+        places = torch.rand_like(drawn).argsort(-1)
+        drawn *= places < max(1, round(self.density * width))
+        block.copy_(drawn * (self.radius / torch.linalg.eigvals(drawn).abs().max()))

@@ -1,7 +1,7 @@
 """A cell's declarations at given sizes: every parameter with its name and shape, every gate with its rows."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elman.cells.contract import Cell, Extra, Gate, StateEntry, Vector, Width, entries
 from elman.cells.structure import Dense, Structure
@@ -11,11 +11,15 @@ _RESERVED = {"raw", "below"}
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter's name without its layer, its shape, and the rows that initial values are drawn for apart."""
+    """A parameter's name without its layer, its shape, and the rows that initial values are drawn for apart.
+
+    A `frozen` one is not trained.
+    """
 
     name: str
     shape: tuple[int, ...]
     blocks: dict[str, slice]
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
     """Work out a cell's layout.
 
     Raises:
-        ValueError: a name is declared twice or reserved, or a width does not fit a product's structure.
+        ValueError: a name is declared twice or reserved, a width does not fit a product's structure, or a frozen
+            parameter does not exist.
     """
     where = type(cell).__name__
     states = entries(cell)
@@ -131,6 +136,10 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
         )
     parameters += [Parameter(v.name, (_width(v.width, widths),), {}) for v in vectors]
     _distinct(where, "parameter", [p.name for p in parameters])
+    unknown = set(cell.frozen) - {p.name for p in parameters}
+    if unknown and bias:  # without biases, those of the cell are missing
+        raise ValueError(f"{where}: the frozen parameters {', '.join(map(repr, sorted(unknown)))} do not exist")
+    parameters = [replace(p, frozen=p.name in cell.frozen) for p in parameters]
     return Layout(
         input_size,
         hidden_size,

@@ -51,4 +51,16 @@ class LowRank:
         return {"": (outputs, self.rank), "_in": (self.rank, inputs)}
 
 
-Structure = Dense | BlockDiagonal | BlockTriangular | LowRank
+@dataclass(frozen=True)
+class Antisymmetric:
+    """A = W - Wᵀ - γ I, square: its eigenvalues have the real part -γ. Stored [width, width], as W."""
+
+    gamma: float = 0.0
+
+    def shapes(self, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        if outputs != inputs:
+            raise ValueError(f"an antisymmetric product must be square, got {outputs} outputs and {inputs} inputs")
+        return {"": (outputs, inputs)}
+
+
+Structure = Dense | BlockDiagonal | BlockTriangular | LowRank | Antisymmetric

@@ -59,6 +59,10 @@ class Wrapped(Cell):
     def initial(self) -> Mapping[str, Initial]:
         return self.cell.initial
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return self.cell.frozen
+
     def constants(self, hidden_size: int) -> Mapping[str, Any]:
         return self.cell.constants(hidden_size)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from elman.cells.layout import Layout
-from elman.cells.structure import BlockDiagonal, BlockTriangular
-from elman.engine.reference import block_triangle
+from elman.cells.structure import Antisymmetric, BlockDiagonal, BlockTriangular
+from elman.engine.reference import antisymmetric, block_triangle
 
 
 def dense(layout: Layout, name: str, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Tensor:
@@ -29,6 +29,8 @@ def dense(layout: Layout, name: str, parameters: Mapping[str, Tensor], constants
             diagonal = torch.arange(blocks, device=stored.device)
             result[diagonal, :, diagonal] = stored.reshape(blocks, product.output // blocks, -1)
             return result.reshape(product.output, product.input)
+        case Antisymmetric(gamma):
+            return antisymmetric(stored, gamma)
     return stored
 
 
@@ -44,6 +46,8 @@ def stored_gradient(layout: Layout, name: str, gradient: Tensor) -> Tensor:
             diagonal = torch.arange(blocks, device=gradient.device)
             cube = gradient.reshape(blocks, product.output // blocks, blocks, product.input // blocks)
             return cube[diagonal, :, diagonal].reshape(product.output, -1)
+        case Antisymmetric():
+            return gradient - gradient.T
     return gradient
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from elman.cells.contract import Cell
 from elman.cells.layout import Layout, MatrixProduct
-from elman.cells.structure import BlockDiagonal, BlockTriangular, Dense, LowRank
+from elman.cells.structure import Antisymmetric, BlockDiagonal, BlockTriangular, Dense, LowRank
 from elman.engine.call import Direction, DirectionResult, LayerCall
 
 name = "reference"
@@ -162,6 +162,9 @@ def _product(product: MatrixProduct, matrices: Mapping[str, Tensor]) -> Any:
         case BlockTriangular(blocks):
             masked = weight * block_triangle(product.output, product.input, blocks, weight)
             return lambda v: F.linear(v, masked, bias)
+        case Antisymmetric(gamma):
+            matrix = antisymmetric(weight, gamma)
+            return lambda v: F.linear(v, matrix, bias)
         case LowRank():
             inner = matrices[f"{product.weight}_in"]
             return lambda v: F.linear(F.linear(v, inner), weight, bias)
@@ -180,3 +183,8 @@ def block_triangle(outputs: int, inputs: int, blocks: int, like: Tensor) -> Tens
     row = torch.arange(outputs, device=like.device) // (outputs // blocks)
     column = torch.arange(inputs, device=like.device) // (inputs // blocks)
     return (column[None, :] >= row[:, None]).to(like.dtype)
+
+
+def antisymmetric(weight: Tensor, gamma: float) -> Tensor:
+    """W - Wᵀ - γ I."""
+    return weight - weight.T - gamma * torch.eye(len(weight), dtype=weight.dtype, device=weight.device)

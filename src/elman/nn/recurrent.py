@@ -84,7 +84,8 @@ class Recurrent(nn.Module):
             for suffix in self._suffixes(level):
                 for parameter in parts.parameters:
                     empty = torch.empty(parameter.shape, device=device, dtype=dtype)
-                    self.register_parameter(parameter.name + suffix, nn.Parameter(empty))
+                    trained = nn.Parameter(empty, requires_grad=not parameter.frozen)
+                    self.register_parameter(parameter.name + suffix, trained)
         self.reset_parameters()
 
     def _lay_out(self) -> list[tuple[Cell, Layout]]:
