@@ -149,7 +149,7 @@ class Table:
         fixed, kernel = self._fixed, self._kernel
         weights = [pack([matrices[p] for p in g.products], g.width, g.blocks, g.transposed) for g in kernel.groups]
         workers = workers or threads.count()
-        split_units = packing.batch < 8 * workers
+        split_units = packing.batch <= 8 * workers
         entering, finals = fixed.entries(entries)
         ranges, kept = fixed.ranges(patterns)
         addresses = array("q", [w.data_ptr() for w in weights])
@@ -162,7 +162,7 @@ class Table:
                 *(self._table.buffer_info()[0], addresses.buffer_info()[0], ranges.buffer_info()[0], sums.data_ptr()),
                 *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 2, finals.buffer_info()[0]),
                 *(threads.pool() or (0, 0, 0)),
-                0,  # arrived and generation
+                0,  # the meeting
             ),
         )
         self._held += (weights, addresses, kept, sums, packing, reset)

@@ -26,7 +26,7 @@ def _library(real: str, isa: str) -> Any:
     library.elman_pack_b.argtypes = [ctypes.c_void_p]
     library.elman_packed_size.argtypes = [ctypes.c_int64, ctypes.c_int64]
     library.elman_packed_size.restype = ctypes.c_int64
-    library.elman_workspace.argtypes = [ctypes.c_int64]
+    library.elman_workspace.argtypes = [ctypes.c_int64, ctypes.c_int64]
     library.elman_workspace.restype = ctypes.c_int64
     library.lanes = library.elman_lanes()
     library.workspace = functools.lru_cache(maxsize=1024)(library.elman_workspace)
@@ -101,7 +101,7 @@ def _product(
 ) -> "array[int]":
     """`struct Product` of products.h: `a` and `c` are an address and strides."""
     right = (0, 0, 0) if isinstance(b, Packed) else (b.data_ptr(), *b.stride())
-    return array("q", (*sizes, *a, *right, *c, bias, add, packed, sums, workspace, *(threads.pool() or (0, 0, 0))))
+    return array("q", (*sizes, *a, *right, *c, bias, add, packed, sums, workspace, *(threads.pool() or (0, 0, 0)), 0))
 
 
 def _workers(operations: int) -> int:
@@ -136,7 +136,7 @@ def multiply(
     result = memory.empty(rows, columns, dtype=a.dtype) if out is None else out
     workers = _workers(rows * depth * columns)
     packed = isinstance(b, Packed)
-    workspace = memory.empty(workers * library.workspace(0 if packed else columns), dtype=a.dtype)
+    workspace = memory.empty(library.workspace(0 if packed else columns, workers), dtype=a.dtype)
     product = _product(
         (rows, columns, depth, workers),
         (a.data_ptr(), *a.stride()),

@@ -45,7 +45,7 @@ struct Call {
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
-    volatile int32_t arrived, generation;  // Python sees the whole as int64 numbers
+    Meeting meeting;
 };
 
 // ---- functions of a vector --------------------------------------------------------------------------------------
@@ -282,24 +282,8 @@ template <class Part> static void run_part(const Context &c) {
 
 // ---- the loop over time -----------------------------------------------------------------------------------------
 
-INLINE void relax() {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-}
-
-static void barrier(Call &k, int32_t team) {
-    int32_t generation = __atomic_load_n(&k.generation, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&k.arrived, 1, __ATOMIC_ACQ_REL) == team) {
-        k.arrived = 0;
-        __atomic_store_n(&k.generation, generation + 1, __ATOMIC_RELEASE);
-    } else {
-        while (__atomic_load_n(&k.generation, __ATOMIC_ACQUIRE) == generation) relax();
-    }
-}
-
 INLINE void synchronise(const Context &c) {
-    if (c.block_parts > 1) barrier(*c.call, (int32_t)c.block_parts);
+    if (c.block_parts > 1) meet(c.call->meeting, c.block_parts);
 }
 
 // Point the buffers at step t, for this thread's rows.
@@ -405,7 +389,7 @@ static void work(void *argument) {
 }
 
 EXPORT int elman_run(Call *call) {
-    call->arrived = call->generation = 0;
+    call->meeting.arrived = call->meeting.generation = 0;
     if (call->threads > 1) call->parallel(work, call, (unsigned)call->threads, 0);
     else work(call);
     return 0;

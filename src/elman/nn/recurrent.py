@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -86,6 +87,10 @@ class Recurrent(nn.Module):
                     empty = torch.empty(parameter.shape, device=device, dtype=dtype)
                     trained = nn.Parameter(empty, requires_grad=not parameter.frozen)
                     self.register_parameter(parameter.name + suffix, trained)
+        self._slots = [
+            [[(p.name, p.name + suffix) for p in parts.parameters] for suffix in self._suffixes(level)]
+            for level, (_, parts) in enumerate(self.layers)
+        ]
         self.reset_parameters()
 
     def _lay_out(self) -> list[tuple[Cell, Layout]]:
@@ -272,14 +277,14 @@ class Recurrent(nn.Module):
                 extras=frame.extras(parts, extras),
                 directions=tuple(
                     Direction(
-                        parameters={p.name: getattr(self, p.name + suffix) for p in parts.parameters},
+                        parameters={name: getattr(self, full) for name, full in self._slots[level][index]},
                         state=default_state(parts, packing.batch, frame.input)
                         if given is None
                         else tuple(v[level * directions + index] for v in given),
                         reverse=index == 1,
                         below={name: _sequence(results[index], cell, name) for name in cell.below},
                     )
-                    for index, suffix in enumerate(self._suffixes(level))
+                    for index in range(directions)
                 ),
                 every_state=bool(above) or (every_state and level == self.num_layers - 1),
             )
@@ -289,7 +294,7 @@ class Recurrent(nn.Module):
             if self.dropout and level < self.num_layers - 1 and run is dispatch.run:
                 x = F.dropout(x, self.dropout, self.training)
         sequences = [_concatenate(list(parts)) for parts in zip(*(r.sequences for r in results), strict=True)]
-        state = self.cell.State(*(frame.leave_state(torch.stack(entry)) for entry in zip(*finals, strict=True)))
+        state = _form(self.cell)(*(frame.leave_state(_stack(entry)) for entry in zip(*finals, strict=True)))
         return tuple(sequences), state if len(state) > 1 else state[0]
 
     def flatten_parameters(self) -> None:
@@ -326,6 +331,15 @@ def as_cell(cell: str | type[Cell] | Cell) -> Cell:
     if inspect.isclass(cell) and issubclass(cell, Cell):
         return cell()
     raise ValueError(f"cell must be a registered name, a Cell class or an instance, got {cell!r}")
+
+
+@lru_cache(maxsize=1024)
+def _form(cell: Cell) -> Any:
+    return cell.State
+
+
+def _stack(rows: tuple[Tensor, ...]) -> Tensor:
+    return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
 
 def _concatenate(directions: list[Tensor]) -> Tensor:
