@@ -37,7 +37,7 @@ def why_not(call: LayerCall) -> str | None:
     steps = [v for d in call.directions for v in d.state if v.dtype == torch.int64]
     if any(int(v.max()) + call.packing.steps >= 1 << 24 for v in steps):
         return "the step index passes 2^24, beyond which the kernels cannot count"
-    return _build_problem(call.input.dtype)
+    return build_problem(call.input.dtype)
 
 
 def rather_not(call: LayerCall) -> str | None:
@@ -46,7 +46,7 @@ def rather_not(call: LayerCall) -> str | None:
 
 
 @functools.cache
-def _build_problem(dtype: torch.dtype) -> str | None:
+def build_problem(dtype: torch.dtype) -> str | None:
     """Why nothing can be compiled here, or None; said once as a warning."""
     try:
         build.instruction_set()

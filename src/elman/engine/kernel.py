@@ -33,6 +33,9 @@ class Kind(IntEnum):
     ABSENT = 9
 
 
+SPLIT_ROWS = 8  # rows for each thread; with fewer of them the threads share out the units
+
+
 class _Fixed:
     """What all runs of a kernel share: its library, and a table of buffers in which none has memory yet."""
 
@@ -149,7 +152,7 @@ class Table:
         fixed, kernel = self._fixed, self._kernel
         weights = [pack([matrices[p] for p in g.products], g.width, g.blocks, g.transposed) for g in kernel.groups]
         workers = workers or threads.count()
-        split_units = packing.batch <= 8 * workers
+        split_rows = SPLIT_ROWS * workers
         entering, finals = fixed.entries(entries)
         ranges, kept = fixed.ranges(patterns)
         addresses = array("q", [w.data_ptr() for w in weights])
@@ -157,7 +160,7 @@ class Table:
         call = array(
             "q",
             (
-                *(packing.steps, packing.batch, workers, backward, split_units, 0, packing.steps),
+                *(packing.steps, packing.batch, workers, backward, split_rows, 0, packing.steps),
                 *(packing.sizes.data_ptr(), packing.offsets.data_ptr(), 0 if reset is None else reset.data_ptr()),
                 *(self._table.buffer_info()[0], addresses.buffer_info()[0], ranges.buffer_info()[0], sums.data_ptr()),
                 *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 2, finals.buffer_info()[0]),

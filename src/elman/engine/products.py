@@ -7,6 +7,7 @@ these shapes, and it is they, not the loop, that a fast recurrence waits for.
 import ctypes
 import functools
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ def _library(real: str, isa: str) -> Any:
     library.elman_packed_size.restype = ctypes.c_int64
     library.elman_workspace.argtypes = [ctypes.c_int64, ctypes.c_int64]
     library.elman_workspace.restype = ctypes.c_int64
+    library.elman_sample.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    library.elman_sample.restype = ctypes.c_uint64
     library.lanes = library.elman_lanes()
     library.workspace = functools.lru_cache(maxsize=1024)(library.elman_workspace)
     return library
@@ -36,6 +39,18 @@ def _library(real: str, isa: str) -> Any:
 def lanes(dtype: torch.dtype) -> int:
     """Numbers in a vector of the instruction set that kernels are compiled for."""
     return int(_library(REALS[dtype], build.instruction_set()).lanes)
+
+
+def sample(tensors: Sequence[Tensor], numbers: int) -> int:
+    """A number that changes, almost surely, when one of so many numbers spread over each tensor does.
+
+    Args:
+        tensors: contiguous, all float32 or all float64.
+        numbers: of each tensor that are looked at.
+    """
+    described = array("q", [n for v in tensors for n in (v.data_ptr(), v.numel())])
+    library = _library(REALS[tensors[0].dtype], build.instruction_set())
+    return int(library.elman_sample(described.buffer_info()[0], len(tensors), numbers))
 
 
 def pack(matrices: list[Tensor], width: int, unit_blocks: int, transposed: bool) -> Tensor:

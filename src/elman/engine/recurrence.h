@@ -29,7 +29,8 @@ struct Buffer {
 };
 
 struct Call {
-    int64_t steps, batch, threads, backward, split_units;
+    int64_t steps, batch, threads, backward;
+    int64_t split_rows;          // at steps of so many rows or fewer, threads share out the units instead of the rows
     int64_t first, last;         // the steps to run, of all `steps`
     const int64_t *batch_sizes;  // [steps]
     const int64_t *offsets;      // [steps]: packed row at which a step starts
@@ -373,12 +374,18 @@ static void work(void *argument) {
     const int64_t team = k.threads > 1 ? k.team_size() : 1;
     // The runtime may give fewer threads than were asked for.
     c.thread = k.threads > 1 ? k.thread_number() : 0;
-    c.blocks_of = k.split_units ? c.thread : 0;
-    c.block_parts = k.split_units ? team : 1;
-    c.row_first = k.split_units ? 0 : c.thread;
-    c.row_stride = k.split_units ? 1 : team;
+    bool split = false;
+    c.block_parts = 0;
     for (int64_t i = k.first; i < k.last; ++i) {
         const int64_t t = k.backward ? k.last - 1 - (i - k.first) : i;
+        if (c.block_parts == 0 || split != (team > 1 && k.batch_sizes[t] <= k.split_rows)) {
+            if (c.block_parts && team > 1) meet(k.meeting, team);  // what is shared out changes hands
+            split = team > 1 && k.batch_sizes[t] <= k.split_rows;
+            c.blocks_of = split ? c.thread : 0;
+            c.block_parts = split ? team : 1;
+            c.row_first = split ? 0 : c.thread;
+            c.row_stride = split ? 1 : team;
+        }
         c.rows = (k.batch_sizes[t] - c.row_first + c.row_stride - 1) / c.row_stride;
         place(c, t);
         if (k.backward) begin_rows(c, t);

@@ -46,6 +46,7 @@ class LayerStep:
         size = sum(m.numel() * m.element_size() for m in matrices.values())
         workers = threads.count() if size >= _SHARED_FROM else 1
         self.states = [tuple(torch.zeros(batch, width, dtype=dtype) for _ in range(2)) for _, width in layout.states]
+        self._tables = []  # they hold what the runs read
         self._runs = []
         for odd in (0, 1):
             table = Table(kernel, dtype, batch)
@@ -66,8 +67,9 @@ class LayerStep:
                     table.set(f"bias.x.{g}", parameters["bias_ih"][rows], Kind.UNITS)
             packing = Packing.dense(1, batch, raw[0].device)
             found = patterns_of(layout, tuple(sorted(n for n in names if not n.startswith("x."))))
-            self._runs.append((table, table.prepare(matrices, found, packing, None, False, (), workers)))
+            self._tables.append(table)
+            self._runs.append(table.prepare(matrices, found, packing, None, False, (), workers))
 
     def run(self, odd: int) -> None:
         """Run a step."""
-        self._runs[odd][1]()
+        self._runs[odd]()
