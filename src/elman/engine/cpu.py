@@ -34,7 +34,7 @@ def why_not(call: LayerCall) -> str | None:
         plan_of(call)
     except CannotCompile as error:
         return f"{call.cell!r} cannot be compiled: {error}"
-    steps = [v for d in call.directions for v in d.state if v.dtype == torch.int64]
+    steps = [v for d in call.directions for v in d.state or () if v.dtype == torch.int64]
     if any(int(v.max()) + call.packing.steps >= 1 << 24 for v in steps):
         return "the step index passes 2^24, beyond which the kernels cannot count"
     return build_problem(call.input.dtype)
@@ -92,10 +92,11 @@ def run(call: LayerCall) -> list[DirectionResult]:
 def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
     inputs = {"input": call.input}
     inputs |= zip(parameter_names(call.layout), direction.parameters.values(), strict=True)
-    inputs |= zip(state_names(call.layout), direction.state, strict=True)
+    if direction.state is not None:
+        inputs |= zip(state_names(call.layout), direction.state, strict=True)
     inputs |= {f"extra.{k}": v for k, v in call.extras.items()}
     inputs |= {f"below.{k}": v for k, v in direction.below.items()}
-    wanted = len(direction.state) if call.every_state else 1
+    wanted = len(call.layout.states) if call.every_state else 1
     training = torch.is_grad_enabled() and any(v.requires_grad for v in inputs.values())
     scene = Scene(call, direction.reverse, tuple(inputs), wanted, training)
     if not training:
@@ -163,7 +164,7 @@ def _as_call(scene: Scene, inputs: Mapping[str, Tensor]) -> tuple[LayerCall, Dir
     def named(kind: str) -> dict[str, Tensor]:
         return {n.partition(".")[2]: v for n, v in inputs.items() if n.startswith(f"{kind}.")}
 
-    direction = Direction(named("parameter"), tuple(named("state").values()), scene.reverse, named("below"))
+    direction = Direction(named("parameter"), tuple(named("state").values()) or None, scene.reverse, named("below"))
     call = scene.call
     made = LayerCall(
         call.cell,

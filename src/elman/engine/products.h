@@ -216,7 +216,7 @@ static void multiply_share(void *argument) {
         }
         for (int64_t block = begin; block < end; block += BLOCK_ROWS) {
             const int64_t rows = end - block < BLOCK_ROWS ? end - block : BLOCK_ROWS;
-            if (!as_it_is) pack_a(p, packed_a, block, rows, k, depth);
+            if (!as_it_is && last > first) pack_a(p, packed_a, block, rows, k, depth);
             if (p.sums && first == 0) add_rows(p, block, rows, k, depth, k == 0 && !p.add);
             for (int64_t panel = first; panel < last; ++panel) {
                 const real *from = b + panel * depth * COLUMNS;

@@ -233,7 +233,8 @@ class Recurrent(nn.Module):
         def record(call: LayerCall) -> list[DirectionResult]:
             found.append(dispatch.choose(call))
             sequences = tuple(call.input.new_zeros(call.input.shape[0], width) for _, width in call.layout.states)
-            return [DirectionResult(sequences, d.state) for d in call.directions]
+            state = default_state(call.layout, call.packing.batch, call.input)
+            return [DirectionResult(sequences, state) for _ in call.directions]
 
         self._unroll(frame, None, arguments.pop("reset", None), arguments.pop("extras", None), record, False)
         if arguments:
@@ -278,9 +279,7 @@ class Recurrent(nn.Module):
                 directions=tuple(
                     Direction(
                         parameters={name: getattr(self, full) for name, full in self._slots[level][index]},
-                        state=default_state(parts, packing.batch, frame.input)
-                        if given is None
-                        else tuple(v[level * directions + index] for v in given),
+                        state=None if given is None else tuple(v[level * directions + index] for v in given),
                         reverse=index == 1,
                         below={name: _sequence(results[index], cell, name) for name in cell.below},
                     )

@@ -12,7 +12,7 @@ from elman.compiler.build import BuildError
 from elman.compiler.graph import CannotCompile
 from elman.engine import dispatch
 from elman.engine.cpu import build_problem
-from elman.engine.products import REALS, sample
+from elman.engine.products import REALS, tools
 from elman.engine.stepping import LayerStep
 from elman.nn.recurrent import Recurrent
 
@@ -96,7 +96,7 @@ def prepared(module: Recurrent, batch: int) -> "_Kernels | None":
     if build_problem(dtype) is not None:
         return None
     places = [p.data_ptr() for p in parameters]
-    key = (batch, engine, places, [p._version for p in parameters], sample(parameters, _SAMPLED))
+    key = (batch, engine, places, [p._version for p in parameters], tools(dtype).sample(parameters, _SAMPLED))
     found = _cache.kernels.get(module)
     if found is None or found[0] != key:
         found = (key, None if module.bidirectional else _prepare(module, batch))
