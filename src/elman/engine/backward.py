@@ -52,14 +52,22 @@ class Arrangement:
         rest: columns of the products that share none with an input gate.
         places: of each product node, whether it is among the gates, and its first column.
         groups: the matrix products that follow the loop, beside that with the input.
-        covered: rows of each parameter that the groups write as they are.
+        written: rows of each parameter that the groups write as they are.
     """
 
     idle: list[slice] = field(default_factory=list)
     rest: int = 0
     places: dict[int, tuple[bool, int]] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
-    covered: dict[str, int] = field(default_factory=dict)
+    written: dict[str, list[slice]] = field(default_factory=dict)
+
+    def once(self, parameter: str, rows: int) -> bool:
+        """Whether the groups write each of a parameter's rows exactly once."""
+        if parameter not in self.written:
+            return True
+        parts = sorted(self.written[parameter], key=lambda part: part.start)
+        ends = [0, *(part.stop for part in parts)]
+        return [part.start for part in parts] == ends[:-1] and ends[-1] == rows
 
 
 @functools.lru_cache(maxsize=1024)
@@ -88,7 +96,7 @@ def arrangement(plan: Plan) -> Arrangement:
     for group in found.groups:
         for parameter in (group.weight, group.bias):
             if parameter is not None:
-                found.covered[parameter] = found.covered.get(parameter, 0) + sum(group.widths)
+                found.written.setdefault(parameter, []).append(group.rows)
     return found
 
 
@@ -246,8 +254,10 @@ class _Products:
         self._input = run.in_order(run.inputs["input"])
         self._parameters: dict[str, Tensor] = {}  # gradients
         self._apart: dict[int, tuple[Tensor, Tensor | None]] = {}  # of groups that are not stored as they are
-        self._narrow: list[tuple[Tensor, Tensor]] = []  # gradients that are computed transposed, and where they belong
-        self._accumulated: set[int] = set()
+        # What is computed transposed, where it belongs, and whether it is added there.
+        self._narrow: dict[int, tuple[Tensor, Tensor, bool]] = {}
+        self._once: dict[str, bool] = {}
+        self._begun: set[int] = set()
         self._operands: dict[int, Tensor] = {}
         self._through: Tensor | None = None
         if run.gates_width and run.inputs["input"].requires_grad:
@@ -264,13 +274,15 @@ class _Products:
             operand = self._operand(group.operand, entries)
             width = sum(group.widths)
             weight, bias = self._targets(number, group, width, operand.shape[1])
-            self._add(run.columns(group.among_gates, group.start), (width, count), operand, weight, bias)
+            add = number in self._begun or (group.weight is not None and not self._once[group.weight])
+            d = run.columns(group.among_gates, group.start)
+            self._add(number, d, (width, count), operand, weight, bias, add)
         if not run.gates_width:
             return
         weight = self._gradient("weight_ih", slice(None))
         bias = self._gradient("bias_ih", slice(None)) if run.layout.input_bias else None
         d = run.columns(True, 0)
-        self._add(d, (run.gates_width, count), self._input[entries], weight, bias)
+        self._add(-1, d, (run.gates_width, count), self._input[entries], weight, bias, -1 in self._begun)
         if self._through is not None:
             columns = self._through.shape[1]
             to = self._through.data_ptr() + entries.start * columns * self._size
@@ -292,43 +304,54 @@ class _Products:
         """Some rows of a parameter's gradient; the parameter's gradient is zero where no product writes it."""
         if name not in self._parameters:
             like = self._run.parameters[name]
-            covered = self._run.arrangement.covered.get(name, like.shape[0]) >= like.shape[0]
+            self._once[name] = self._run.arrangement.once(name, like.shape[0])
             self._parameters[name] = memory.empty(*like.shape, dtype=like.dtype)
-            if not covered:
+            if not self._once[name]:
                 self._parameters[name].zero_()
         whole = self._parameters[name]
         return whole if rows == slice(None) else whole[rows]
 
     def _add(
-        self, d: tuple[int, int], sizes: tuple[int, int], right: Tensor, weight: Tensor, bias: Tensor | None
+        self,
+        number: int,
+        d: tuple[int, int],
+        sizes: tuple[int, int],
+        right: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        add: bool,
     ) -> None:
-        """Add dᵀ right to a weight's gradient, and the sums of d's columns to a bias's; write them where they are new.
+        """Write dᵀ right to a weight's gradient, and the sums of d's columns to a bias's, or add them to what is there.
 
         Args:
+            number: of the group; -1 for the product with the input.
             d: address and stride of [count, width]. sizes: width and count. right: [count, columns].
         """
         (address, stride), (width, count) = d, sizes
         columns = right.shape[1]
         sums = 0 if bias is None else bias.data_ptr()
-        add = weight.data_ptr() in self._accumulated
         if columns < _NARROW < width:
-            if not add:
-                self._narrow.append((memory.empty(columns, width, dtype=weight.dtype), weight))
-            (to,) = (t for t, w in self._narrow if w.data_ptr() == weight.data_ptr())
+            begun = number in self._begun
+            if not begun:
+                self._narrow[number] = (memory.empty(columns, width, dtype=weight.dtype), weight, add)
+            to = self._narrow[number][0]
             a, b = (right.data_ptr(), right.stride(1), right.stride(0)), (address, stride, 1)
-            self._tools.multiply((columns, width, count), a, b, (to.data_ptr(), width), add=add)
+            self._tools.multiply((columns, width, count), a, b, (to.data_ptr(), width), add=begun)
             if sums:
                 self._tools.multiply((width, 0, count), (address, 1, stride), (0, 0, 0), (0, 0), add=add, sums=sums)
         else:
             b = (right.data_ptr(), right.stride(0), right.stride(1))
             to_weight = (weight.data_ptr(), columns)
             self._tools.multiply((width, columns, count), (address, 1, stride), b, to_weight, add=add, sums=sums)
-        self._accumulated.add(weight.data_ptr())
+        self._begun.add(number)
 
     def give(self, found: dict[str, Tensor]) -> None:
         """Put the gradients of parameters and input, by name, beside those that are there."""
-        for transposed, weight in self._narrow:
-            weight.copy_(transposed.T)
+        for transposed, weight, add in self._narrow.values():
+            if add:
+                weight.add_(transposed.T)
+            else:
+                weight.copy_(transposed.T)
         for name, gradient in self._parameters.items():
             found[f"parameter.{name}"] = gradient
         if self._through is not None:
