@@ -15,7 +15,7 @@ from elman.engine import reference
 from elman.engine.backward import Backward
 from elman.engine.call import Direction, DirectionResult, LayerCall
 from elman.engine.forward import Forward, Scene, parameter_names, state_names
-from elman.engine.products import REALS
+from elman.engine.products import REALS, tools
 
 name = "cpu"
 
@@ -37,7 +37,9 @@ def why_not(call: LayerCall) -> str | None:
     steps = [v for d in call.directions for v in d.state or () if v.dtype == torch.int64]
     if any(int(v.max()) + call.packing.steps >= 1 << 24 for v in steps):
         return "the step index passes 2^24, beyond which the kernels cannot count"
-    return build_problem(call.input.dtype)
+    return build_problem(call.input.dtype) or _kernel_problem(
+        plan_of(call), _differentiates(call), call.input.dtype, build.instruction_set()
+    )
 
 
 def rather_not(call: LayerCall) -> str | None:
@@ -69,6 +71,33 @@ def _plan(cell: Any, layout: Any, below: tuple[tuple[str, int], ...]) -> Plan | 
         return Plan(cell, layout, dict(below))
     except CannotCompile as error:
         return error
+
+
+def _differentiates(call: LayerCall) -> bool:
+    """Whether autograd will ask for a call's gradients."""
+    if not torch.is_grad_enabled():
+        return False
+    tensors = [call.input, *call.extras.values()]
+    for direction in call.directions:
+        tensors += [*direction.parameters.values(), *(direction.state or ()), *direction.below.values()]
+    return any(v.requires_grad for v in tensors)
+
+
+@functools.lru_cache(maxsize=4096)
+def _kernel_problem(plan: Plan, training: bool, dtype: torch.dtype, isa: str) -> str | None:
+    """Why a plan's kernels cannot be built, or None when they are there; said once as a warning."""
+    kernels = [plan.training, plan.gradients] if training else [plan.inference]
+    try:
+        under_way = [build.start(kernel.source, REALS[dtype]) for kernel in kernels]
+        tools(dtype)
+        for started in under_way:
+            started.result()
+    except build.BuildError as error:
+        warnings.warn(
+            f"Elman's kernels for {plan.cell!r} cannot be built: {error}. It runs on a slower engine", stacklevel=2
+        )
+        return str(error)
+    return None
 
 
 def plan_of(call: LayerCall) -> Plan:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.checkpoint import checkpoint
 
 from elman import cells
 from elman.cells.contract import Cell
@@ -37,6 +38,8 @@ class Recurrent(nn.Module):
         dropout: probability of zeroing an element of the outputs of each layer but the last, in training.
         bidirectional: whether each layer also runs backwards, from each row's own end; the outputs are concatenated.
         proj_size: where positive, the output is a learned projection to this width (see `cells.wrapped.Projected`).
+        recompute: whether a layer keeps only its inputs for the backward pass and runs forward again there: for deep
+            stacks and long sequences, a third more time for the memory of one layer instead of all.
         device, dtype: of the parameters.
 
     Parameters have torch's names, shapes and gate order: `weight_ih_l{k}` [G·H, I], `weight_hh_l{k}` [G·H, H],
@@ -58,6 +61,7 @@ class Recurrent(nn.Module):
         bidirectional: bool = False,
         *,
         proj_size: int = 0,
+        recompute: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -80,6 +84,7 @@ class Recurrent(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = proj_size
+        self.recompute = recompute
         self.layers = self._lay_out()
         for level, (_, parts) in enumerate(self.layers):
             for suffix in self._suffixes(level):
@@ -287,7 +292,10 @@ class Recurrent(nn.Module):
                 ),
                 every_state=bool(above) or (every_state and level == self.num_layers - 1),
             )
-            results = run(call)
+            if self.recompute and torch.is_grad_enabled() and run is dispatch.run:
+                results = checkpoint(run, call, use_reentrant=False, preserve_rng_state=False)
+            else:
+                results = run(call)
             finals += [result.state for result in results]
             x = _concatenate([result.sequences[0] for result in results])
             if self.dropout and level < self.num_layers - 1 and run is dispatch.run:
