@@ -102,14 +102,6 @@ def where(condition: Value, a: Value, b: Value) -> Value:
     return torch.where(condition, a, b)
 
 
-def fraction(v: Value) -> Value:
-    """v mod 1 for |v| < 2²⁰, with the derivative 1: `%` has none in kernels, so that only comparisons may see it."""
-    whole = where(v < 0, -(2.0**20), 0 * v)
-    for bit in range(20):
-        whole = whole + where(v % 2.0 ** (bit + 1) >= 2.0**bit, 2.0**bit, 0 * v)
-    return v - whole
-
-
 def mean(v: Value) -> Value:
     """The mean over the hidden units of each row: [B, H] to [B, 1]."""
     symbolic = getattr(v, "__elman_apply__", None)

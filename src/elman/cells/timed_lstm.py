@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from elman.cells.contract import Cell, Extra, Product, StateEntry
 from elman.cells.initial import Between, Constant, Initial
-from elman.cells.math import fraction, log, sigmoid, tanh, where
+from elman.cells.math import log, sigmoid, tanh, where
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,18 @@ class PhasedLSTM(Cell):
         o = sigmoid(x.o + u.o(s.h) + p.p_o * c)
 
         time = s.time + x.dt
-        phase = fraction((time - p.shift) / p.period)
+        phase = _fraction((time - p.shift) / p.period)
         rising = 2 * phase / p.share
         k = where(phase < 0.5 * p.share, rising, where(phase < p.share, 2 - rising, self.leak * phase))
         return self.State(h=k * o * tanh(c) + (1 - k) * s.h, c=k * c + (1 - k) * s.c, time=time)
+
+
+def _fraction(v: Any) -> Any:
+    """v mod 1 for |v| < 2²⁰, with the derivative 1: `%` has none in kernels, so that only comparisons may see it."""
+    whole = where(v < 0, -(2.0**20), 0 * v)
+    for bit in range(20):
+        whole = whole + where(v % 2.0 ** (bit + 1) >= 2.0**bit, 2.0**bit, 0 * v)
+    return v - whole
 
 
 @dataclass(frozen=True)
