@@ -50,15 +50,23 @@ def test_a_killed_build_leaves_nothing_that_is_used(tmp_path: Path) -> None:
     assert "cpu" in output
 
 
-def test_a_damaged_library_is_named(tmp_path: Path) -> None:
-    _start(tmp_path).communicate()
+def test_a_damaged_library_is_compiled_anew(tmp_path: Path) -> None:
+    expected, _ = _start(tmp_path).communicate()
     for path in tmp_path.glob("*.so"):
         path.write_bytes(b"not a library")
     run = _start(tmp_path)
-    _, errors = run.communicate()
-    assert run.returncode == 1
-    assert "BuildError: the compiled kernel" in errors
-    assert "cannot be loaded" in errors
+    output, errors = run.communicate()
+    assert run.returncode == 0, errors
+    assert output == expected
+
+
+def test_a_compiler_that_fails_leaves_another_engine(tmp_path: Path) -> None:
+    run = _start(tmp_path, "auto", CXX="false")
+    output, errors = run.communicate()
+    assert run.returncode == 0, errors
+    assert errors.count("cannot be built: the C++ compiler failed with status 1") == 1
+    assert "layer 0: reference" in output
+    assert "not cpu: the C++ compiler failed" in output
 
 
 def test_without_a_compiler_there_is_one_warning_and_another_engine(tmp_path: Path) -> None:
@@ -75,9 +83,9 @@ def test_without_a_compiler_there_is_one_warning_and_another_engine(tmp_path: Pa
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"CXX": "false"}, "BuildError: the C++ compiler failed with status 1"),
+        ({"CXX": "false"}, "the C++ compiler failed with status 1"),
         ({"ELMAN_ISA": "avx1024"}, "ELMAN_ISA is 'avx1024', which is none of avx512, avx2, portable"),
-        ({"ELMAN_CACHE": "/proc/nothing"}, "BuildError: the kernel cache /proc/nothing cannot be written"),
+        ({"ELMAN_CACHE": "/proc/nothing"}, "the kernel cache /proc/nothing cannot be written"),
     ],
 )
 def test_what_stops_a_build_is_said(tmp_path: Path, environment: dict[str, str], message: str) -> None:

@@ -279,3 +279,29 @@ def test_importing_elman_needs_no_torch_and_no_warning() -> None:
         assert "Recurrent" in dir(elman)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = elman.Nothing
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpu", "torch"])
+def test_recomputing_keeps_less_and_changes_nothing(engine: str) -> None:
+    torch.manual_seed(0)
+    plain = elman.Recurrent("lstm", 6, 8, num_layers=3, bidirectional=True)
+    lean = elman.Recurrent("lstm", 6, 8, num_layers=3, bidirectional=True, recompute=True)
+    lean.load_state_dict(plain.state_dict())
+    x = torch.randn(20, 4, 6)
+    kept, results = [], []
+    with elman.use_engine(engine):
+        for module in (plain, lean):
+            sizes: list[int] = []
+
+            def pack(v: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+                sizes.append(v.numel())
+                return v
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda v: v):
+                output, (h, _) = module(x)
+            loss = output.square().sum() + h.sum()
+            results.append((output, *torch.autograd.grad(loss, list(module.parameters()))))
+            kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 2
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)

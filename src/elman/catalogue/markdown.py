@@ -20,7 +20,7 @@ list and `elman cells NAME` one cell, docstring and engine included. For a cell 
 - $W$ is `weight_ih` and $W_f$ its rows for gate $f$; $U$ is `weight_hh`; $V$ is the matrix `weight_<name>` of a further
   product; $A$ is antisymmetric; $b$ and $b'$ are biases. Other letters are values, vectors and states of the cell.
 - $\\circ$ multiplies unit by unit, $\\sigma$ is the logistic function, LN is layer normalisation over all its arguments
-  together, frac is the fractional part.
+  together.
 - *Gates* are row blocks of `weight_ih` / of `weight_hh`. *Parameters* are those of one layer with I inputs and H units.
 - *Cost* is the time of {step}, relative to `lstm` (torch's own kernel) in the same run; {machine}, {date};
   `elman cells --cost` measures it anywhere.

@@ -154,6 +154,14 @@ def _imported(name: str) -> type[Cell]:
     return _class(found)
 
 
+def __getattr__(name: str) -> type[Cell]:
+    """The classes of the registered cells, by their own names."""
+    for cell, found in _registry.items():
+        if name == (found.partition(".")[2] if isinstance(found, str) else found.__name__):
+            return get(cell)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def _class(cell: object) -> type[Cell]:
     if inspect.isclass(cell) and issubclass(cell, Cell):
         return cell

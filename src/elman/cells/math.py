@@ -76,6 +76,11 @@ def cos(v: Value) -> Value:
     return _apply("cos", v)
 
 
+def floor(v: Value) -> Value:
+    """The largest integer that is not above v; its derivative counts as 0."""
+    return _apply("floor", v)
+
+
 def absolute(v: Value) -> Value:
     """|v|; the derivative at 0 is 0."""
     return _apply("abs", v)

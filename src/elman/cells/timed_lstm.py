@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from elman.cells.contract import Cell, Extra, Product, StateEntry
 from elman.cells.initial import Between, Constant, Initial
-from elman.cells.math import log, sigmoid, tanh, where
+from elman.cells.math import floor, log, sigmoid, tanh, where
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class PhasedLSTM(Cell):
 
     Neil, Pfeiffer & Liu, "Phased LSTM: accelerating recurrent network training for long or event-based sequences",
     NIPS 2016. As there, τ starts log-uniform from 1 to exp(`log_period`), spread evenly over the units, s from U(0, τ)
-    and r at `open_share`; the leak α is for training, so that a trained model may run with `leak=0`. The phase is right
-    for times up to 2²⁰ periods.
+    and r at `open_share`; the leak α is for training, so that a trained model may run with `leak=0`.
 
     Shapes: x [B, I], dt [B, 1], h and c [B, H], time [B, 1]; weight_ih [4H, I], weight_hh [4H, H], six vectors [H].
     Parameters: 4H·(I + H + 1) + 6H.
@@ -65,18 +64,11 @@ class PhasedLSTM(Cell):
         o = sigmoid(x.o + u.o(s.h) + p.p_o * c)
 
         time = s.time + x.dt
-        phase = _fraction((time - p.shift) / p.period)
+        cycles = (time - p.shift) / p.period
+        phase = cycles - floor(cycles)
         rising = 2 * phase / p.share
         k = where(phase < 0.5 * p.share, rising, where(phase < p.share, 2 - rising, self.leak * phase))
         return self.State(h=k * o * tanh(c) + (1 - k) * s.h, c=k * c + (1 - k) * s.c, time=time)
-
-
-def _fraction(v: Any) -> Any:
-    """v mod 1 for |v| < 2²⁰, with the derivative 1: `%` has none in kernels, so that only comparisons may see it."""
-    whole = where(v < 0, -(2.0**20), 0 * v)
-    for bit in range(20):
-        whole = whole + where(v % 2.0 ** (bit + 1) >= 2.0**bit, 2.0**bit, 0 * v)
-    return v - whole
 
 
 @dataclass(frozen=True)

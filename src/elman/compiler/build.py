@@ -119,33 +119,48 @@ class Build:
         native = sorted(processor_flags()) if march else []
         digest = hashlib.sha256("\0".join((*parts, *native)).encode()).hexdigest()[:32]
         self._path = cache_directory() / f"{digest}.so"
+        self._text = text
+        self._command = [*command, *flags, f"-I{_HEADERS[0].parent}"]
         self._process: subprocess.Popen[str] | None = None
-        if self._path.exists():
-            return
+        if not self._path.exists():
+            self._begin()
+
+    def _begin(self) -> None:
+        """Start the compiler."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._work = tempfile.TemporaryDirectory(dir=self._path.parent, prefix="build-")
             file = Path(self._work.name) / "cell.cpp"
-            file.write_text(text)
+            file.write_text(self._text)
         except OSError as error:
             raise BuildError(f"the kernel cache {self._path.parent} cannot be written: {error}") from error
         self._built = file.with_suffix(".so")
-        arguments = [*command, *flags, f"-I{_HEADERS[0].parent}", str(file), "-o", str(self._built), "-lm"]
+        arguments = [*self._command, str(file), "-o", str(self._built), "-lm"]
         self._process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
+    def _finish(self) -> None:
+        """Wait for the compiler and put what it made in the cache."""
+        if self._process is None:
+            return
+        _, errors = self._process.communicate()
+        code, self._process = self._process.returncode, None
+        with self._work:
+            if code:
+                first = next((line for line in errors.splitlines() if "error" in line), errors.strip()[:200])
+                raise BuildError(f"the C++ compiler failed with status {code}: {first}")
+            try:
+                os.replace(self._built, self._path)
+            except OSError as error:
+                raise BuildError(f"the kernel cache {self._path.parent} cannot be written: {error}") from error
+
     def result(self) -> ctypes.CDLL:
-        """The loaded library, once it is compiled."""
-        if self._process is not None:
-            _, errors = self._process.communicate()
-            code, self._process = self._process.returncode, None
-            with self._work:
-                if code:
-                    first = next((line for line in errors.splitlines() if "error" in line), errors.strip()[:200])
-                    raise BuildError(f"the C++ compiler failed with status {code}: {first}")
-                try:
-                    os.replace(self._built, self._path)
-                except OSError as error:
-                    raise BuildError(f"the kernel cache {self._path.parent} cannot be written: {error}") from error
+        """The loaded library, once it is compiled; a cached one that cannot be loaded is compiled anew."""
+        self._finish()
+        try:
+            return ctypes.CDLL(str(self._path))
+        except OSError:
+            self._begin()
+            self._finish()
         try:
             return ctypes.CDLL(str(self._path))
         except OSError as error:

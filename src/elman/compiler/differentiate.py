@@ -129,8 +129,14 @@ def _resolve(forward: Graph, backward: Graph, integer: frozenset[str]) -> Backwa
 
     result = Graph()
     built: dict[int, Symbol] = {}
+    known: dict[int, Symbol] = {}
 
     def again(index: int) -> Symbol:
+        if index not in known:
+            known[index] = computed(index)
+        return known[index]
+
+    def computed(index: int) -> Symbol:
         node = forward.nodes[index]
         if index in saved:
             return result.leaf(f"saved.{index}", node.width)

@@ -146,6 +146,8 @@ class _Printer:
             case "rsqrt":
                 below_root = notation.root(self.shown(node.args[0], _SUM))
                 return notation.fraction("1", below_root), _ATOM if notation.stacks else _PRODUCT
+            case "floor":
+                return notation.floor(self.shown(node.args[0], _SUM)), _ATOM
             case "abs":
                 return notation.absolute(self.shown(node.args[0], _SUM)), _ATOM
             case "eq" | "ne" | "lt" | "le" | "gt" | "ge":

@@ -43,7 +43,8 @@ OPERATIONS: dict[str, Operation] = {
     "mul": Operation("({0} * {1})", lambda y, dy, a, b: (dy * b, dy * a)),
     "div": Operation("({0} / {1})", lambda y, dy, a, b: (dy / b, -(dy * y) / b)),
     "neg": Operation("(-{0})", lambda y, dy, a: (-dy,)),
-    "mod": Operation("remainder({0}, {1})", _none),
+    "mod": Operation("remainder({0}, {1})", lambda y, dy, a, b: (dy, -(dy * apply("floor", a / b)))),
+    "floor": Operation("floor({0})", _none),
     "sigmoid": Operation("sigmoid({0})", lambda y, dy, a: (dy * (y * (1 - y)),)),
     "tanh": Operation("tanh({0})", lambda y, dy, a: (dy * (1 - y * y),)),
     "relu": Operation("relu({0})", lambda y, dy, a: (where(a > 0, dy, dy * 0.0),)),
@@ -89,6 +90,7 @@ class Graph:
 
     nodes: list[Node] = field(default_factory=list)
     outputs: dict[str, int] = field(default_factory=dict)
+    free: dict[int, bool] = field(default_factory=dict, repr=False)  # what `schedule` has found out
     _known: dict[Node, int] = field(default_factory=dict, repr=False)
 
     def add(self, node: Node) -> "Symbol":

@@ -63,6 +63,9 @@ class Notation(Protocol):
     def absolute(self, content: str) -> str:
         """The absolute value."""
 
+    def floor(self, content: str) -> str:
+        """The largest integer that is not above."""
+
     def choice(self, cases: Sequence[tuple[str, str]], otherwise: str) -> str:
         """The value of the first case whose condition holds."""
 
@@ -120,6 +123,9 @@ class Plain:
 
     def absolute(self, content: str) -> str:
         return f"|{content}|"
+
+    def floor(self, content: str) -> str:
+        return f"⌊{content}⌋"
 
     def choice(self, cases: Sequence[tuple[str, str]], otherwise: str) -> str:
         return "; ".join([f"{value} where {condition}" for value, condition in cases] + [f"{otherwise} elsewhere"])
@@ -181,6 +187,9 @@ class LaTeX:
 
     def absolute(self, content: str) -> str:
         return rf"\left|{content}\right|"
+
+    def floor(self, content: str) -> str:
+        return rf"\left\lfloor {content} \right\rfloor"
 
     def choice(self, cases: Sequence[tuple[str, str]], otherwise: str) -> str:
         rows = [rf"{value} & \text{{where }} {condition}" for value, condition in cases]

@@ -13,9 +13,9 @@ from elman.compiler.schedule import schedule
 from elman.compiler.trace import trace
 
 
-@dataclass
+@dataclass(eq=False)
 class Plan:
-    """Everything that a run needs to know of a cell.
+    """Everything that a run needs to know of a cell; equal only to itself.
 
     Args:
         cell, layout: the cell at its sizes.
@@ -99,6 +99,16 @@ class Plan:
                     found[gate] = index
                     break
         return found
+
+    @cached_property
+    def product_names(self) -> tuple[str, ...]:
+        """The names of the matrices that the step multiplies by."""
+        return tuple(sorted({n.name for n in self.products.values()}))
+
+    @cached_property
+    def saved_widths(self) -> dict[int, int]:
+        """The nodes that forward saves for backward, with their widths."""
+        return {index: self.graph.nodes[index].width for index in self.backward.saved}
 
     @cached_property
     def products(self) -> dict[int, Node]:

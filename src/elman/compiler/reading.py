@@ -15,7 +15,6 @@ Normalised = dict[int, tuple[tuple[int, ...], tuple[int, ...]]]
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "softplus": functions.softplus,
     "log sigmoid": functions.log_sigmoid,
-    "frac": functions.fraction,
     "mean": functions.mean,
 }
 

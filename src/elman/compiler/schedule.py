@@ -104,7 +104,9 @@ def is_free(graph: Graph, home: dict[int, tuple[int, int]], index: int) -> bool:
         return True
     if node.op in ("product", "transposed") or (node.width > 1 and home[index][0] > 0):
         return False
-    return all(is_free(graph, home, a) for a in node.args)
+    if index not in graph.free:
+        graph.free[index] = all(is_free(graph, home, a) for a in node.args)
+    return graph.free[index]
 
 
 def in_place(graph: Graph, home: dict[int, tuple[int, int]], index: int) -> bool:

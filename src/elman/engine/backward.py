@@ -1,6 +1,8 @@
 """One direction of a layer on compiled kernels: backward."""
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -13,7 +15,121 @@ from elman.engine import memory, threads
 from elman.engine.forward import Run, Scene
 from elman.engine.kernel import Kind, Table, chunks
 from elman.engine.matrices import stored_gradient, weight_parameter
-from elman.engine.products import Packed, multiply
+
+_NARROW = 32  # columns of a weight below which its gradient is better computed transposed
+
+
+@dataclass(frozen=True)
+class Group:
+    """Products of one operand whose gradients lie side by side, so that one matrix product serves them.
+
+    Attributes:
+        operand: its node.
+        among_gates: whether the gradients are among those of the input gates.
+        start, widths: the first column there, and the columns of each product.
+        biased: whether any product has a bias.
+        names: of the products.
+        weight, bias, rows: where all of it is stored as it is, the parameters and their rows; else None.
+    """
+
+    operand: int
+    among_gates: bool
+    start: int
+    widths: tuple[int, ...]
+    biased: bool
+    names: tuple[str, ...]
+    weight: str | None
+    bias: str | None
+    rows: slice
+
+
+@dataclass
+class Arrangement:
+    """Where the gradients of gates and products stand while the loop runs: in rows, those of the input gates first.
+
+    Attributes:
+        idle: columns of input gates that have no gradient.
+        rest: columns of the products that share none with an input gate.
+        places: of each product node, whether it is among the gates, and its first column.
+        groups: the matrix products that follow the loop, beside that with the input.
+        written: rows of each parameter that the groups write as they are.
+    """
+
+    idle: list[slice] = field(default_factory=list)
+    rest: int = 0
+    places: dict[int, tuple[bool, int]] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+    written: dict[str, list[slice]] = field(default_factory=dict)
+
+    def once(self, parameter: str, rows: int) -> bool:
+        """Whether the groups write each of a parameter's rows exactly once."""
+        if parameter not in self.written:
+            return True
+        parts = sorted(self.written[parameter], key=lambda part: part.start)
+        ends = [0, *(part.stop for part in parts)]
+        return [part.start for part in parts] == ends[:-1] and ends[-1] == rows
+
+
+@functools.lru_cache(maxsize=1024)
+def arrangement(plan: Plan) -> Arrangement:
+    """The arrangement of a plan's gradients."""
+    found = Arrangement()
+    buffers = plan.gradients.buffers
+    for gate, columns in plan.layout.input_gates.items():
+        if gate in plan.shared:
+            found.places[plan.shared[gate]] = (True, columns.start)
+        elif f"d.x.{gate}" not in buffers:
+            found.idle.append(columns)
+    differentiated = [i for i in plan.products if f"d.product.{i}" in buffers]
+    for index in dict.fromkeys((*plan.recurrent, *differentiated)):
+        if index in differentiated and index not in found.places:
+            found.places[index] = (False, found.rest)
+            found.rest += plan.products[index].width
+    for operand in dict.fromkeys(n.args[0] for n in plan.products.values()):
+        members = [i for i, n in plan.products.items() if n.args[0] == operand and i in found.places]
+        members.sort(key=lambda i: found.places[i])
+        while members:
+            run = [members.pop(0)]
+            while members and found.places[members[0]] == _after(plan, found, run[-1]):
+                run.append(members.pop(0))
+            found.groups.append(_group(plan, found, operand, run))
+    for group in found.groups:
+        for parameter in (group.weight, group.bias):
+            if parameter is not None:
+                found.written.setdefault(parameter, []).append(group.rows)
+    return found
+
+
+def _after(plan: Plan, found: Arrangement, index: int) -> tuple[bool, int]:
+    among, start = found.places[index]
+    return among, start + plan.products[index].width
+
+
+def _group(plan: Plan, found: Arrangement, operand: int, indices: list[int]) -> Group:
+    names = tuple(plan.products[i].name for i in indices)
+    among, start = found.places[indices[0]]
+    declared = [plan.layout.products.get(n) for n in names]
+    together = _stored_together(declared)
+    first, last = declared[0], declared[-1]
+    return Group(
+        operand,
+        among,
+        start,
+        tuple(plan.products[i].width for i in indices),
+        any(n in plan.biased for n in names),
+        names,
+        first.weight if together and first else None,
+        first.bias if together and first else None,
+        slice(first.rows.start, last.rows.stop) if together and first and last else slice(0, 0),
+    )
+
+
+def _stored_together(products: list[MatrixProduct | None]) -> bool:
+    """Whether products are dense and lie one after the other in one parameter."""
+    pairs = pairwise(products)
+    return all(p is not None and not p.fixed and isinstance(p.structure, Dense) for p in products) and all(
+        a and b and a.weight == b.weight and a.bias == b.bias and a.rows.stop == b.rows.start for a, b in pairs
+    )
 
 
 class Backward(Run):
@@ -36,18 +152,46 @@ class Backward(Run):
         self.kept = kept
         self.gradients = gradients
         self.kernel = plan.gradients
+        self.arrangement = arrangement(plan)
+        self.sequences = {n: kept[f"sequence.{n}"] for n in self.widths}
         self.found: dict[str, Tensor] = {}
 
     def run(self) -> dict[str, Tensor]:
         """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero."""
         table = Table(self.kernel, self.dtype, self.batch)
-        sequences = {n: self.kept[f"sequence.{n}"] for n in self.widths}
-        self.states(table, sequences)
+        self.states(table, self.sequences)
         self.units(table)
         self.side_inputs(table)
-        for n in self.kernel.buffers:
-            if n.startswith("saved."):
-                table.set(n, self.kept[n], Kind.STEP)
+        if "saved" in self.kept:
+            self.place_saved(table, self.kept["saved"])
+        carries = self._flows(table)
+        rows = self.gates_width + self.arrangement.rest
+        stretches = chunks(self.packing, rows * self.itemsize)
+        longest = max(entries.stop - entries.start for _, entries in stretches)
+        self._gates = self._columns(longest)
+        self._rest = self.take(longest, self.arrangement.rest) if self.arrangement.rest else 0
+        side, totals = self._direct(table)
+        run = table.prepare(
+            self.matrices(), self.patterns(), self.packing, self.reset, True, tuple(self.widths), memory.scratch.take
+        )
+        products = _Products(self, len(stretches) > 1)
+        for steps, entries in reversed(stretches):
+            self._place(table, entries.start)
+            table.steps(steps.start, steps.stop)
+            run()
+            products.take(entries)
+
+        for n, v in totals.items():
+            self.found[f"parameter.{n}"] = v.sum(0)
+        for n, carry in carries.items():
+            self.found[f"state.{n}"] = carry[self.batch :]
+        for n, v in side.items():
+            self.found["input" if n == "raw" else n] = self.in_order(v)
+        products.give(self.found)
+        return self.found
+
+    def _flows(self, table: Table) -> dict[str, Tensor]:
+        """Give a table the gradients that enter from outside; those that are handed from step to step, by state."""
         wanted = self.scene.wanted
         carries = {}
         for k, (entry, width) in enumerate(self.layout.states):
@@ -58,161 +202,169 @@ class Backward(Run):
             if final is not None and entry.dtype != "int64":
                 table.set(f"final.{entry.name}", final.contiguous(), Kind.BATCH)
             if f"carry.{entry.name}" in table:
-                carries[entry.name] = torch.empty(2 * self.batch, width, dtype=self.dtype)
-                table.set(f"carry.{entry.name}", carries[entry.name], Kind.CARRY)
-                table.set(f"handed.{entry.name}", carries[entry.name], Kind.HANDED)
-        stretches = chunks(self.packing, self._gradient_bytes())
-        longest = max(entries.stop - entries.start for _, entries in stretches)
-        gates, product_gradients = self._gradient_buffers(longest)
-        side = {}
+                carry = memory.empty(2 * self.batch, width, dtype=self.dtype)
+                table.set(f"carry.{entry.name}", carry, Kind.CARRY)
+                table.set(f"handed.{entry.name}", carry, Kind.HANDED)
+                carries[entry.name] = carry
+        return carries
+
+    def _columns(self, rows: int) -> int:
+        """Memory for the gradients of the input gates, which are zero where a gate has none."""
+        if not self.arrangement.idle:
+            return self.take(rows, self.gates_width) if self.gates_width else 0
+        zeros = torch.zeros(rows, self.gates_width, dtype=self.dtype)
+        self.held.append(zeros)
+        return zeros.data_ptr()
+
+    def _direct(self, table: Table) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Give a table memory for the gradients of side inputs, and for those of vectors, which are totals."""
+        side, totals = {}, {}
         for n, width in self.kernel.buffers.items():
             if n.startswith(("d.raw", "d.extra.", "d.below.")):
-                side[n[2:]] = self.empty(self.total, width)
+                side[n[2:]] = memory.empty(self.total, width, dtype=self.dtype)
                 table.set(n, side[n[2:]], Kind.STEP)
-        totals = {}
-        for n, width in self.kernel.buffers.items():
-            if n.startswith("total."):
+            elif n.startswith("total."):
                 totals[n[6:]] = torch.zeros(threads.count(), width, dtype=self.dtype)
                 table.set(n, totals[n[6:]], Kind.TOTALS)
-        run = table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, True, tuple(self.widths))
-        after = _Products(self, gates, product_gradients, sequences, len(stretches) > 1)
-        for steps, entries in reversed(stretches):
-            self._place(table, gates, product_gradients, entries.start)
-            table.steps(steps.start, steps.stop)
-            run()
-            after.take(entries)
+        return side, totals
 
-        for n, v in totals.items():
-            self.found[f"parameter.{n}"] = v.sum(0)
-        for n, carry in carries.items():
-            self.found[f"state.{n}"] = carry[self.batch :]
-        for n, v in side.items():
-            self.found["input" if n == "raw" else n] = self.in_order(v)
-        after.give(self.found)
-        return self.found
-
-    def _gradient_bytes(self) -> int:
-        """Bytes of the gradients of gates and products in one row, about."""
-        units = sum(self.gate_widths.values()) + sum(n.width for n in self.plan.products.values())
-        return int(units * self.dtype.itemsize)
-
-    def _gradient_buffers(self, rows: int) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """Memory for the gradients of the input gates, [rows, columns], and of each product.
-
-        A product that shares its gradient with a gate has its place among the gates' columns; the others of the
-        recurrent gates lie side by side.
-        """
-        gates = self.empty(rows, sum(self.gate_widths.values()))
-        found: dict[int, Tensor] = {}
-        for gate, columns in self.layout.input_gates.items():
-            if gate in self.plan.shared:
-                found[self.plan.shared[gate]] = gates[:, columns]
-            elif f"d.x.{gate}" not in self.kernel.buffers:
-                gates[:, columns] = 0
-        differentiated = [i for i in self.plan.products if f"d.product.{i}" in self.kernel.buffers]
-        rest = [i for i in dict.fromkeys((*self.plan.recurrent, *differentiated)) if i in differentiated]
-        rest = [i for i in rest if i not in found]
-        widths = [self.plan.products[i].width for i in rest]
-        found |= zip(rest, self.empty(rows, sum(widths)).split(widths, 1), strict=True)
-        return (gates if self.gate_widths else None), found
-
-    def _place(self, table: Table, gates: Tensor | None, products: Mapping[int, Tensor], start: int) -> None:
+    def _place(self, table: Table, first: int) -> None:
         """Let the kernel write the gradients of a stretch that starts at an entry to the memory that is kept for it."""
+        width, size = self.gates_width, self.itemsize
         for gate, columns in self.layout.input_gates.items():
-            if gates is not None:
-                table.set(f"d.x.{gate}", gates, Kind.STEP, columns.start)
-                table.shift(f"d.x.{gate}", start)
-        for index, rows in products.items():
-            table.set(f"d.product.{index}", rows, Kind.STEP)
-            table.shift(f"d.product.{index}", start)
+            table.place(f"d.x.{gate}", self._gates + (columns.start - first * width) * size, width, Kind.STEP)
+        for index in self.arrangement.places:
+            address, stride = self.columns(*self.arrangement.places[index])
+            table.place(f"d.product.{index}", address - first * stride * size, stride, Kind.STEP)
+
+    def columns(self, among_gates: bool, start: int) -> tuple[int, int]:
+        """The address of a column of the gradients of gates, or of the other products, and their stride."""
+        if among_gates:
+            return self._gates + start * self.itemsize, self.gates_width
+        return self._rest + start * self.itemsize, self.arrangement.rest
 
 
 class _Products:
     """The large products after the loop: a stretch of time at a time, added up."""
 
-    def __init__(
-        self,
-        run: Backward,
-        gates: Tensor | None,
-        products: Mapping[int, Tensor],
-        sequences: Mapping[str, Tensor],
-        several: bool,
-    ) -> None:
+    def __init__(self, run: Backward, several: bool) -> None:
         self._run = run
-        self._gates = gates
-        self._sequences = sequences
-        self._sums: dict[str, Tensor] = {}
-        self._groups = list(self._adjacent_groups(products))
+        self._tools = run.tools
+        self._size = run.itemsize
         self._input = run.in_order(run.inputs["input"])
+        self._parameters: dict[str, Tensor] = {}  # gradients
+        self._apart: dict[int, tuple[Tensor, Tensor | None]] = {}  # of groups that are not stored as they are
+        # What is computed transposed, where it belongs, and whether it is added there.
+        self._narrow: dict[int, tuple[Tensor, Tensor, bool]] = {}
+        self._once: dict[str, bool] = {}
+        self._begun: set[int] = set()
+        self._operands: dict[int, Tensor] = {}
         self._through: Tensor | None = None
-        if gates is not None and run.inputs["input"].requires_grad:
+        if run.gates_width and run.inputs["input"].requires_grad:
             weight = run.parameters["weight_ih"]
-            self._right = Packed(weight) if several else weight
+            self._right = (weight.data_ptr(), weight.stride(0), weight.stride(1))
+            rows = (weight.data_ptr(), *weight.shape, weight.stride(0))
+            self._packed = self._tools.packed_right(rows, transposed=False) if several and weight.stride(1) == 1 else 0
             self._through = memory.empty(run.total, weight.shape[1], dtype=weight.dtype)
 
     def take(self, entries: slice) -> None:
         """Multiply the gradients of a stretch."""
-        count = entries.stop - entries.start
-        for number, (operand, first, widths, biased, _) in enumerate(self._groups):
-            d = first.as_strided((count, sum(widths)), first.stride(), first.storage_offset())
-            self._add(f"weight {number}", f"bias {number}" if biased else None, d, self._operand(operand, entries))
-        if self._gates is None:
+        run, count = self._run, entries.stop - entries.start
+        for number, group in enumerate(run.arrangement.groups):
+            operand = self._operand(group.operand, entries)
+            width = sum(group.widths)
+            weight, bias = self._targets(number, group, width, operand.shape[1])
+            add = number in self._begun or (group.weight is not None and not self._once[group.weight])
+            d = run.columns(group.among_gates, group.start)
+            self._add(number, d, (width, count), operand, weight, bias, add)
+        if not run.gates_width:
             return
-        d = self._gates[:count]
-        self._add("weight_ih", "bias_ih" if self._run.layout.input_bias else None, d, self._input[entries])
+        weight = self._gradient("weight_ih", slice(None))
+        bias = self._gradient("bias_ih", slice(None)) if run.layout.input_bias else None
+        d = run.columns(True, 0)
+        self._add(-1, d, (run.gates_width, count), self._input[entries], weight, bias, -1 in self._begun)
         if self._through is not None:
-            multiply(d, self._right, out=self._through[entries])
+            columns = self._through.shape[1]
+            to = self._through.data_ptr() + entries.start * columns * self._size
+            sizes = (count, columns, run.gates_width)
+            self._tools.multiply(sizes, (*d, 1), self._right, (to, columns), packed=self._packed)
 
-    def _add(self, name: str, bias: str | None, d: Tensor, right: Tensor) -> None:
-        """Add dᵀ right, and for a bias the sums of d's columns."""
-        rows, columns = d.shape[1], right.shape[1]
-        fresh = name not in self._sums
-        narrow = columns < 32 and rows > columns  # then it is better computed transposed
-        if narrow and fresh:
-            self._sums[name] = multiply(right.T, d).T
-            if bias:
-                self._sums[bias] = d.sum(0)
-            return
-        if narrow:
-            multiply(right.T, d, out=self._sums[name].T, add=True)
-            if bias:
-                self._sums[bias] += d.sum(0)
-            return
-        if fresh:
-            self._sums[name] = memory.empty(rows, columns, dtype=d.dtype)
-            if bias:
-                self._sums[bias] = d.new_empty(rows)
-        sums = self._sums[bias] if bias else None
-        multiply(d.T, right, out=self._sums[name], add=not fresh, sums=sums)
+    def _targets(self, number: int, group: Group, width: int, columns: int) -> tuple[Tensor, Tensor | None]:
+        """Where the gradients of a group's weights and biases go."""
+        if group.weight is not None:
+            bias = self._gradient(group.bias, group.rows) if group.bias is not None and group.biased else None
+            return self._gradient(group.weight, group.rows), bias
+        if number not in self._apart:
+            like = self._run.dtype
+            bias = memory.empty(width, dtype=like) if group.biased else None
+            self._apart[number] = (memory.empty(width, columns, dtype=like), bias)
+        return self._apart[number]
+
+    def _gradient(self, name: str, rows: slice) -> Tensor:
+        """Some rows of a parameter's gradient; the parameter's gradient is zero where no product writes it."""
+        if name not in self._parameters:
+            like = self._run.parameters[name]
+            self._once[name] = self._run.arrangement.once(name, like.shape[0])
+            self._parameters[name] = memory.empty(*like.shape, dtype=like.dtype)
+            if not self._once[name]:
+                self._parameters[name].zero_()
+        whole = self._parameters[name]
+        return whole if rows == slice(None) else whole[rows]
+
+    def _add(
+        self,
+        number: int,
+        d: tuple[int, int],
+        sizes: tuple[int, int],
+        right: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        add: bool,
+    ) -> None:
+        """Write dᵀ right to a weight's gradient, and the sums of d's columns to a bias's, or add them to what is there.
+
+        Args:
+            number: of the group; -1 for the product with the input.
+            d: address and stride of [count, width]. sizes: width and count. right: [count, columns].
+        """
+        (address, stride), (width, count) = d, sizes
+        columns = right.shape[1]
+        sums = 0 if bias is None else bias.data_ptr()
+        if columns < _NARROW < width:
+            begun = number in self._begun
+            if not begun:
+                self._narrow[number] = (memory.empty(columns, width, dtype=weight.dtype), weight, add)
+            to = self._narrow[number][0]
+            a, b = (right.data_ptr(), right.stride(1), right.stride(0)), (address, stride, 1)
+            self._tools.multiply((columns, width, count), a, b, (to.data_ptr(), width), add=begun)
+            if sums:
+                self._tools.multiply((width, 0, count), (address, 1, stride), (0, 0, 0), (0, 0), add=add, sums=sums)
+        else:
+            b = (right.data_ptr(), right.stride(0), right.stride(1))
+            to_weight = (weight.data_ptr(), columns)
+            self._tools.multiply((width, columns, count), (address, 1, stride), b, to_weight, add=add, sums=sums)
+        self._begun.add(number)
 
     def give(self, found: dict[str, Tensor]) -> None:
         """Put the gradients of parameters and input, by name, beside those that are there."""
-        for name in ("weight_ih", "bias_ih"):
-            if name in self._sums:
-                found[f"parameter.{name}"] = self._sums[name].contiguous()
+        for transposed, weight, add in self._narrow.values():
+            if add:
+                weight.add_(transposed.T)
+            else:
+                weight.copy_(transposed.T)
+        for name, gradient in self._parameters.items():
+            found[f"parameter.{name}"] = gradient
         if self._through is not None:
             through = self._run.in_order(self._through)
             found["input"] = found["input"] + through if "input" in found else through
-        for number, (_, _, widths, _, names) in enumerate(self._groups):
-            self._give_group(
-                found, names, widths, self._sums[f"weight {number}"].contiguous(), self._sums.get(f"bias {number}")
-            )
+        for number, (weight, bias) in self._apart.items():
+            self._give_apart(found, self._run.arrangement.groups[number], weight, bias)
 
-    def _give_group(
-        self, found: dict[str, Tensor], names: list[str], widths: list[int], weight: Tensor, bias: Tensor | None
-    ) -> None:
-        layout = self._run.layout
-        declared = [layout.products.get(n) for n in names]
-        if _stored_together(declared):
-            first, last = declared[0], declared[-1]
-            assert first is not None
-            assert last is not None
-            rows = slice(first.rows.start, last.rows.stop)
-            self._give(found, first.weight, rows, weight)
-            self._give(found, first.bias, rows, bias)
-            return
-        parts = [None] * len(names) if bias is None else bias.split(widths)
-        for name, product, w, b in zip(names, declared, weight.split(widths), parts, strict=True):
+    def _give_apart(self, found: dict[str, Tensor], group: Group, weight: Tensor, bias: Tensor | None) -> None:
+        layout, widths = self._run.layout, list(group.widths)
+        parts = [None] * len(widths) if bias is None else bias.split(widths)
+        for name, w, b in zip(group.names, weight.split(widths), parts, strict=True):
+            product = layout.products.get(name)
             if product is None or not product.fixed:
                 stored, rows = weight_parameter(layout, name)
                 self._give(found, stored, rows, stored_gradient(layout, name, w))
@@ -230,53 +382,34 @@ class _Products:
             found[name] = torch.zeros_like(whole)
         found[name][rows] += gradient
 
-    def _adjacent_groups(
-        self, gradients: Mapping[int, Tensor]
-    ) -> Iterator[tuple[int, Tensor, list[int], bool, list[str]]]:
-        """Products of one operand whose gradients lie side by side, so that one matrix product serves them.
-
-        Each group: the operand's node, the first gradient, widths, whether any has a bias, names.
-        """
-        plan = self._run.plan
-        for operand in dict.fromkeys(n.args[0] for n in plan.products.values()):
-            members = [i for i, n in plan.products.items() if n.args[0] == operand and i in gradients]
-            runs: list[list[int]] = []
-            for index in sorted(members, key=lambda i: (gradients[i].data_ptr(), i)):
-                if runs:
-                    last = gradients[runs[-1][-1]]
-                    follows = last.data_ptr() + last.shape[1] * last.element_size() == gradients[index].data_ptr()
-                    if follows and last.stride() == gradients[index].stride():
-                        runs[-1].append(index)
-                        continue
-                runs.append([index])
-            for run in runs:
-                names = [plan.products[i].name for i in run]
-                widths = [plan.products[i].width for i in run]
-                yield operand, gradients[run[0]], widths, any(n in plan.biased for n in names), names
-
     def _operand(self, index: int, entries: slice) -> Tensor:
         """What a product read at some entries, [rows, width]."""
         run = self._run
         node = run.plan.graph.nodes[index]
-        if node.op != "leaf":
-            entry = next((e for e, i in run.plan.graph.outputs.items() if i == index), None)
-            rows = run.kept[f"saved.{index}"] if entry is None else self._sequences[entry][run.batch :]
-            return rows[entries]
         kind, _, rest = node.name.partition(".")
-        if kind == "state":
-            whole = self._sequences[rest]
-            if run.packing.is_dense and run.reset is None:
-                return whole[entries]
-            rows = whole.index_select(0, run.packing.previous_steps[entries])
+        if node.op == "leaf" and kind == "state" and not (run.packing.is_dense and run.reset is None):
+            rows = run.sequences[rest].index_select(0, run.packing.previous_steps[entries])
             if run.reset is not None:
                 rows[run.reset[entries].bool()] = {e.name: e.initial for e, _ in run.layout.states}[rest]
             return rows
-        return run.in_order(run.inputs["input" if kind == "raw" else node.name])[entries]
+        if index not in self._operands:
+            self._operands[index] = self._whole_operand(index)
+        return self._operands[index][entries]
 
-
-def _stored_together(products: list[MatrixProduct | None]) -> bool:
-    """Whether products are dense and lie one after the other in one parameter."""
-    pairs = pairwise(products)
-    return all(p is not None and not p.fixed and isinstance(p.structure, Dense) for p in products) and all(
-        a and b and a.weight == b.weight and a.bias == b.bias and a.rows.stop == b.rows.start for a, b in pairs
-    )
+    def _whole_operand(self, index: int) -> Tensor:
+        run = self._run
+        node = run.plan.graph.nodes[index]
+        if node.op != "leaf":
+            entry = next((e for e, i in run.plan.graph.outputs.items() if i == index), None)
+            if entry is not None:
+                return run.sequences[entry][run.batch :]
+            start = 0
+            for number, width in run.plan.saved_widths.items():
+                if number == index:
+                    break
+                start += run.total * width
+            return run.kept["saved"][start : start + run.total * node.width].view(run.total, node.width)
+        kind, _, rest = node.name.partition(".")
+        if kind == "state":
+            return run.sequences[rest]
+        return run.in_order(run.inputs["input" if kind == "raw" else node.name])

@@ -10,24 +10,24 @@ from elman.cells.layout import Layout
 from elman.engine.packing import Packing
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Direction:
     """One direction of a layer.
 
     Attributes:
         parameters: tensors by the names of `Layout.parameters`.
-        state: one [B, width] tensor for each state entry, in packed order.
+        state: one [B, width] tensor for each state entry, in packed order; None for the default.
         reverse: whether time runs backwards, each row from its own last step.
         below: sequences of the states of the layer below in this direction, [N, width] each; empty where unread.
     """
 
     parameters: Mapping[str, Tensor]
-    state: tuple[Tensor, ...]
+    state: tuple[Tensor, ...] | None
     reverse: bool
     below: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LayerCall:
     """One layer over whole sequences.
 
@@ -49,7 +49,7 @@ class LayerCall:
     every_state: bool
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class DirectionResult:
     """What one direction computed.
 

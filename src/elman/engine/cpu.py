@@ -15,7 +15,7 @@ from elman.engine import reference
 from elman.engine.backward import Backward
 from elman.engine.call import Direction, DirectionResult, LayerCall
 from elman.engine.forward import Forward, Scene, parameter_names, state_names
-from elman.engine.products import REALS
+from elman.engine.products import REALS, tools
 
 name = "cpu"
 
@@ -34,10 +34,12 @@ def why_not(call: LayerCall) -> str | None:
         plan_of(call)
     except CannotCompile as error:
         return f"{call.cell!r} cannot be compiled: {error}"
-    steps = [v for d in call.directions for v in d.state if v.dtype == torch.int64]
+    steps = [v for d in call.directions for v in d.state or () if v.dtype == torch.int64]
     if any(int(v.max()) + call.packing.steps >= 1 << 24 for v in steps):
         return "the step index passes 2^24, beyond which the kernels cannot count"
-    return _build_problem(call.input.dtype)
+    return build_problem(call.input.dtype) or _kernel_problem(
+        plan_of(call), _differentiates(call), call.input.dtype, build.instruction_set()
+    )
 
 
 def rather_not(call: LayerCall) -> str | None:
@@ -46,7 +48,7 @@ def rather_not(call: LayerCall) -> str | None:
 
 
 @functools.cache
-def _build_problem(dtype: torch.dtype) -> str | None:
+def build_problem(dtype: torch.dtype) -> str | None:
     """Why nothing can be compiled here, or None; said once as a warning."""
     try:
         build.instruction_set()
@@ -71,6 +73,33 @@ def _plan(cell: Any, layout: Any, below: tuple[tuple[str, int], ...]) -> Plan | 
         return error
 
 
+def _differentiates(call: LayerCall) -> bool:
+    """Whether autograd will ask for a call's gradients."""
+    if not torch.is_grad_enabled():
+        return False
+    tensors = [call.input, *call.extras.values()]
+    for direction in call.directions:
+        tensors += [*direction.parameters.values(), *(direction.state or ()), *direction.below.values()]
+    return any(v.requires_grad for v in tensors)
+
+
+@functools.lru_cache(maxsize=4096)
+def _kernel_problem(plan: Plan, training: bool, dtype: torch.dtype, isa: str) -> str | None:
+    """Why a plan's kernels cannot be built, or None when they are there; said once as a warning."""
+    kernels = [plan.training, plan.gradients] if training else [plan.inference]
+    try:
+        under_way = [build.start(kernel.source, REALS[dtype]) for kernel in kernels]
+        tools(dtype)
+        for started in under_way:
+            started.result()
+    except build.BuildError as error:
+        warnings.warn(
+            f"Elman's kernels for {plan.cell!r} cannot be built: {error}. It runs on a slower engine", stacklevel=2
+        )
+        return str(error)
+    return None
+
+
 def plan_of(call: LayerCall) -> Plan:
     """The compilation of a call's cell.
 
@@ -92,10 +121,11 @@ def run(call: LayerCall) -> list[DirectionResult]:
 def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
     inputs = {"input": call.input}
     inputs |= zip(parameter_names(call.layout), direction.parameters.values(), strict=True)
-    inputs |= zip(state_names(call.layout), direction.state, strict=True)
+    if direction.state is not None:
+        inputs |= zip(state_names(call.layout), direction.state, strict=True)
     inputs |= {f"extra.{k}": v for k, v in call.extras.items()}
     inputs |= {f"below.{k}": v for k, v in direction.below.items()}
-    wanted = len(direction.state) if call.every_state else 1
+    wanted = len(call.layout.states) if call.every_state else 1
     training = torch.is_grad_enabled() and any(v.requires_grad for v in inputs.values())
     scene = Scene(call, direction.reverse, tuple(inputs), wanted, training)
     if not training:
@@ -163,7 +193,7 @@ def _as_call(scene: Scene, inputs: Mapping[str, Tensor]) -> tuple[LayerCall, Dir
     def named(kind: str) -> dict[str, Tensor]:
         return {n.partition(".")[2]: v for n, v in inputs.items() if n.startswith(f"{kind}.")}
 
-    direction = Direction(named("parameter"), tuple(named("state").values()), scene.reverse, named("below"))
+    direction = Direction(named("parameter"), tuple(named("state").values()) or None, scene.reverse, named("below"))
     call = scene.call
     made = LayerCall(
         call.cell,

@@ -1,23 +1,26 @@
 """One direction of a layer on compiled kernels."""
 
+import ctypes
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from elman.cells.contract import StateEntry
 from elman.cells.layout import Layout
 from elman.compiler.plan import Plan
 from elman.engine import memory, reference
 from elman.engine.call import LayerCall
 from elman.engine.kernel import Kind, Table, chunks
-from elman.engine.matrices import dense, pattern
-from elman.engine.products import Packed, multiply
+from elman.engine.matrices import located, pattern
+from elman.engine.products import Matrix, matrix, tools
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Scene:
     """What a run knows beside its tensors."""
 
@@ -32,6 +35,12 @@ class Scene:
 def parameter_names(layout: Layout) -> tuple[str, ...]:
     """The names of a layer's parameters among a run's inputs."""
     return tuple(f"parameter.{p.name}" for p in layout.parameters)
+
+
+@functools.lru_cache(maxsize=1024)
+def gates_width(layout: Layout) -> int:
+    """Rows of `weight_ih`: of all input gates together."""
+    return max((rows.stop for rows in layout.input_gates.values()), default=0)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -61,24 +70,28 @@ class Run:
             reset = reference.reset_in_reverse(call, reset).index_select(0, call.packing.reversal)
         self.reset = None if reset is None else reset.to(torch.uint8).contiguous()
         self.widths = {e.name: w for e, w in call.layout.states}
-        self.gate_widths = {g: r.stop - r.start for g, r in call.layout.input_gates.items()}
+        self.tools = tools(self.dtype)
+        self.itemsize = self.dtype.itemsize
+        self.gates_width = gates_width(call.layout)
+        self.held: list[Tensor] = []
+        memory.scratch.begin()
 
-    def empty(self, rows: int, width: int) -> Tensor:
-        """Memory for a kernel's rows."""
-        return memory.empty(rows, width, dtype=self.dtype)
+    def take(self, *shape: int) -> int:
+        """The address of scratch memory for so many numbers."""
+        return memory.scratch.take(math.prod(shape) * self.itemsize)
 
     def in_order(self, tensor: Tensor) -> Tensor:
         """[N, *] in the order of this direction's steps, or back."""
         return tensor.index_select(0, self.packing.reversal) if self.scene.reverse else tensor
 
-    def matrices(self) -> dict[str, Tensor]:
+    def matrices(self) -> dict[str, Matrix]:
         """All products' matrices, by the names of the graph's nodes."""
-        names = {n.name for n in self.plan.products.values()}
-        return {n: dense(self.layout, n, self.parameters, self.constants) for n in names}
+        names = self.plan.product_names
+        return {n: located(self.layout, n, self.parameters, self.constants, self.held) for n in names}
 
     def patterns(self) -> dict[str, Tensor]:
         """Where structured matrices have weights."""
-        return _patterns(self.plan)
+        return patterns_of(self.layout, self.plan.product_names)
 
     def units(self, table: Table) -> None:
         """Give a table the per-unit values: vectors, constants, biases, defaults."""
@@ -91,6 +104,13 @@ class Run:
             if p.bias is not None:
                 table.set(f"bias.{p.name}", self.parameters[p.bias][p.rows].contiguous(), Kind.UNITS)
 
+    def place_saved(self, table: Table, saved: Tensor) -> None:
+        """Give a table what a forward run saves, one node after the other."""
+        address = saved.data_ptr()
+        for n, width in self.plan.saved_widths.items():
+            table.place(f"saved.{n}", address, width, Kind.STEP)
+            address += self.total * width * self.itemsize
+
     def states(self, table: Table, sequences: Mapping[str, Tensor]) -> None:
         """Give a table the states' sequences, and where they are read before a step."""
         for entry, width in self.layout.states:
@@ -100,7 +120,7 @@ class Run:
             if self.reset is None:
                 table.set(f"state.{entry.name}", sequence, Kind.ENTERED)
             else:
-                table.set(f"state.{entry.name}", self.empty(self.batch, width), Kind.ENTERED)
+                table.place(f"state.{entry.name}", self.take(self.batch, width), width, Kind.ENTERED)
                 default = torch.full((width,), entry.initial, dtype=self.dtype)
                 table.set(f"default.{entry.name}", default, Kind.UNITS)
 
@@ -121,64 +141,89 @@ def patterns_of(layout: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
     return {n: p for n, p in found.items() if p is not None}
 
 
-def _patterns(plan: Plan) -> dict[str, Tensor]:
-    return patterns_of(plan.layout, tuple(sorted({n.name for n in plan.products.values()})))
-
-
 class Forward(Run):
     """A forward run.
 
     Attributes:
         sequences: for each state entry [B + N, width]: the initial state, then the packed sequence.
-        saved: what backward reads and cannot compute again, [N, width] each, by `saved.<node>`.
+        saved: what backward reads and cannot compute again: [N, width] of each node, one after the other; or None.
     """
 
     def __init__(self, scene: Scene, plan: Plan, inputs: Mapping[str, Tensor]) -> None:
         super().__init__(scene, plan, inputs)
         self.kernel = plan.training if scene.training else plan.inference
         self.sequences: dict[str, Tensor] = {}
-        self.saved: dict[str, Tensor] = {}
+        self.saved: Tensor | None = None
 
     def run(self) -> tuple[Tensor, ...]:
         """The wanted sequences, [N, width] each in the caller's order of time, then the final states, [B, width]."""
         table = Table(self.kernel, self.dtype, self.batch)
-        x = self.in_order(self.inputs["input"])
-        weight = self.parameters.get("weight_ih")
-        bias = self.parameters["bias_ih"].contiguous() if self.layout.input_bias else None
         for entry, width in self.layout.states:
-            sequence = self.empty(self.batch + self.total, width)
-            sequence[: self.batch] = self.inputs[f"state.{entry.name}"]
+            sequence = memory.empty(self.batch + self.total, width, dtype=self.dtype)
+            self._start(sequence, entry, width)
             self.sequences[entry.name] = sequence
         self.states(table, self.sequences)
         self.units(table)
         self.side_inputs(table)
-        for n, width in self.kernel.buffers.items():
-            if n.startswith("saved."):
-                self.saved[n] = self.empty(self.total, width)
-                table.set(n, self.saved[n], Kind.STEP)
-        run = table.prepare(self.matrices(), self.patterns(), self.packing, self.reset, False, tuple(self.widths))
-        if weight is None:
-            run()
-            return self._results()
-        stretches = chunks(self.packing, weight.shape[0] * weight.element_size())
-        right = weight.T if len(stretches) == 1 else Packed(weight.T)
-        longest = max(entries.stop - entries.start for _, entries in stretches)
-        rows = memory.empty(longest, weight.shape[0], dtype=self.dtype)
-        for steps, entries in stretches:
-            multiply(x[entries], right, bias, out=rows[: entries.stop - entries.start])
-            for gate, columns in self.layout.input_gates.items():
-                table.set(f"x.{gate}", rows, Kind.STEP, columns.start)
-                table.shift(f"x.{gate}", entries.start)
-            table.steps(steps.start, steps.stop)
+        if self.scene.training and self.plan.saved_widths:
+            self.saved = memory.empty(self.total * sum(self.plan.saved_widths.values()), dtype=self.dtype)
+            self.place_saved(table, self.saved)
+        run = table.prepare(
+            self.matrices(), self.patterns(), self.packing, self.reset, False, tuple(self.widths), memory.scratch.take
+        )
+        if self.gates_width:
+            self._stretches(table, run)
+        else:
             run()
         return self._results()
 
+    def _start(self, sequence: Tensor, entry: StateEntry, width: int) -> None:
+        """Write the initial state."""
+        given = self.inputs.get(f"state.{entry.name}")
+        if given is None:
+            if entry.initial == 0:
+                ctypes.memset(sequence.data_ptr(), 0, self.batch * width * self.itemsize)
+            else:
+                sequence[: self.batch] = entry.initial
+        elif given.is_contiguous() and given.dtype == self.dtype:
+            ctypes.memmove(sequence.data_ptr(), given.data_ptr(), self.batch * width * self.itemsize)
+        else:
+            sequence[: self.batch] = given
+
+    def _stretches(self, table: Table, run: Callable[[], object]) -> None:
+        """Stretch by stretch of time, the products with the input, then the loop."""
+        x = self.in_order(self.inputs["input"])
+        weight, width, size = self.parameters["weight_ih"], self.gates_width, self.itemsize
+        bias = self.parameters["bias_ih"].contiguous() if self.layout.input_bias else None
+        stretches = chunks(self.packing, width * size)
+        start, a = x.data_ptr(), x.stride()
+        right = (weight.data_ptr(), weight.stride(1), weight.stride(0))
+        several = len(stretches) > 1 and weight.stride(1) == 1
+        packed = self.tools.packed_right(matrix(weight), transposed=True) if several else 0
+        rows = self.take(max(entries.stop - entries.start for _, entries in stretches), width)
+        for steps, entries in stretches:
+            first = entries.start
+            self.tools.multiply(
+                (entries.stop - first, width, x.shape[1]),
+                (start + first * a[0] * size, *a),
+                right,
+                (rows, width),
+                0 if bias is None else bias.data_ptr(),
+                packed=packed,
+            )
+            for gate, columns in self.layout.input_gates.items():
+                table.place(f"x.{gate}", rows + (columns.start - first * width) * size, width, Kind.STEP)
+            table.steps(steps.start, steps.stop)
+            run()
+
     def _results(self) -> tuple[Tensor, ...]:
         sequences, finals = [], []
-        for k, (entry, _) in enumerate(self.layout.states):
+        for k, (entry, width) in enumerate(self.layout.states):
             whole = self.sequences[entry.name]
             if self.packing.is_dense:
-                final = whole[-self.batch :].clone()
+                final = torch.empty((self.batch, width), dtype=self.dtype)
+                size = self.batch * width * self.itemsize
+                ctypes.memmove(final.data_ptr(), whole.data_ptr() + self.total * width * self.itemsize, size)
             else:
                 final = whole.index_select(0, self.packing.last_steps + self.batch)
             sequence = self.in_order(whole[self.batch :]) if k < self.scene.wanted else None
@@ -191,4 +236,5 @@ class Forward(Run):
 
     def kept(self) -> dict[str, Tensor]:
         """What backward needs beside the inputs."""
-        return {**{f"sequence.{n}": v for n, v in self.sequences.items()}, **self.saved}
+        kept = {f"sequence.{n}": v for n, v in self.sequences.items()}
+        return kept if self.saved is None else kept | {"saved": self.saved}

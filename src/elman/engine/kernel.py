@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from elman.compiler import build
 from elman.compiler.emit import Group, Kernel
-from elman.engine import memory, threads
+from elman.engine import threads
 from elman.engine.packing import Packing
-from elman.engine.products import REALS, lanes, pack
+from elman.engine.products import REALS, Matrix, tools
 
 
 class Kind(IntEnum):
@@ -33,6 +33,9 @@ class Kind(IntEnum):
     ABSENT = 9
 
 
+SPLIT_ROWS = 8  # rows for each thread: with no more of them the threads share out the units
+
+
 class _Fixed:
     """What all runs of a kernel share: its library, and a table of buffers in which none has memory yet."""
 
@@ -40,7 +43,7 @@ class _Fixed:
         library = build.load(kernel.source, REALS[dtype])
         library.elman_run.argtypes = [ctypes.c_void_p]
         self.run = library.elman_run
-        self.lanes = lanes(dtype)
+        self.tools = tools(dtype)
         self.numbers = {name: i for i, name in enumerate(kernel.buffers)}
         self.scratch = [(n, w) for n, w in kernel.buffers.items() if n.startswith("scratch.")]
         self.held: list[Tensor] = []
@@ -70,7 +73,7 @@ class _Fixed:
     def ranges(self, patterns: Mapping[str, Tensor]) -> tuple["array[int]", list[Any]]:
         """Addresses of the groups' non-zero columns, and what holds them."""
         if id(patterns) not in self._ranges:
-            found = [_ranges(g, patterns, self.lanes) for g in self._kernel.groups]
+            found = [_ranges(g, patterns, self.tools.lanes) for g in self._kernel.groups]
             addresses = array("q", [0 if r is None else r.data_ptr() for r in found])
             self._ranges[id(patterns)] = (addresses, [found, patterns])
         result: tuple[array[int], list[Any]] = self._ranges[id(patterns)]
@@ -87,7 +90,10 @@ _FIRST, _LAST = 5, 6
 
 
 class Table:
-    """The buffers and matrices of one run of a kernel; holds every tensor that the kernel sees."""
+    """The buffers and matrices of one run of a kernel.
+
+    It holds what it is given as tensors; what is given by address must stay where it is.
+    """
 
     def __init__(self, kernel: Kernel, dtype: torch.dtype, batch: int) -> None:
         self._kernel = kernel
@@ -98,28 +104,29 @@ class Table:
         self._itemsize = dtype.itemsize
         self.numbers = self._fixed.numbers
         self._table = self._fixed.table[:]  # for each buffer: address, stride, kind, width
-        for name, width in self._fixed.scratch:
-            self.set(name, memory.empty(batch, width, dtype=dtype), Kind.BATCH)
+        self._batch = batch
 
     def __contains__(self, name: str) -> bool:
         return name in self.numbers
 
-    def set(self, name: str, tensor: Tensor, kind: int, column: int = 0) -> None:
-        """Give a buffer its memory; a buffer that the kernel does not name is passed over."""
+    def set(self, name: str, tensor: Tensor, kind: int) -> None:
+        """Give a buffer a tensor's memory; a buffer that the kernel does not name is passed over."""
         number = self.numbers.get(name)
         if number is not None:
             at, table = 4 * number, self._table
-            table[at] = tensor.data_ptr() + column * self._itemsize
+            table[at] = tensor.data_ptr()
             table[at + 1] = tensor.stride(0) if tensor.dim() > 1 else 0
             table[at + 2] = kind
             self._held.append(tensor)
 
-    def shift(self, name: str, rows: int) -> None:
-        """Let a buffer's memory begin so many rows of the packed sequence later."""
+    def place(self, name: str, address: int, stride: int, kind: int) -> None:
+        """Give a buffer memory by its address and the elements from row to row, as `set`."""
         number = self.numbers.get(name)
-        if number is not None and rows:
-            at = 4 * number
-            self._table[at] -= rows * self._table[at + 1] * self._itemsize
+        if number is not None:
+            at, table = 4 * number, self._table
+            table[at] = address
+            table[at + 1] = stride
+            table[at + 2] = kind
 
     def steps(self, first: int, last: int) -> None:
         """Choose the steps that the prepared kernel runs next; at first it is all."""
@@ -127,12 +134,13 @@ class Table:
 
     def prepare(
         self,
-        matrices: Mapping[str, Tensor],
+        matrices: Mapping[str, Matrix],
         patterns: Mapping[str, Tensor],
         packing: Packing,
         reset: Tensor | None,
         backward: bool,
         entries: tuple[str, ...],
+        take: Callable[[int], int],
         workers: int | None = None,
     ) -> Callable[[], object]:
         """Pack the matrices and point to everything; what is returned runs the kernel over all steps.
@@ -144,28 +152,36 @@ class Table:
             reset: [N] uint8, or None.
             backward: whether time runs from the last step to the first.
             entries: the states' names.
+            take: gives the address of so many bytes.
             workers: threads; by default as many as torch uses.
         """
         fixed, kernel = self._fixed, self._kernel
-        weights = [pack([matrices[p] for p in g.products], g.width, g.blocks, g.transposed) for g in kernel.groups]
+        for name, width in fixed.scratch:
+            self.place(name, take(self._batch * width * self._itemsize), width, Kind.BATCH)
+        addresses = array("q")
+        for group in kernel.groups:
+            chosen = [matrices[p] for p in group.products]
+            form = (group.width, group.blocks, group.transposed)
+            to = take(fixed.tools.group_size(chosen, *form))
+            fixed.tools.pack_group(chosen, *form, to)
+            addresses.append(to)
         workers = workers or threads.count()
-        split_units = packing.batch < 8 * workers
         entering, finals = fixed.entries(entries)
         ranges, kept = fixed.ranges(patterns)
-        addresses = array("q", [w.data_ptr() for w in weights])
-        sums = memory.empty(max(1, kernel.sums) * workers * packing.batch * fixed.lanes, dtype=self._dtype)
+        lanes = fixed.tools.lanes
+        sums = take(kernel.sums * workers * packing.batch * lanes * self._itemsize) if kernel.sums else 0
         call = array(
             "q",
             (
-                *(packing.steps, packing.batch, workers, backward, split_units, 0, packing.steps),
-                *(packing.sizes.data_ptr(), packing.offsets.data_ptr(), 0 if reset is None else reset.data_ptr()),
-                *(self._table.buffer_info()[0], addresses.buffer_info()[0], ranges.buffer_info()[0], sums.data_ptr()),
+                *(packing.steps, packing.batch, workers, backward, SPLIT_ROWS * workers, 0, packing.steps),
+                *(*packing.places, 0 if reset is None else reset.data_ptr()),
+                *(self._table.buffer_info()[0], addresses.buffer_info()[0], ranges.buffer_info()[0], sums),
                 *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 2, finals.buffer_info()[0]),
                 *(threads.pool() or (0, 0, 0)),
-                0,  # arrived and generation
+                0,  # the meeting
             ),
         )
-        self._held += (weights, addresses, kept, sums, packing, reset)
+        self._held += (addresses, kept, packing, reset)
         self._call = call
         return functools.partial(fixed.run, call.buffer_info()[0])
 

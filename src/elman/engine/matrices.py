@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from elman.cells.layout import Layout
-from elman.cells.structure import Antisymmetric, BlockDiagonal, BlockTriangular
+from elman.cells.structure import Antisymmetric, BlockDiagonal, BlockTriangular, Dense
+from elman.engine.products import Matrix, matrix
 from elman.engine.reference import antisymmetric, block_triangle
 
 
@@ -32,6 +33,26 @@ def dense(layout: Layout, name: str, parameters: Mapping[str, Tensor], constants
         case Antisymmetric(gamma):
             return antisymmetric(stored, gamma)
     return stored
+
+
+def located(
+    layout: Layout,
+    name: str,
+    parameters: Mapping[str, Tensor],
+    constants: Mapping[str, Tensor],
+    held: list[Tensor],
+) -> Matrix:
+    """As `dense`, by its address: where it is stored, if it is stored so, else in a tensor that is added to `held`."""
+    product = layout.products.get(name)
+    if product is not None and not product.fixed and isinstance(product.structure, Dense):
+        stored = parameters[product.weight]
+        if stored.stride(1) == 1:
+            stride = stored.stride(0)
+            start = stored.data_ptr() + product.rows.start * stride * stored.element_size()
+            return start, product.output, product.input, stride
+    tensor = dense(layout, name, parameters, constants).contiguous()
+    held.append(tensor)
+    return matrix(tensor)
 
 
 def stored_gradient(layout: Layout, name: str, gradient: Tensor) -> Tensor:

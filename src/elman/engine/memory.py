@@ -13,11 +13,15 @@ from collections import deque
 from typing import Any
 
 import torch
+import torch.utils.deterministic
 from torch import Tensor
 
 SMALLEST = 1 << 17  # bytes from which a block comes from the pool
 KEPT = 1 << 28  # bytes of free blocks that are kept
 
+SCRATCH_KEPT = 1 << 26  # bytes of scratch that a thread keeps
+
+_LINE = 64
 _PAGE = 4096
 _HUGE_FROM = 1 << 21
 _lock = threading.Lock()
@@ -34,13 +38,28 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     size = count * dtype.itemsize
     if size < SMALLEST:
         return torch.empty(shape, dtype=dtype)
+    tensor = _from_pool(size, count, dtype).view(shape)
+    if _poisoned():
+        tensor.fill_(float("nan") if dtype.is_floating_point else 255)  # as torch.empty does then
+    return tensor
+
+
+def _poisoned() -> bool:
+    """Whether torch fills what `torch.empty` gives, so that reading it shows."""
+    fill: bool = torch.are_deterministic_algorithms_enabled() and getattr(
+        torch.utils.deterministic, "fill_uninitialized_memory", True
+    )
+    return fill
+
+
+def _from_pool(size: int, count: int, dtype: torch.dtype) -> Tensor:
     whole = _size_class(size + _PAGE)
     mapping = _take(whole)
     # Blocks start at different places of a page: equal ones would fall on the same sets of the cache.
     offset = next(_numbers) * 832 % _PAGE
     block = _type(whole - _PAGE).from_buffer(mapping, offset)
     block.mapping, block.size = mapping, whole
-    return torch.frombuffer(block, dtype=dtype, count=count).view(shape)
+    return torch.frombuffer(block, dtype=dtype, count=count)
 
 
 def _size_class(size: int) -> int:
@@ -85,3 +104,38 @@ def _type(size: int) -> Any:
     if size not in _types:
         _types[size] = type("Block", (_Block,), {"_length_": size})
     return _types[size]
+
+
+class Scratch(threading.local):
+    """One thread's memory for what a run needs no longer than it runs; the next run uses it again."""
+
+    def __init__(self) -> None:
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self._next = self._end = self._wanted = 0
+        self._more: list[Tensor] = []
+
+    def begin(self) -> None:
+        """Start a run: what the last one took is free."""
+        self._more.clear()
+        if self._wanted > self._block.numel() and self._wanted <= SCRATCH_KEPT:
+            self._block = empty(self._wanted + _LINE, dtype=torch.uint8)
+        self._next = -(-self._block.data_ptr() // _LINE) * _LINE
+        self._end = self._block.data_ptr() + self._block.numel()
+        self._wanted = 0
+
+    def take(self, size: int) -> int:
+        """The address of so many bytes, at the start of a cache line."""
+        size = -(-size // _LINE) * _LINE
+        self._wanted += size
+        found = self._next
+        if found + size > self._end:
+            self._more.append(empty(size + _LINE, dtype=torch.uint8))
+            found = -(-self._more[-1].data_ptr() // _LINE) * _LINE
+        else:
+            self._next += size
+        if _poisoned():
+            ctypes.memset(found, 255, size)  # NaN
+        return found
+
+
+scratch = Scratch()

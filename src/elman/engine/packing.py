@@ -90,6 +90,11 @@ class Packing:
         return self.sizes.cumsum(0) - self.sizes
 
     @cached_property
+    def places(self) -> tuple[int, int]:
+        """Addresses of `sizes` and `offsets`."""
+        return self.sizes.data_ptr(), self.offsets.data_ptr()
+
+    @cached_property
     def _places(self) -> tuple[Tensor, Tensor]:
         """Step and packed row of each of the N entries, [N] each."""
         step = torch.repeat_interleave(torch.arange(self.steps), self.sizes)

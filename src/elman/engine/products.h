@@ -1,7 +1,7 @@
 // The large products around the recurrence: C = A B (+ bias), for any strides of A and B, C row-major.
 //
-// B is packed by panels, [step of depth][COLUMNS], into each thread's workspace, and so is A, [step of depth][ROWS],
-// unless its rows can be read as they are. A tile of ROWS x COLUMNS of C stays in registers over one block of the
+// B is packed by panels, [step of depth][COLUMNS], by all threads together, and A, unless its rows can be read as they
+// are, by [step of depth][ROWS] into each thread's workspace. A tile of ROWS x COLUMNS of C stays in registers over one block of the
 // depth. Threads share out the rows of C, or its columns where there are more of those, so that little is packed twice.
 
 #include "vectors.h"
@@ -20,10 +20,11 @@ struct Product {
     int64_t add;         // whether the product is added to what C holds
     real *packed;        // null, or B as elman_pack_b leaves it: [block of depth][panel][step of depth][COLUMNS]
     real *sums;          // null, or [rows]: receives the sums of A's rows, or has them added where `add`
-    real *workspace;     // threads * (DEPTH * (BLOCK_ROWS + columns rounded up to COLUMNS))
+    real *workspace;     // DEPTH * (threads * BLOCK_ROWS + columns rounded up to COLUMNS)
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
+    Meeting meeting;
 };
 
 INLINE int64_t panels(int64_t columns) { return (columns + COLUMNS - 1) / COLUMNS; }
@@ -192,7 +193,7 @@ static void panel_of_c(const Product &p, const real *a, const real *b, int64_t d
 }
 
 static void multiply_share(void *argument) {
-    const Product &p = *(const Product *)argument;
+    Product &p = *(Product *)argument;
     const int64_t team = p.threads > 1 ? p.team_size() : 1, thread = p.threads > 1 ? p.thread_number() : 0;
     const int64_t tiles = (p.rows + ROWS - 1) / ROWS, all = panels(p.columns);
     const bool by_columns = p.columns >= p.rows && all >= 2 * team;
@@ -200,19 +201,22 @@ static void multiply_share(void *argument) {
     const int64_t begin = by_columns ? 0 : tiles * thread / team * ROWS;
     const int64_t limit = by_columns ? p.rows : tiles * (thread + 1) / team * ROWS;
     const int64_t end = limit < p.rows ? limit : p.rows;
-    if (begin >= end || first >= last) return;
-    real *packed_a = p.workspace + thread * DEPTH * (BLOCK_ROWS + (p.packed ? 0 : all) * COLUMNS);
-    real *packed_b = packed_a + DEPTH * BLOCK_ROWS;
+    real *packed_a = p.workspace + thread * DEPTH * BLOCK_ROWS;
+    real *packed_b = p.workspace + p.threads * DEPTH * BLOCK_ROWS;
     const bool as_it_is = p.a_depth == 1;
     const int64_t most = block_depth(p.depth);
     for (int64_t k = 0; k < p.depth || k == 0; k += most) {
         const int64_t depth = p.depth - k < most ? p.depth - k : most;
-        const real *b = packed_b - first * depth * COLUMNS;
-        if (p.packed) b = p.packed + k * all * COLUMNS;
-        else pack_b(p, packed_b, first, last, k, depth);
+        const real *b = p.packed ? p.packed + k * all * COLUMNS : packed_b;
+        if (!p.packed) {
+            const int64_t mine = by_columns ? first : all * thread / team, end = by_columns ? last : all * (thread + 1) / team;
+            if (!by_columns && team > 1 && k) meet(p.meeting, team);
+            pack_b(p, packed_b + mine * depth * COLUMNS, mine, end, k, depth);
+            if (!by_columns && team > 1) meet(p.meeting, team);
+        }
         for (int64_t block = begin; block < end; block += BLOCK_ROWS) {
             const int64_t rows = end - block < BLOCK_ROWS ? end - block : BLOCK_ROWS;
-            if (!as_it_is) pack_a(p, packed_a, block, rows, k, depth);
+            if (!as_it_is && last > first) pack_a(p, packed_a, block, rows, k, depth);
             if (p.sums && first == 0) add_rows(p, block, rows, k, depth, k == 0 && !p.add);
             for (int64_t panel = first; panel < last; ++panel) {
                 const real *from = b + panel * depth * COLUMNS;
@@ -246,6 +250,7 @@ EXPORT int64_t elman_packed_size(int64_t depth, int64_t columns) {
     return depth * panels(columns) * COLUMNS;
 }
 EXPORT int elman_multiply(Product *product) {
+    product->meeting.arrived = product->meeting.generation = 0;
     if (product->threads > 1) product->parallel(multiply_share, product, (unsigned)product->threads, 0);
     else multiply_share(product);
     return 0;
@@ -292,4 +297,21 @@ EXPORT int elman_pack(Packing *packing) {
     return 0;
 }
 EXPORT int elman_lanes() { return LANES; }
-EXPORT int64_t elman_workspace(int64_t columns) { return DEPTH * (BLOCK_ROWS + panels(columns) * COLUMNS); }
+EXPORT int64_t elman_workspace(int64_t columns, int64_t threads) {
+    return DEPTH * (threads * BLOCK_ROWS + panels(columns) * COLUMNS);
+}
+
+// A number that changes, almost surely, when one of some numbers spread over each of several tensors does.
+EXPORT uint64_t elman_sample(const int64_t *tensors, int64_t count, int64_t samples) {
+    uint64_t found = 14695981039346656037ull;  // FNV-1a, by words
+    for (int64_t i = 0; i < count; ++i) {
+        const real *p = (const real *)tensors[2 * i];
+        const int64_t n = tensors[2 * i + 1], step = n < samples ? 1 : n / samples;
+        for (int64_t k = 0; k < n; k += step) {
+            uint64_t bits = 0;
+            memcpy(&bits, p + k, sizeof(real));
+            found = (found ^ bits) * 1099511628211ull;
+        }
+    }
+    return found;
+}

@@ -7,7 +7,7 @@ these shapes, and it is they, not the loop, that a fast recurrence waits for.
 import ctypes
 import functools
 from array import array
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,135 +18,126 @@ from elman.engine import memory, threads
 REALS = {torch.float32: "float", torch.float64: "double"}
 
 
+Matrix = tuple[int, int, int, int]  # address, rows, columns, and elements from row to row
+
+
+class Tools:
+    """The compiled products of one dtype and instruction set."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        library = build.load('#include "products.h"\n', REALS[dtype])
+        for name in ("elman_multiply", "elman_pack", "elman_pack_b", "elman_sample"):
+            getattr(library, name).argtypes = [ctypes.c_void_p]
+        library.elman_sample.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+        library.elman_sample.restype = ctypes.c_uint64
+        for name in ("elman_packed_size", "elman_workspace"):
+            getattr(library, name).argtypes = [ctypes.c_int64, ctypes.c_int64]
+            getattr(library, name).restype = ctypes.c_int64
+        self.itemsize = dtype.itemsize
+        self.lanes: int = library.elman_lanes()
+        self._multiply = library.elman_multiply
+        self._pack = library.elman_pack
+        self._pack_right = library.elman_pack_b
+        self._sample = library.elman_sample
+        self._workspace = functools.lru_cache(maxsize=1024)(library.elman_workspace)
+        self._packed_size = functools.lru_cache(maxsize=1024)(library.elman_packed_size)
+        self._pool = threads.pool() or (0, 0, 0)
+
+    def group_size(self, matrices: Sequence[Matrix], width: int, unit_blocks: int, transposed: bool) -> int:
+        """Bytes that `pack_group` writes."""
+        unit = unit_blocks * self.lanes
+        depth = sum(m[1] for m in matrices) if transposed else matrices[0][2]
+        return -(-width // unit) * unit * depth * (1 if transposed else len(matrices)) * self.itemsize
+
+    def pack_group(self, matrices: Sequence[Matrix], width: int, unit_blocks: int, transposed: bool, to: int) -> None:
+        """Write the matrices of one group of a kernel's products in the order in which the kernel reads them.
+
+        Args:
+            matrices: [width, depth] each, or where transposed [rows, width] each, the depth being all rows together.
+            width: units of the result.
+            unit_blocks: vectors of units that the kernel computes together.
+            transposed: see `matrices`.
+            to: where; [block, depth, unit block of it, matrix, lane], zero past the last unit.
+        """
+        count = len(matrices)
+        depth = sum(m[1] for m in matrices) if transposed else matrices[0][2]
+        described = array("q", [m[0] for m in matrices])
+        described.extend([m[3] for m in matrices])
+        described.extend([m[1] for m in matrices])
+        start = described.buffer_info()[0]
+        sizes = (count, unit_blocks, width, depth, transposed, _workers(count * width * depth))
+        job = array("q", (*sizes, start, start + 8 * count, start + 16 * count, to, *self._pool))
+        self._pack(job.buffer_info()[0])
+
+    def packed_right(self, b: Matrix, transposed: bool) -> int:
+        """The address, in scratch memory, of the right-hand side of many products, packed once.
+
+        Args:
+            b: [K, N], or where transposed [N, K].
+            transposed: see `b`.
+        """
+        address, rows, columns, stride = b
+        depth, width = (columns, rows) if transposed else (rows, columns)
+        strides = (1, stride) if transposed else (stride, 1)
+        to = memory.scratch.take(self._packed_size(depth, width) * self.itemsize)
+        workers = _workers(rows * columns)
+        job = array("q", (0, width, depth, workers, 0, 0, 0, address, *strides, 0, 0, 0, 0, to, 0, 0, *self._pool, 0))
+        self._pack_right(job.buffer_info()[0])
+        return to
+
+    def multiply(
+        self,
+        sizes: tuple[int, int, int],
+        a: tuple[int, int, int],
+        b: tuple[int, int, int],
+        c: tuple[int, int],
+        bias: int = 0,
+        add: bool = False,
+        packed: int = 0,
+        sums: int = 0,
+    ) -> None:
+        """C = A B + bias.
+
+        Args:
+            sizes: M, N, K.
+            a: [M, K]: address, and elements from row to row and from column to column. b: [K, N], likewise.
+            c: [M, N]: address, and elements from row to row, which are contiguous.
+            bias: address of [N], or 0.
+            add: whether to add to what C and `sums` hold, without a bias.
+            packed: what `packed_right` gave, in place of b, or 0.
+            sums: address of [M], to write the sums of A's rows to, or 0.
+        """
+        rows, columns, depth = sizes
+        workers = _workers(rows * columns * depth)
+        workspace = memory.scratch.take(self._workspace(0 if packed else columns, workers) * self.itemsize)
+        numbers = (rows, columns, depth, workers, *a, *b, *c, bias, add, packed, sums, workspace, *self._pool, 0)
+        job = array("q", numbers)
+        self._multiply(job.buffer_info()[0])
+
+    def sample(self, tensors: Sequence[Tensor], numbers: int) -> int:
+        """A number that changes, almost surely, when one of so many numbers spread over each contiguous tensor does."""
+        described = array("q", [n for v in tensors for n in (v.data_ptr(), v.numel())])
+        return int(self._sample(described.buffer_info()[0], len(tensors), numbers))
+
+
+def tools(dtype: torch.dtype) -> Tools:
+    """The compiled products.
+
+    Raises:
+        BuildError: they cannot be compiled.
+    """
+    return _tools(dtype, build.instruction_set())
+
+
 @functools.lru_cache(maxsize=8)
-def _library(real: str, isa: str) -> Any:
-    library = build.load('#include "products.h"\n', real)
-    library.elman_multiply.argtypes = [ctypes.c_void_p]
-    library.elman_pack.argtypes = [ctypes.c_void_p]
-    library.elman_pack_b.argtypes = [ctypes.c_void_p]
-    library.elman_packed_size.argtypes = [ctypes.c_int64, ctypes.c_int64]
-    library.elman_packed_size.restype = ctypes.c_int64
-    library.elman_workspace.argtypes = [ctypes.c_int64]
-    library.elman_workspace.restype = ctypes.c_int64
-    library.lanes = library.elman_lanes()
-    library.workspace = functools.lru_cache(maxsize=1024)(library.elman_workspace)
-    return library
+def _tools(dtype: torch.dtype, isa: str) -> Tools:
+    return Tools(dtype)
 
 
-def lanes(dtype: torch.dtype) -> int:
-    """Numbers in a vector of the instruction set that kernels are compiled for."""
-    return int(_library(REALS[dtype], build.instruction_set()).lanes)
-
-
-def pack(matrices: list[Tensor], width: int, unit_blocks: int, transposed: bool) -> Tensor:
-    """Matrices of one group of a kernel's products, in the order in which the kernel reads them.
-
-    Args:
-        matrices: [width, depth] each, or where transposed [rows, width] each, the depth being all rows together.
-        width: units of the result.
-        unit_blocks: vectors of units that the kernel computes together.
-        transposed: see `matrices`.
-
-    Returns:
-        A flat tensor: [block, depth, unit block of it, matrix, lane], zero past the last unit.
-    """
-    first = matrices[0]
-    matrices = [m if m.stride(1) == 1 else m.contiguous() for m in matrices]
-    library = _library(REALS[first.dtype], build.instruction_set())
-    depth = sum(m.shape[0] for m in matrices) if transposed else first.shape[1]
-    unit = unit_blocks * library.lanes
-    padded = -(-width // unit) * unit
-    count = len(matrices)
-    result = memory.empty(padded * depth * (1 if transposed else count), dtype=first.dtype)
-    described = array("q", (*(m.data_ptr() for m in matrices), *(m.stride(0) for m in matrices)))
-    described.extend(m.shape[0] for m in matrices)
-    start = described.buffer_info()[0]
-    job = array(
-        "q",
-        (
-            *(count, unit_blocks, width, depth, transposed, _workers(result.numel())),
-            *(start, start + 8 * count, start + 16 * count, result.data_ptr(), *(threads.pool() or (0, 0, 0))),
-        ),
-    )
-    library.elman_pack(job.buffer_info()[0])
-    return result
-
-
-class Packed:
-    """The right-hand side of many products, packed once.
-
-    Args:
-        b: [K, N], any strides.
-    """
-
-    def __init__(self, b: Tensor) -> None:
-        self.shape = b.shape
-        library = _library(REALS[b.dtype], build.instruction_set())
-        depth, columns = b.shape
-        self.data = memory.empty(library.elman_packed_size(depth, columns), dtype=b.dtype)
-        product = _product((0, columns, depth, _workers(b.numel())), (0, 0, 0), b, (0, 0), packed=self.data.data_ptr())
-        library.elman_pack_b(product.buffer_info()[0])
-
-
-def _product(
-    sizes: tuple[int, int, int, int],
-    a: tuple[int, int, int],
-    b: "Tensor | Packed",
-    c: tuple[int, int],
-    bias: int = 0,
-    add: bool = False,
-    packed: int = 0,
-    sums: int = 0,
-    workspace: int = 0,
-) -> "array[int]":
-    """`struct Product` of products.h: `a` and `c` are an address and strides."""
-    right = (0, 0, 0) if isinstance(b, Packed) else (b.data_ptr(), *b.stride())
-    return array("q", (*sizes, *a, *right, *c, bias, add, packed, sums, workspace, *(threads.pool() or (0, 0, 0))))
+def matrix(tensor: Tensor) -> Matrix:
+    """A matrix whose rows are contiguous, as `Tools` takes it."""
+    return tensor.data_ptr(), tensor.shape[0], tensor.shape[1], tensor.stride(0)
 
 
 def _workers(operations: int) -> int:
     return threads.count() if operations > 1 << 15 else 1
-
-
-def multiply(
-    a: Tensor,
-    b: Tensor | Packed,
-    bias: Tensor | None = None,
-    out: Tensor | None = None,
-    add: bool = False,
-    sums: Tensor | None = None,
-) -> Tensor:
-    """a b + bias, outside of autograd.
-
-    Args:
-        a: [M, K], any strides. b: [K, N], any strides, or packed. bias: [N], contiguous, or None.
-        out: [M, N] with contiguous rows, to write to; default: a new tensor.
-        add: whether to add to what `out` and `sums` hold, without a bias.
-        sums: [M], to write the sums of a's rows to.
-
-    Returns:
-        [M, N], float32 or float64 as the operands are.
-
-    Raises:
-        BuildError: the kernel cannot be compiled.
-    """
-    rows, depth = a.shape
-    columns = b.shape[1]
-    library = _library(REALS[a.dtype], build.instruction_set())
-    result = memory.empty(rows, columns, dtype=a.dtype) if out is None else out
-    workers = _workers(rows * depth * columns)
-    packed = isinstance(b, Packed)
-    workspace = memory.empty(workers * library.workspace(0 if packed else columns), dtype=a.dtype)
-    product = _product(
-        (rows, columns, depth, workers),
-        (a.data_ptr(), *a.stride()),
-        b,
-        (result.data_ptr(), result.stride(0)),
-        0 if bias is None else bias.data_ptr(),
-        add,
-        b.data.data_ptr() if isinstance(b, Packed) else 0,
-        0 if sums is None else sums.data_ptr(),
-        workspace.data_ptr(),
-    )
-    library.elman_multiply(product.buffer_info()[0])
-    return result

@@ -29,7 +29,8 @@ struct Buffer {
 };
 
 struct Call {
-    int64_t steps, batch, threads, backward, split_units;
+    int64_t steps, batch, threads, backward;
+    int64_t split_rows;          // at steps of so many rows or fewer, threads share out the units instead of the rows
     int64_t first, last;         // the steps to run, of all `steps`
     const int64_t *batch_sizes;  // [steps]
     const int64_t *offsets;      // [steps]: packed row at which a step starts
@@ -45,7 +46,7 @@ struct Call {
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
-    volatile int32_t arrived, generation;  // Python sees the whole as int64 numbers
+    Meeting meeting;
 };
 
 // ---- functions of a vector --------------------------------------------------------------------------------------
@@ -282,24 +283,8 @@ template <class Part> static void run_part(const Context &c) {
 
 // ---- the loop over time -----------------------------------------------------------------------------------------
 
-INLINE void relax() {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-}
-
-static void barrier(Call &k, int32_t team) {
-    int32_t generation = __atomic_load_n(&k.generation, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&k.arrived, 1, __ATOMIC_ACQ_REL) == team) {
-        k.arrived = 0;
-        __atomic_store_n(&k.generation, generation + 1, __ATOMIC_RELEASE);
-    } else {
-        while (__atomic_load_n(&k.generation, __ATOMIC_ACQUIRE) == generation) relax();
-    }
-}
-
 INLINE void synchronise(const Context &c) {
-    if (c.block_parts > 1) barrier(*c.call, (int32_t)c.block_parts);
+    if (c.block_parts > 1) meet(c.call->meeting, c.block_parts);
 }
 
 // Point the buffers at step t, for this thread's rows.
@@ -389,12 +374,18 @@ static void work(void *argument) {
     const int64_t team = k.threads > 1 ? k.team_size() : 1;
     // The runtime may give fewer threads than were asked for.
     c.thread = k.threads > 1 ? k.thread_number() : 0;
-    c.blocks_of = k.split_units ? c.thread : 0;
-    c.block_parts = k.split_units ? team : 1;
-    c.row_first = k.split_units ? 0 : c.thread;
-    c.row_stride = k.split_units ? 1 : team;
+    bool split = false;
+    c.block_parts = 0;
     for (int64_t i = k.first; i < k.last; ++i) {
         const int64_t t = k.backward ? k.last - 1 - (i - k.first) : i;
+        if (c.block_parts == 0 || split != (team > 1 && k.batch_sizes[t] <= k.split_rows)) {
+            if (c.block_parts && team > 1) meet(k.meeting, team);  // what is shared out changes hands
+            split = team > 1 && k.batch_sizes[t] <= k.split_rows;
+            c.blocks_of = split ? c.thread : 0;
+            c.block_parts = split ? team : 1;
+            c.row_first = split ? 0 : c.thread;
+            c.row_stride = split ? 1 : team;
+        }
         c.rows = (k.batch_sizes[t] - c.row_first + c.row_stride - 1) / c.row_stride;
         place(c, t);
         if (k.backward) begin_rows(c, t);
@@ -405,7 +396,7 @@ static void work(void *argument) {
 }
 
 EXPORT int elman_run(Call *call) {
-    call->arrived = call->generation = 0;
+    call->meeting.arrived = call->meeting.generation = 0;
     if (call->threads > 1) call->parallel(work, call, (unsigned)call->threads, 0);
     else work(call);
     return 0;

@@ -51,7 +51,7 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
     )
     default = default_state(call.layout, packing.batch, call.input)
 
-    state = direction.state
+    state = default if direction.state is None else direction.state
     outputs: list[tuple[Tensor, ...]] = []
     ended: list[tuple[Tensor, ...]] = []  # final states of the rows that end, the shortest rows first
     start = 0

@@ -1,5 +1,8 @@
 """One time step of a layer, prepared: matrices packed, buffers in place, the products with the input in the kernel."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,8 +12,9 @@ from elman.compiler.plan import Plan
 from elman.engine import reference, threads
 from elman.engine.forward import patterns_of
 from elman.engine.kernel import Kind, Table
-from elman.engine.matrices import dense
+from elman.engine.matrices import located
 from elman.engine.packing import Packing
+from elman.engine.products import matrix
 
 _SHARED_FROM = 1 << 19  # bytes of matrices from which a second thread repays its start
 
@@ -41,13 +45,27 @@ class LayerStep:
         dtype = raw[0].dtype
         constants = reference.constants(cell, layout.hidden_size, raw[0])
         names = {p for group in kernel.groups for p in group.products}
-        matrices = {n: dense(layout, n, parameters, constants) for n in names if not n.startswith("x.")}
-        matrices |= {f"x.{g}": parameters["weight_ih"][rows] for g, rows in layout.input_gates.items()}
-        size = sum(m.numel() * m.element_size() for m in matrices.values())
+        held: list[Tensor] = []
+        matrices = {n: located(layout, n, parameters, constants, held) for n in names if not n.startswith("x.")}
+        matrices |= {f"x.{g}": matrix(parameters["weight_ih"][rows]) for g, rows in layout.input_gates.items()}
+        size = sum(rows * columns * dtype.itemsize for _, rows, columns, _ in matrices.values())
         workers = threads.count() if size >= _SHARED_FROM else 1
         self.states = [tuple(torch.zeros(batch, width, dtype=dtype) for _ in range(2)) for _, width in layout.states]
+        self._held: list[Any] = []  # what the runs read
         self._runs = []
+        pieces: list[int] = []
         for odd in (0, 1):
+            taken = iter(pieces.copy())
+
+            def take(size: int, taken: Iterator[int] = taken) -> int:
+                """Memory that both steps share, so that the matrices are there once."""
+                found = next(taken, None)
+                if found is None:
+                    self._held.append(torch.empty(size + 64, dtype=torch.uint8))
+                    found = -(-self._held[-1].data_ptr() // 64) * 64
+                    pieces.append(found)
+                return found
+
             table = Table(kernel, dtype, batch)
             table.set("raw", raw[odd], Kind.BATCH)
             for (entry, _), pair in zip(layout.states, self.states, strict=True):
@@ -66,8 +84,9 @@ class LayerStep:
                     table.set(f"bias.x.{g}", parameters["bias_ih"][rows], Kind.UNITS)
             packing = Packing.dense(1, batch, raw[0].device)
             found = patterns_of(layout, tuple(sorted(n for n in names if not n.startswith("x."))))
-            self._runs.append((table, table.prepare(matrices, found, packing, None, False, (), workers)))
+            self._held.append(table)
+            self._runs.append(table.prepare(matrices, found, packing, None, False, (), take, workers))
 
     def run(self, odd: int) -> None:
         """Run a step."""
-        self._runs[odd][1]()
+        self._runs[odd]()

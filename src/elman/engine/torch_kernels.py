@@ -11,6 +11,7 @@ from elman.cells.gru import GRU
 from elman.cells.lstm import LSTM
 from elman.cells.wrapped import Projected
 from elman.engine.call import DirectionResult, LayerCall
+from elman.engine.reference import default_state
 
 name = "torch"
 
@@ -51,7 +52,8 @@ def run(call: LayerCall) -> list[DirectionResult]:
     """Run a layer; see `LayerCall` for shapes."""
     packing = call.packing
     entries = range(len(call.layout.states))
-    hx = tuple(torch.stack([d.state[k] for d in call.directions]) for k in entries)
+    given = [d.state or default_state(call.layout, packing.batch, call.input) for d in call.directions]
+    hx = tuple(torch.stack([state[k] for state in given]) for k in entries)
     state = hx if len(hx) > 1 else hx[0]
     weights = [d.parameters[p.name] for d in call.directions for p in call.layout.parameters]
     # A single layer: no dropout, so "training" only asks torch to keep what the backward pass needs.

@@ -49,3 +49,23 @@ typedef Counted<LANES>::Type AllLanes;
 
 // Runs a function on every thread of a team, as GOMP_parallel does.
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+
+INLINE void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+// Where the threads of a team wait for each other; zero at the start.
+struct Meeting {
+    volatile int32_t arrived, generation;  // Python sees both as one int64 number
+};
+static void meet(Meeting &m, int64_t team) {
+    const int32_t generation = __atomic_load_n(&m.generation, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&m.arrived, 1, __ATOMIC_ACQ_REL) == team) {
+        m.arrived = 0;
+        __atomic_store_n(&m.generation, generation + 1, __ATOMIC_RELEASE);
+    } else {
+        while (__atomic_load_n(&m.generation, __ATOMIC_ACQUIRE) == generation) relax();
+    }
+}

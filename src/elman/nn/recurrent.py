@@ -3,12 +3,14 @@
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.checkpoint import checkpoint
 
 from elman import cells
 from elman.cells.contract import Cell
@@ -36,6 +38,8 @@ class Recurrent(nn.Module):
         dropout: probability of zeroing an element of the outputs of each layer but the last, in training.
         bidirectional: whether each layer also runs backwards, from each row's own end; the outputs are concatenated.
         proj_size: where positive, the output is a learned projection to this width (see `cells.wrapped.Projected`).
+        recompute: whether a layer keeps only its inputs for the backward pass and runs forward again there: for deep
+            stacks and long sequences, a third more time for the memory of one layer instead of all.
         device, dtype: of the parameters.
 
     Parameters have torch's names, shapes and gate order: `weight_ih_l{k}` [G·H, I], `weight_hh_l{k}` [G·H, H],
@@ -57,6 +61,7 @@ class Recurrent(nn.Module):
         bidirectional: bool = False,
         *,
         proj_size: int = 0,
+        recompute: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -79,6 +84,7 @@ class Recurrent(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = proj_size
+        self.recompute = recompute
         self.layers = self._lay_out()
         for level, (_, parts) in enumerate(self.layers):
             for suffix in self._suffixes(level):
@@ -86,6 +92,10 @@ class Recurrent(nn.Module):
                     empty = torch.empty(parameter.shape, device=device, dtype=dtype)
                     trained = nn.Parameter(empty, requires_grad=not parameter.frozen)
                     self.register_parameter(parameter.name + suffix, trained)
+        self._slots = [
+            [[(p.name, p.name + suffix) for p in parts.parameters] for suffix in self._suffixes(level)]
+            for level, (_, parts) in enumerate(self.layers)
+        ]
         self.reset_parameters()
 
     def _lay_out(self) -> list[tuple[Cell, Layout]]:
@@ -228,7 +238,8 @@ class Recurrent(nn.Module):
         def record(call: LayerCall) -> list[DirectionResult]:
             found.append(dispatch.choose(call))
             sequences = tuple(call.input.new_zeros(call.input.shape[0], width) for _, width in call.layout.states)
-            return [DirectionResult(sequences, d.state) for d in call.directions]
+            state = default_state(call.layout, call.packing.batch, call.input)
+            return [DirectionResult(sequences, state) for _ in call.directions]
 
         self._unroll(frame, None, arguments.pop("reset", None), arguments.pop("extras", None), record, False)
         if arguments:
@@ -272,24 +283,25 @@ class Recurrent(nn.Module):
                 extras=frame.extras(parts, extras),
                 directions=tuple(
                     Direction(
-                        parameters={p.name: getattr(self, p.name + suffix) for p in parts.parameters},
-                        state=default_state(parts, packing.batch, frame.input)
-                        if given is None
-                        else tuple(v[level * directions + index] for v in given),
+                        parameters={name: getattr(self, full) for name, full in self._slots[level][index]},
+                        state=None if given is None else tuple(v[level * directions + index] for v in given),
                         reverse=index == 1,
                         below={name: _sequence(results[index], cell, name) for name in cell.below},
                     )
-                    for index, suffix in enumerate(self._suffixes(level))
+                    for index in range(directions)
                 ),
                 every_state=bool(above) or (every_state and level == self.num_layers - 1),
             )
-            results = run(call)
+            if self.recompute and torch.is_grad_enabled() and run is dispatch.run:
+                results = checkpoint(run, call, use_reentrant=False, preserve_rng_state=False)
+            else:
+                results = run(call)
             finals += [result.state for result in results]
             x = _concatenate([result.sequences[0] for result in results])
             if self.dropout and level < self.num_layers - 1 and run is dispatch.run:
                 x = F.dropout(x, self.dropout, self.training)
         sequences = [_concatenate(list(parts)) for parts in zip(*(r.sequences for r in results), strict=True)]
-        state = self.cell.State(*(frame.leave_state(torch.stack(entry)) for entry in zip(*finals, strict=True)))
+        state = _form(self.cell)(*(frame.leave_state(_stack(entry)) for entry in zip(*finals, strict=True)))
         return tuple(sequences), state if len(state) > 1 else state[0]
 
     def flatten_parameters(self) -> None:
@@ -326,6 +338,15 @@ def as_cell(cell: str | type[Cell] | Cell) -> Cell:
     if inspect.isclass(cell) and issubclass(cell, Cell):
         return cell()
     raise ValueError(f"cell must be a registered name, a Cell class or an instance, got {cell!r}")
+
+
+@lru_cache(maxsize=1024)
+def _form(cell: Cell) -> Any:
+    return cell.State
+
+
+def _stack(rows: tuple[Tensor, ...]) -> Tensor:
+    return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
 
 def _concatenate(directions: list[Tensor]) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 from elman.compiler.build import BuildError
 from elman.compiler.graph import CannotCompile
 from elman.engine import dispatch
-from elman.engine.products import REALS
+from elman.engine.cpu import build_problem
+from elman.engine.products import REALS, tools
 from elman.engine.stepping import LayerStep
 from elman.nn.recurrent import Recurrent
 
@@ -81,19 +82,21 @@ class _Cache(threading.local):
 _SAMPLED = 64  # numbers of each parameter that are compared, since torch does not count changes through `.data`
 
 
-def _sample(parameter: Tensor) -> tuple[float, ...]:
-    flat = parameter.detach().reshape(-1)
-    return tuple(flat[:: max(1, flat.numel() // _SAMPLED)].tolist())
-
-
 def prepared(module: Recurrent, batch: int) -> "_Kernels | None":
     """The layers as kernels that `Recurrent.step` may use, kept until a parameter changes, or None."""
-    parameters = list(module.parameters())
-    if hasattr(module, "parametrizations") or any(p.is_inference() or p.device.type != "cpu" for p in parameters):
+    if module._modules or batch == 0 or torch.is_autocast_enabled("cpu"):  # a parametrization is a submodule
         return None
-    if batch == 0 or torch.is_autocast_enabled("cpu"):
+    parameters = [p for p in module._parameters.values() if p is not None]
+    dtype, engine = parameters[0].dtype, dispatch.wanted()
+    if engine not in ("auto", "cpu") or dtype not in REALS:
         return None
-    key = (batch, dispatch.wanted(), *((p.data_ptr(), p._version, _sample(p)) for p in parameters))
+    for p in parameters:
+        if p.device.type != "cpu" or p.dtype != dtype or p.is_inference() or not p.is_contiguous():
+            return None
+    if build_problem(dtype) is not None:
+        return None
+    places = [p.data_ptr() for p in parameters]
+    key = (batch, engine, places, [p._version for p in parameters], tools(dtype).sample(parameters, _SAMPLED))
     found = _cache.kernels.get(module)
     if found is None or found[0] != key:
         found = (key, None if module.bidirectional else _prepare(module, batch))
@@ -143,12 +146,13 @@ class _Kernels:
         if input.shape[1] != self._input_size or input.dtype != self._dtype:
             expected = f"[B, {self._input_size}] of {self._dtype}"
             raise ValueError(f"input must be {expected}, got {tuple(input.shape)} of {input.dtype}")
-        self._input.copy_(input.detach())
+        self._input.copy_(input)
+        odd = self._odd
         for layer in self._layers:
-            layer.run(self._odd)
-        self._odd = 1 - self._odd
+            layer.run(odd)
+        self._odd = 1 - odd
         self._started = True
-        return self._layers[-1].states[0][self._odd].clone()
+        return self._layers[-1].states[0][1 - odd].clone()
 
     def state(self) -> Any:
         if not self._started:
