@@ -1,4 +1,4 @@
-# make test | test-all | lint | format | demo | clean.  Every target makes its own .venv first.
+# make test | test-all | lint | format | docs | demo | clean.  Every target makes its own .venv first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 MINUTES ?= 2
 RUN    ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup test test-all lint format demo clean
+.PHONY: setup test test-all lint format docs demo clean
 
 setup: $(READY)
 
@@ -28,6 +28,9 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)
+	$(BIN)/python -m elman.catalogue docs/cells.md
 
 demo: $(READY)
 	$(BIN)/elman train lm --run $(RUN) --max-minutes $(MINUTES)

@@ -1,11 +1,13 @@
 """Every registered cell is put to every check of the contract, on every engine that can run it."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from elman import Recurrent, cells, explain, use_engine
+from elman import cells
 from elman.cells.wrapped import Projected
-from elman.testing import CHECKS, Case, run_check
+from elman.testing import SUITES, Case, run_check, why_not
 
 CELLS = {name: cells.get(name)() for name in cells.names()} | {
     "elman_relu": cells.get("elman")("relu"),
@@ -14,34 +16,28 @@ CELLS = {name: cells.get(name)() for name in cells.names()} | {
 }
 
 
-def _on_torch(name: str) -> bool:
-    try:
-        with use_engine("torch"):
-            return bool(explain(Recurrent(CELLS[name], 3, 8)).engines)
-    except RuntimeError:
-        return False
+def _runs(engine: str) -> list[Any]:
+    """Each cell that the engine can run, with each dtype and check of `SUITES`."""
+    names = [name for name, cell in CELLS.items() if engine != "torch" or not why_not(Case(cell, engine=engine))]
+    return [
+        pytest.param(name, dtype, check, id=f"{name}-{dtype}-{check}")
+        for name in names
+        for (suite, dtype), checks in SUITES.items()
+        if suite == engine
+        for check in checks
+    ]
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", CELLS)
-def test_reference(name: str, check: str) -> None:
-    run_check(check, Case(CELLS[name]))
+@pytest.mark.parametrize(("name", "dtype", "check"), _runs("reference"))
+def test_reference(name: str, dtype: torch.dtype, check: str) -> None:
+    run_check(check, Case(CELLS[name], dtype=dtype))
 
 
-# Resets are not for torch's kernels; the numerical derivatives of the reference and its equality cover theirs.
-@pytest.mark.parametrize("check", [c for c in CHECKS if "reset" not in c and c != "derivatives"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", [name for name in CELLS if _on_torch(name)])
-def test_torch_kernels(name: str, check: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("name", "dtype", "check"), _runs("torch"))
+def test_torch_kernels(name: str, dtype: torch.dtype, check: str) -> None:
     run_check(check, Case(CELLS[name], engine="torch", dtype=dtype))
 
 
-@pytest.mark.parametrize("check", [c for c in CHECKS if c != "derivatives"])
-@pytest.mark.parametrize("name", CELLS)
-def test_compiled_kernels(name: str, check: str) -> None:
-    run_check(check, Case(CELLS[name], engine="cpu"))
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_reference_in_float32(name: str) -> None:
-    run_check("lengths_bidirectional", Case(CELLS[name], dtype=torch.float32))
+@pytest.mark.parametrize(("name", "dtype", "check"), _runs("cpu"))
+def test_compiled_kernels(name: str, dtype: torch.dtype, check: str) -> None:
+    run_check(check, Case(CELLS[name], engine="cpu", dtype=dtype))

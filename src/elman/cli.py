@@ -18,11 +18,12 @@ usage: elman train TASK [options]       train a model; makes a run folder
        elman evaluate RUN [options]     metrics of a run's best model
        elman generate RUN [options]     text from a run's best model
        elman predict RUN [options]      predictions, for tasks that have them
-       elman cells                      the recurrent cells, by name
+       elman cells [NAME] [options]     the recurrent cells, or one in full
        elman tasks                      the tasks
        elman --version
 
-`elman train TASK --help`, `elman evaluate RUN --help` and so on show the options.
+`elman train TASK --help`, `elman evaluate RUN --help` and so on show the options. A cell is a name that `elman cells`
+lists, or MODULE:CLASS for a cell of your own in MODULE.py here, or anywhere that Python imports from.
 """
 RUN_COMMANDS = {
     "evaluate": "Print the metrics of a run's best model.",
@@ -67,8 +68,10 @@ def _run(arguments: list[str]) -> None:
     elif command == "--version":
         print(f"elman {elman.__version__}")
     elif command == "cells":
-        _no_arguments(command, rest)
-        print("\n".join(elman.cells.names()))
+        from elman.catalogue import command as catalogue
+
+        _see_modules_here()
+        catalogue.run(rest)
     elif command == "tasks":
         _no_arguments(command, rest)
         from elman import tasks
@@ -86,6 +89,7 @@ def _train(arguments: list[str]) -> None:
     from elman import tasks
     from elman.train import options
 
+    _see_modules_here()
     if not arguments or arguments[0].startswith("-"):
         if "-h" in arguments or "--help" in arguments:
             print("usage: elman train TASK [options]; `elman tasks` lists the tasks")
@@ -107,6 +111,7 @@ def _use_run(command: str, arguments: list[str]) -> None:
     from elman import tasks
     from elman.train import options
 
+    _see_modules_here()
     about = RUN_COMMANDS[command]
     words = [word for word in arguments if not word.startswith("-")]
     # a word may also be an option's value, and only the run's task knows the options
@@ -125,6 +130,12 @@ def _use_run(command: str, arguments: list[str]) -> None:
     kind = task.options[command]
     given = options.parse(kind, arguments, program=f"elman {command}", description=about)
     task.command(command)(kind(**given))
+
+
+def _see_modules_here() -> None:
+    """Let `--cell module:Class` find a module in this folder, after all that is installed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def _no_arguments(command: str, rest: list[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -22,6 +24,14 @@ class UsageError(UserError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=2)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are UsageErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise UsageError(message)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

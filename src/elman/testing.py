@@ -1,19 +1,21 @@
 """The contract of a cell as checks that any cell can be put to, a user's own included.
 
-`check_cell(MyCell)` runs them all; `CHECKS` names each. Every check compares values and gradients: of the outputs and
-the final state with respect to the input, the initial state and all parameters, under random weights.
+`check_cell(MyCell)` runs them all on every engine; `CHECKS` names each, and `SUITES` says which are run where. Every
+check compares values and gradients: of the outputs and the final state with respect to the input, the initial state and
+all parameters, under random weights.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
 
 from elman.cells.contract import Cell
-from elman.engine.dispatch import use_engine
+from elman.engine.dispatch import explain, use_engine
 from elman.nn.recurrent import Recurrent, as_cell
 
 # Allowed difference of two ways to compute the same numbers, in epsilons of the dtype, relative to the largest of them.
@@ -283,6 +285,31 @@ def _pad(output: Tensor, steps: int) -> Tensor:
     return torch.cat([output, output.new_zeros(steps - len(output), *output.shape[1:])])
 
 
+def check_engine(case: Case, reset: bool = False) -> None:
+    """The engine gives what the reference gives: in both directions, from any state, with lengths."""
+    module = case.module(bidirectional=True)
+    lengths = [5, 1, 6, 3, 6, 2, 4]
+    x, extras, state = case.input(6, 7).requires_grad_(), case.extras(6, 7), case.state(module, 7)
+    arguments: dict[str, Any] = {"lengths": lengths, "extras": extras}
+    if reset:
+        arguments["reset"] = torch.rand(6, 7) < 0.3
+
+    def on(engine: str) -> Callable[[], list[Tensor]]:
+        def run() -> list[Tensor]:
+            with use_engine(engine):
+                return _flat(*module(x, case.pass_in(state), **arguments))
+
+        return run
+
+    ways = (on(case.engine), on("reference"))
+    compare(module, [x, *state], ways, f"the engine {case.engine} against the reference")
+
+
+def check_engine_reset(case: Case) -> None:
+    """As `check_engine`, with resets."""
+    check_engine(case, reset=True)
+
+
 CHECKS: dict[str, Callable[[Case], None]] = {
     "derivatives": check_derivatives,
     "chunks": check_chunks,
@@ -292,6 +319,22 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "reverse": check_reverse,
     "reset": check_reset,
     "reset_bidirectional": check_reset_bidirectional,
+    "engine": check_engine,
+    "engine_reset": check_engine_reset,
+}
+
+_OWN = tuple(name for name in CHECKS if not name.startswith("engine"))
+_COMPILED = tuple(name for name in CHECKS if name != "derivatives")  # which are the reference's, when both are equal
+_TORCH = tuple(name for name in _COMPILED if "reset" not in name)  # torch's kernels take none
+
+# What is run on each engine, in each dtype. In float32 the checks that take every path of an engine are enough.
+SUITES: dict[tuple[str, torch.dtype], tuple[str, ...]] = {
+    ("reference", torch.float64): _OWN,
+    ("reference", torch.float32): ("lengths_bidirectional",),
+    ("cpu", torch.float64): _COMPILED,
+    ("cpu", torch.float32): ("chunks", "step", "engine_reset"),
+    ("torch", torch.float64): _TORCH,
+    ("torch", torch.float32): _TORCH,
 }
 
 
@@ -299,22 +342,73 @@ def run_check(name: str, case: Case) -> None:
     """Run one of `CHECKS` on the case's engine.
 
     Raises:
-        AssertionError: the cell breaks the contract; the message names what differs.
+        AssertionError: the cell breaks the contract; the message names the check and what differs.
         RuntimeError: the engine cannot run the cell.
     """
+    try:
+        with use_engine(case.engine):
+            CHECKS[name](case)
+    except (AssertionError, GradcheckError) as error:
+        what = " ".join((CHECKS[name].__doc__ or "").split())
+        where = f"on the engine {case.engine}, {case.dtype}"
+        raise AssertionError(f"{case.cell!r} fails the check {name!r} {where}: {error}\n(the check: {what})") from error
+
+
+def why_not(case: Case) -> str | None:
+    """The reason why the case's engine cannot run its cell, or None."""
     with use_engine(case.engine):
-        CHECKS[name](case)
+        try:
+            explain(case.module(), case.input(2, 1), extras=case.extras(2, 1))
+        except RuntimeError as error:
+            return str(error)
+    return None
 
 
-def check_cell(cell: str | type[Cell] | Cell, input_size: int = 3, hidden_size: int = 8) -> None:
-    """Run the whole contract on a cell, on the reference engine.
+@dataclass(frozen=True)
+class Report:
+    """What `check_cell` ran.
+
+    Attributes:
+        cell: the cell.
+        ran: the checks that passed, by engine and dtype.
+        refused: the engines that cannot run the cell, each with its reason.
+    """
+
+    cell: Cell
+    ran: Mapping[tuple[str, torch.dtype], tuple[str, ...]]
+    refused: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.cell!r} keeps the contract: {sum(map(len, self.ran.values()))} checks passed"]
+        for (engine, dtype), checks in self.ran.items():
+            lines.append(f"  {engine}, {str(dtype).removeprefix('torch.')}: {', '.join(checks)}")
+        return "\n".join(lines + [f"  not run: {reason}" for reason in self.refused.values()])
+
+
+def check_cell(cell: str | type[Cell] | Cell, input_size: int = 3, hidden_size: int = 8, num_layers: int = 2) -> Report:
+    """Run the whole contract on a cell, on every engine that can run it, and compare the engines: see `SUITES`.
 
     Args:
         cell: a registered name, a Cell class, or an instance with options.
-        input_size, hidden_size: I and H; small, since derivatives are also computed numerically.
+        input_size, hidden_size, num_layers: small, since derivatives are also computed numerically.
+
+    Returns:
+        What was run; print it.
 
     Raises:
-        AssertionError: the cell breaks the contract; the message names what differs.
+        AssertionError: the cell breaks the contract; the message names the check, the engine and what differs.
+        ValueError: the cell's declarations do not fit together, or its step does not do what they say.
     """
-    for name in CHECKS:
-        run_check(name, Case(as_cell(cell), input_size=input_size, hidden_size=hidden_size))
+    case = Case(as_cell(cell), input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+    ran: dict[tuple[str, torch.dtype], tuple[str, ...]] = {}
+    refused: dict[str, str] = {}
+    for (engine, dtype), checks in SUITES.items():
+        here = replace(case, engine=engine, dtype=dtype)
+        reason = refused.get(engine) or why_not(here)
+        if reason is not None:
+            refused[engine] = reason
+            continue
+        for name in checks:
+            run_check(name, here)
+        ran[engine, dtype] = checks
+    return Report(case.cell, ran, refused)

@@ -59,7 +59,7 @@ class LMU(Cell):
         return (
             Product("e_m", input=self.order, output=1, bias=False),
             Product("w_m", input=self.order, output="H", bias=False),
-            Product("A", input=self.order, output=self.order, fixed=True),
+            Product("A_bar", input=self.order, output=self.order, fixed=True),
         )
 
     def constants(self, hidden_size: int) -> Mapping[str, Any]:
@@ -67,9 +67,9 @@ class LMU(Cell):
         a = (2 * i + 1) * np.where(i < j, -1.0, (-1.0) ** (i - j + 1))
         b = (2 * i[:, 0] + 1) * (-1.0) ** i[:, 0]
         a_bar, b_bar = zero_order_hold(a / self.theta, b / self.theta)
-        return {"A": a_bar, "B": b_bar}
+        return {"A_bar": a_bar, "B_bar": b_bar}
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         written = x.e + u.e(s.h) + u.e_m(s.m)
-        m = u.A(s.m) + p.B * written
+        m = u.A_bar(s.m) + p.B_bar * written
         return self.State(h=tanh(x.h + u.h(s.h) + u.w_m(m)), m=m)

@@ -25,7 +25,7 @@ class TrainConfig(Options):
     seed: int = option(0, "seed of weights, dropout and order", group="run", low=0, high=2**63 - 1)
     device: str = option("auto", "cpu, cuda, cuda:N, or auto: cuda where there is one", group="run", resumable=True)
 
-    cell: str = option("lstm", "the recurrent cell; `elman cells` lists them", group="model")
+    cell: str = option("lstm", "the recurrent cell, as `elman cells` lists them, or MODULE:CLASS", group="model")
     hidden_size: int = option(512, "units of a layer", group="model", low=1)
     num_layers: int = option(1, "layers", group="model", low=1)
     bidirectional: bool = option(False, "also read each sequence backwards", group="model")

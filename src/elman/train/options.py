@@ -14,11 +14,11 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from elman.errors import UsageError, UserError, did_you_mean
+from elman.errors import Parser, UsageError, UserError, did_you_mean
 
 Value = Union[bool, int, float, str, None]  # noqa: UP007  (used at run time, also on Python 3.10)
 
@@ -164,7 +164,7 @@ def parse(
 
 def build_parser(kind: type[Options], program: str, description: str, config: bool = False) -> argparse.ArgumentParser:
     """The options as `argparse` knows them; ``config`` adds ``--config FILE``. Its errors are UsageErrors."""
-    parser = _Parser(prog=program, description=description, allow_abbrev=False)
+    parser = Parser(prog=program, description=description, allow_abbrev=False)
     hints = typing.get_type_hints(kind)
     groups: dict[str, Any] = {"": parser}
     if config:
@@ -244,8 +244,3 @@ def _add_argument(parser: Any, field: dataclasses.Field[Any], hint: Any) -> None
         metavar = "{" + ",".join(typing.get_args(hint)) + "}" if literal else getattr(inner, "__name__", "str").upper()
         metavar = {"STR": "TEXT", "INT": "N", "FLOAT": "X"}.get(metavar, metavar)
         parser.add_argument(dashed(field.name), metavar=metavar, help=text, default=argparse.SUPPRESS)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
