@@ -15,7 +15,7 @@ from elman.train.options import Options, option
 class LongMemoryConfig(TrainConfig):
     """What the problems share."""
 
-    hidden_size: int = option(128, "units of a layer", group="model", low=1)
+    hidden_size: int = option(64, "units of a layer", group="model", low=1)
     chrono: bool = option(
         True,
         "gates that keep the state start open for up to the whole sequence (chrono initialisation), where the cell has "
@@ -30,9 +30,9 @@ class AddingConfig(LongMemoryConfig):
 
     length: int = option(600, "steps of a sequence", group="data", low=2)
     batch_size: int = option(50, "sequences side by side", group="optimisation", low=1)
-    learning_rate: float = option(0.003, "its peak", group="optimisation", above=0)
+    learning_rate: float = option(0.01, "its peak", group="optimisation", above=0)
 
-    default_epochs = 40
+    default_epochs = 30
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CopyConfig(LongMemoryConfig):
 
     delay: int = option(100, "steps between the symbols and their repetition", group="data", low=1)
     batch_size: int = option(50, "sequences side by side", group="optimisation", low=1)
-    learning_rate: float = option(0.003, "its peak", group="optimisation", above=0)
+    learning_rate: float = option(0.01, "its peak", group="optimisation", above=0)
 
     default_epochs = 40
 

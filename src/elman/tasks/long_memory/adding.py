@@ -30,6 +30,7 @@ class Adding:
     every_step = False
     steps_per_epoch = BATCHES_PER_EPOCH
     baseline = 1 / 6
+    cost_name = "mean squared error"
 
     def __init__(self, config: AddingConfig) -> None:
         self.seed = config.seed

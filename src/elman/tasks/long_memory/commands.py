@@ -45,7 +45,7 @@ def train(task: Task, pose: Pose, given: Mapping[str, Any]) -> None:
         )
         end = trainer.fit()
         reporter.say(
-            f"done: {end.step} steps in {end.seconds:.0f} s; best validation loss {end.best_cost:.6f} "
+            f"done: {end.step} steps in {end.seconds:.0f} s; {problem.cost_name} {end.best_cost:.6f} in validation "
             f"at step {end.best_step}; kept in {run.model}"
         )
 

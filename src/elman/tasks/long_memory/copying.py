@@ -34,6 +34,7 @@ class Copying:
     output_size = SYMBOLS + 1
     every_step = True
     steps_per_epoch = BATCHES_PER_EPOCH
+    cost_name = "cross-entropy"
 
     def __init__(self, config: CopyConfig) -> None:
         self.seed = config.seed

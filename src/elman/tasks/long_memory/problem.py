@@ -32,6 +32,7 @@ class Problem(Protocol):
         steps: of a sequence.
         steps_per_epoch: batches in an epoch.
         baseline: the loss of the best answers without memory.
+        cost_name: what :meth:`cost` is, in words.
         fingerprint: names the training data.
     """
 
@@ -41,6 +42,7 @@ class Problem(Protocol):
     steps: int
     steps_per_epoch: int
     baseline: float
+    cost_name: str
     fingerprint: str
 
     def batch(self, epoch: int, index: int) -> Batch:
