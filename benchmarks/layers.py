@@ -8,6 +8,7 @@ Elman is faster. Run it alone on the machine.
 
 import argparse
 import datetime
+import functools
 import math
 import os
 import statistics
@@ -42,6 +43,7 @@ SHAPES = (
     (128, 64, 1024, 1024),
     (33, 50, 100, 100),
 )
+SECTIONS = "layers,recurrence,elementwise,cells,lengths,streaming,language_model,memory,compile"
 PAIRS: dict[str, tuple[Any, Any, int]] = {
     "RNN": (elman.RNN, nn.RNN, 1),
     "GRU": (elman.GRU, nn.GRU, 3),
@@ -155,6 +157,48 @@ def bench_recurrence(seconds: float, workers: int) -> None:
             limit = machine.read_bandwidth(size // workers, workers)
             rows.append([kind, hidden, f"{size >> 10}", f"{rate:.0f}", f"{limit:.0f}", f"{100 * rate / limit:.0f} %"])
     table(["layer", "H", "kB", "GB/s", "GB/s at most", "of it"], rows)
+
+
+def bench_elementwise(seconds: float) -> None:
+    """The loop of cells without recurrent products: bytes of gates read and of states written, against a copy's."""
+    from elman.engine.kernel import Table
+
+    batch, steps, hidden = 32, 256, 512
+    copied, source = torch.empty(1 << 26), torch.ones(1 << 26)
+    (copy,) = medians([lambda: copied.copy_(source)], seconds)
+    limit = 2 * source.numel() * 4 / copy / 1e9
+    print(f"\n## Cells without recurrent products, B = {batch}, T = {steps}, H = {hidden}: the loop alone, inference")
+    print(f"\nA copy of 256 MB moves {limit:.1f} GB/s.")
+    rows = []
+    prepare = Table.prepare
+    for name in ("sru", "min_gru", "indrnn", "rg_lru", "gilr"):
+        layer, x = elman.Recurrent(name, 64, hidden), torch.randn(steps, batch, 64)
+        spent: list[float] = []
+
+        def timed(self: Table, *arguments: Any, **named: Any) -> Callable[[], object]:
+            run = prepare(self, *arguments, **named)
+
+            def measured() -> None:
+                start = time.perf_counter()
+                run()
+                spent[-1] += time.perf_counter() - start  # noqa: B023
+
+            return measured
+
+        def once(run: Callable[[], object]) -> None:
+            spent.append(0.0)  # noqa: B023
+            run()
+
+        Table.prepare = timed  # type: ignore[method-assign]
+        try:
+            medians([functools.partial(once, forward(layer, x))], seconds)
+        finally:
+            Table.prepare = prepare  # type: ignore[method-assign]
+        parts = layer.layers[0][1]
+        widths = max(r.stop for r in parts.input_gates.values()) + sum(width for _, width in parts.states)
+        rate = 4 * widths * batch * steps / statistics.median(spent) / 1e9
+        rows.append([name, f"{rate:.1f}", f"{100 * rate / limit:.0f} %"])
+    table(["cell", "GB/s", "of a copy's"], rows)
 
 
 def bench_cells(seconds: float, peak: float) -> None:
@@ -375,7 +419,9 @@ def main() -> None:
     """Run what is asked for and print it as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each comparison")
-    parser.add_argument("--only", default="layers,recurrence,cells,lengths,streaming,language_model,memory,compile")
+    parser.add_argument(
+        "--only", default="layers,recurrence,elementwise,cells,lengths,streaming,language_model,memory,compile"
+    )
     options = parser.parse_args()
     only = options.only.split(",")
     torch.manual_seed(0)
@@ -393,6 +439,8 @@ def main() -> None:
         bench_layers(options.seconds, peak)
     if "recurrence" in only:
         bench_recurrence(options.seconds, workers)
+    if "elementwise" in only:
+        bench_elementwise(options.seconds)
     if "cells" in only:
         bench_cells(options.seconds, peak)
     if "lengths" in only:
