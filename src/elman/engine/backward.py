@@ -85,6 +85,9 @@ def arrangement(plan: Plan) -> Arrangement:
         if index in differentiated and index not in found.places:
             found.places[index] = (False, found.rest)
             found.rest += plan.products[index].width
+    for index, first in plan.repeated.items():
+        if first in found.places:
+            found.places[index] = found.places[first]
     for operand in dict.fromkeys(n.args[0] for n in plan.products.values()):
         members = [i for i, n in plan.products.items() if n.args[0] == operand and i in found.places]
         members.sort(key=lambda i: found.places[i])
@@ -171,9 +174,7 @@ class Backward(Run):
         self._gates = self._columns(longest)
         self._rest = self.take(longest, self.arrangement.rest) if self.arrangement.rest else 0
         side, totals = self._direct(table)
-        run = table.prepare(
-            self.matrices(), self.patterns(), self.packing, self.reset, True, tuple(self.widths), memory.scratch.take
-        )
+        run = self.prepare(table, backward=True)
         products = _Products(self, len(stretches) > 1)
         for steps, entries in reversed(stretches):
             self._place(table, entries.start)
@@ -259,6 +260,7 @@ class _Products:
         self._once: dict[str, bool] = {}
         self._begun: set[int] = set()
         self._operands: dict[int, Tensor] = {}
+        self._due_rows: dict[tuple[int, int], Tensor] = {}
         self._through: Tensor | None = None
         if run.gates_width and run.inputs["input"].requires_grad:
             weight = run.parameters["weight_ih"]
@@ -276,7 +278,11 @@ class _Products:
             weight, bias = self._targets(number, group, width, operand.shape[1])
             add = number in self._begun or (group.weight is not None and not self._once[group.weight])
             d = run.columns(group.among_gates, group.start)
-            self._add(number, d, (width, count), operand, weight, bias, add)
+            if run.clock is None:
+                self._add(number, d, (width, count), operand, weight, bias, add)
+            else:
+                self._add_due(group, d, entries, operand, (weight, bias), add)
+                self._begun.add(number)
         if not run.gates_width:
             return
         weight = self._gradient("weight_ih", slice(None))
@@ -344,6 +350,51 @@ class _Products:
             to_weight = (weight.data_ptr(), columns)
             self._tools.multiply((width, columns, count), (address, 1, stride), b, to_weight, add=add, sums=sums)
         self._begun.add(number)
+
+    def _add_due(
+        self,
+        group: Group,
+        d: tuple[int, int],
+        entries: slice,
+        operand: Tensor,
+        targets: tuple[Tensor, Tensor | None],
+        add: bool,
+    ) -> None:
+        """As `_add`, of a cell with a clock: each run of units takes only the rows in which it is due."""
+        run, count, columns = self._run, entries.stop - entries.start, operand.shape[1]
+        weight, bias = targets
+        gradients = memory.tensor(d[0], (count, d[1]), weight.dtype)
+        if not add:  # a structure may leave columns out
+            weight.zero_()
+        patterns = run.patterns()
+        start = 0
+        for name, width in zip(group.names, group.widths, strict=True):
+            for first, end, period in zip(*[iter(run.clock or ())] * 3, strict=True):
+                due = self._due(period, entries)
+                left = gradients[:, start + first : start + end]
+                right, rows = operand, slice(start + first, start + end)
+                if len(due) < count:
+                    left, right = left[due], right[due]
+                used = patterns[name][first:end].any(0).nonzero() if name in patterns else None
+                low, high = (0, columns) if used is None else (int(used[0]), int(used[-1]) + 1)
+                self._tools.multiply(
+                    (end - first, high - low, len(due)),
+                    (left.data_ptr(), 1, left.stride(0)),
+                    (right[:, low:].data_ptr(), right.stride(0), right.stride(1)),
+                    (weight[rows, low:].data_ptr(), columns),
+                    add=add,
+                    sums=0 if bias is None else bias[rows].data_ptr(),
+                )
+            start += width
+
+    def _due(self, period: int, entries: slice) -> Tensor:
+        """The rows of a stretch at whose step units of a period are due."""
+        key = (period, entries.start)
+        if key not in self._due_rows:
+            run = self._run
+            before = self._operand(run.plan.graph.leaf("state.t", 1).index, entries)
+            self._due_rows[key] = (before[:, 0].long() % period == 0).nonzero()[:, 0]
+        return self._due_rows[key]
 
     def give(self, found: dict[str, Tensor]) -> None:
         """Put the gradients of parameters and input, by name, beside those that are there."""
