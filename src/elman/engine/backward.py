@@ -3,8 +3,9 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -260,7 +261,8 @@ class _Products:
         self._once: dict[str, bool] = {}
         self._begun: set[int] = set()
         self._operands: dict[int, Tensor] = {}
-        self._due_rows: dict[tuple[int, int], Tensor] = {}
+        self._due_rows: dict[int, list[tuple[Tensor, int, int]]] = {}
+        self._clock = next((i for i, n in enumerate(run.plan.graph.nodes) if n.name == "state.t"), 0)
         self._through: Tensor | None = None
         if run.gates_width and run.inputs["input"].requires_grad:
             weight = run.parameters["weight_ih"]
@@ -361,40 +363,39 @@ class _Products:
         add: bool,
     ) -> None:
         """As `_add`, of a cell with a clock: each run of units takes only the rows in which it is due."""
-        run, count, columns = self._run, entries.stop - entries.start, operand.shape[1]
-        weight, bias = targets
-        gradients = memory.tensor(d[0], (count, d[1]), weight.dtype)
-        if not add:  # a structure may leave columns out
+        run, columns = self._run, operand.shape[1]
+        (address, stride), (weight, bias) = d, targets
+        if not add:
             weight.zero_()
-        patterns = run.patterns()
-        start = 0
-        for name, width in zip(group.names, group.widths, strict=True):
-            for first, end, period in zip(*[iter(run.clock or ())] * 3, strict=True):
-                due = self._due(period, entries)
-                left = gradients[:, start + first : start + end]
-                right, rows = operand, slice(start + first, start + end)
-                if len(due) < count:
-                    left, right = left[due], right[due]
-                used = patterns[name][first:end].any(0).nonzero() if name in patterns else None
-                low, high = (0, columns) if used is None else (int(used[0]), int(used[-1]) + 1)
+            if bias is not None:
+                bias.zero_()
+        for rows, first, end in self._due(entries):
+            for unit in accumulate(group.widths[:-1], initial=0):
+                start = unit + first
                 self._tools.multiply(
-                    (end - first, high - low, len(due)),
-                    (left.data_ptr(), 1, left.stride(0)),
-                    (right[:, low:].data_ptr(), right.stride(0), right.stride(1)),
-                    (weight[rows, low:].data_ptr(), columns),
-                    add=add,
-                    sums=0 if bias is None else bias[rows].data_ptr(),
+                    (end - first, columns, len(rows)),
+                    (address + start * run.itemsize, 1, stride),
+                    (operand.data_ptr(), operand.stride(0), operand.stride(1)),
+                    (weight[start:].data_ptr(), columns),
+                    add=True,
+                    sums=0 if bias is None else bias[start:].data_ptr(),
+                    chosen=rows.data_ptr(),
                 )
-            start += width
 
-    def _due(self, period: int, entries: slice) -> Tensor:
-        """The rows of a stretch at whose step units of a period are due."""
-        key = (period, entries.start)
-        if key not in self._due_rows:
+    def _due(self, entries: slice) -> list[tuple[Tensor, int, int]]:
+        """Rows of a stretch, and the first and last of the neighbouring units that are due at their steps alone."""
+        if entries.start not in self._due_rows:
             run = self._run
-            before = self._operand(run.plan.graph.leaf("state.t", 1).index, entries)
-            self._due_rows[key] = (before[:, 0].long() % period == 0).nonzero()[:, 0]
-        return self._due_rows[key]
+            runs = np.asarray(run.clock).reshape(-1, 3)
+            time = self._operand(self._clock, entries)[:, 0].numpy().astype(np.int32)
+            sets = (time[:, None] % runs[:, 2].astype(np.int32) == 0) @ (1 << np.arange(len(runs)))
+            found = []
+            for chosen in np.unique(sets):
+                rows = torch.from_numpy(np.flatnonzero(sets == chosen))
+                edges = np.flatnonzero(np.diff([0, *(int(chosen) >> k & 1 for k in range(len(runs))), 0]))
+                found += [(rows, int(runs[a, 0]), int(runs[b - 1, 1])) for a, b in edges.reshape(-1, 2)]
+            self._due_rows[entries.start] = found
+        return self._due_rows[entries.start]
 
     def give(self, found: dict[str, Tensor]) -> None:
         """Put the gradients of parameters and input, by name, beside those that are there."""

@@ -106,13 +106,6 @@ def _type(size: int) -> Any:
     return _types[size]
 
 
-def tensor(address: int, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Scratch memory as a tensor, for as long as the run that took it."""
-    count = shape[0] * shape[1]
-    block = (ctypes.c_uint8 * (count * dtype.itemsize)).from_address(address)
-    return torch.frombuffer(block, dtype=dtype, count=count).view(shape)
-
-
 class Scratch(threading.local):
     """One thread's memory for what a run needs no longer than it runs; the next run uses it again."""
 
