@@ -14,7 +14,7 @@ from elman.cells.structure import Dense
 from elman.compiler.plan import Plan
 from elman.engine import memory, threads
 from elman.engine.forward import Run, Scene
-from elman.engine.kernel import Kind, Table, chunks
+from elman.engine.kernel import Kind, Table
 from elman.engine.matrices import stored_gradient, weight_parameter
 
 _NARROW = 32  # columns of a weight below which its gradient is better computed transposed
@@ -170,14 +170,14 @@ class Backward(Run):
             self.place_saved(table, self.kept["saved"])
         carries = self._flows(table)
         rows = self.gates_width + self.arrangement.rest
-        stretches = chunks(self.packing, rows * self.itemsize)
+        stretches = self.stretches(rows * self.itemsize, backward=True)
         longest = max(entries.stop - entries.start for _, entries in stretches)
         self._gates = self._columns(longest)
         self._rest = self.take(longest, self.arrangement.rest) if self.arrangement.rest else 0
         side, totals = self._direct(table)
         run = self.prepare(table, backward=True)
         products = _Products(self, len(stretches) > 1)
-        for steps, entries in reversed(stretches):
+        for steps, entries in stretches:
             self._place(table, entries.start)
             table.steps(steps.start, steps.stop)
             run()
@@ -186,9 +186,9 @@ class Backward(Run):
         for n, v in totals.items():
             self.found[f"parameter.{n}"] = v.sum(0)
         for n, carry in carries.items():
-            self.found[f"state.{n}"] = carry[self.batch :]
+            self.found[f"state.{n}"] = self._handed_last(carry)
         for n, v in side.items():
-            self.found["input" if n == "raw" else n] = self.in_order(v)
+            self.found["input" if n == "raw" else n] = v
         products.give(self.found)
         return self.found
 
@@ -199,7 +199,7 @@ class Backward(Run):
         for k, (entry, width) in enumerate(self.layout.states):
             given = self.gradients[k] if k < wanted else None
             if given is not None:
-                table.set(f"sequence.{entry.name}", self.in_order(given).contiguous(), Kind.STEP)
+                table.set(f"sequence.{entry.name}", given.contiguous(), Kind.STEP)
             final = self.gradients[wanted + k]
             if final is not None and entry.dtype != "int64":
                 table.set(f"final.{entry.name}", final.contiguous(), Kind.BATCH)
@@ -209,6 +209,13 @@ class Backward(Run):
                 table.set(f"handed.{entry.name}", carry, Kind.HANDED)
                 carries[entry.name] = carry
         return carries
+
+    def _handed_last(self, carry: Tensor) -> Tensor:
+        """What each row's first step in the order of time has handed back, [B, width], of the two halves of a carry."""
+        if not self.scene.reverse or self.packing.is_dense:
+            half = self.packing.steps & 1 if self.scene.reverse else 1
+            return carry[half * self.batch : (half + 1) * self.batch]
+        return carry.index_select(0, self.packing.halves)
 
     def _columns(self, rows: int) -> int:
         """Memory for the gradients of the input gates, which are zero where a gate has none."""
@@ -253,7 +260,7 @@ class _Products:
         self._run = run
         self._tools = run.tools
         self._size = run.itemsize
-        self._input = run.in_order(run.inputs["input"])
+        self._input = run.inputs["input"]
         self._parameters: dict[str, Tensor] = {}  # gradients
         self._apart: dict[int, tuple[Tensor, Tensor | None]] = {}  # of groups that are not stored as they are
         # What is computed transposed, where it belongs, and whether it is added there.
@@ -407,8 +414,7 @@ class _Products:
         for name, gradient in self._parameters.items():
             found[f"parameter.{name}"] = gradient
         if self._through is not None:
-            through = self._run.in_order(self._through)
-            found["input"] = found["input"] + through if "input" in found else through
+            found["input"] = found["input"] + self._through if "input" in found else self._through
         for number, (weight, bias) in self._apart.items():
             self._give_apart(found, self._run.arrangement.groups[number], weight, bias)
 
@@ -440,7 +446,9 @@ class _Products:
         node = run.plan.graph.nodes[index]
         kind, _, rest = node.name.partition(".")
         if node.op == "leaf" and kind == "state" and not (run.packing.is_dense and run.reset is None):
-            rows = run.sequences[rest].index_select(0, run.packing.previous_steps[entries])
+            packing = run.packing
+            before = packing.next_steps if run.scene.reverse else packing.previous_steps
+            rows = run.sequences[rest].index_select(0, before[entries])
             if run.reset is not None:
                 rows[run.reset[entries].bool()] = {e.name: e.initial for e, _ in run.layout.states}[rest]
             return rows
@@ -454,7 +462,7 @@ class _Products:
         if node.op != "leaf":
             entry = next((e for e, i in run.plan.graph.outputs.items() if i == index), None)
             if entry is not None:
-                return run.sequences[entry][run.batch :]
+                return run.outputs(run.sequences[entry])
             start = 0
             for number, width in run.plan.saved_widths.items():
                 if number == index:
@@ -463,5 +471,5 @@ class _Products:
             return run.kept["saved"][start : start + run.total * node.width].view(run.total, node.width)
         kind, _, rest = node.name.partition(".")
         if kind == "state":
-            return run.sequences[rest]
-        return run.in_order(run.inputs["input" if kind == "raw" else node.name])
+            return run.sequences[rest][run.batch :] if run.scene.reverse else run.sequences[rest]
+        return run.inputs["input" if kind == "raw" else node.name]

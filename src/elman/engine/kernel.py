@@ -139,7 +139,7 @@ class Table:
         patterns: Mapping[str, Tensor],
         packing: Packing,
         reset: Tensor | None,
-        backward: bool,
+        direction: tuple[bool, bool],
         entries: tuple[str, ...],
         take: Callable[[int], int],
         workers: int | None = None,
@@ -152,7 +152,7 @@ class Table:
             patterns: where structured ones have weights.
             packing: the steps and their rows.
             reset: [N] uint8, or None.
-            backward: whether time runs from the last step to the first.
+            direction: whether the kernel is a backward one, and whether it is that of a layer's backward direction.
             entries: the states' names.
             take: gives the address of so many bytes.
             workers: threads; by default as many as torch uses.
@@ -179,7 +179,7 @@ class Table:
         call = array(
             "q",
             (
-                *(packing.steps, packing.batch, workers, backward, split_rows, 0, packing.steps),
+                *(packing.steps, packing.batch, workers, direction[0], split_rows, 0, packing.steps, direction[1]),
                 *(*packing.places, 0 if reset is None else reset.data_ptr()),
                 *(self._table.buffer_info()[0], addresses.buffer_info()[0], ranges.buffer_info()[0], sums),
                 *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 2, finals.buffer_info()[0]),

@@ -81,7 +81,7 @@ class LayerStep:
             found = patterns_of(layout, tuple(sorted(names)))
             self._held.append(table)
             clock = clock_runs(plan)
-            self._runs.append(table.prepare(matrices, found, packing, None, False, (), take, workers, clock))
+            self._runs.append(table.prepare(matrices, found, packing, None, (False, False), (), take, workers, clock))
 
     def run(self, odd: int) -> None:
         """Run a step."""
