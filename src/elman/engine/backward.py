@@ -16,8 +16,9 @@ from elman.engine import memory, threads
 from elman.engine.forward import Run, Scene
 from elman.engine.kernel import Kind, Table
 from elman.engine.matrices import stored_gradient, weight_parameter
+from elman.engine.products import matrix
 
-_NARROW = 32  # columns of a weight below which its gradient is better computed transposed
+_TURNED = 256  # columns of a wider weight up to which its gradient is sooner computed transposed
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,7 @@ class _Products:
         self._parameters: dict[str, Tensor] = {}  # gradients
         self._apart: dict[int, tuple[Tensor, Tensor | None]] = {}  # of groups that are not stored as they are
         # What is computed transposed, where it belongs, and whether it is added there.
-        self._narrow: dict[int, tuple[Tensor, Tensor, bool]] = {}
+        self._transposed: dict[int, tuple[Tensor, Tensor, bool]] = {}
         self._once: dict[str, bool] = {}
         self._begun: set[int] = set()
         self._operands: dict[int, Tensor] = {}
@@ -345,19 +346,18 @@ class _Products:
         (address, stride), (width, count) = d, sizes
         columns = right.shape[1]
         sums = 0 if bias is None else bias.data_ptr()
-        if columns < _NARROW < width:
+        if columns < min(width, _TURNED):
             begun = number in self._begun
             if not begun:
-                self._narrow[number] = (memory.empty(columns, width, dtype=weight.dtype), weight, add)
-            to = self._narrow[number][0]
+                self._transposed[number] = (memory.empty(columns, width, dtype=weight.dtype), weight, add)
+            to = (self._transposed[number][0].data_ptr(), width)
             a, b = (right.data_ptr(), right.stride(1), right.stride(0)), (address, stride, 1)
-            self._tools.multiply((columns, width, count), a, b, (to.data_ptr(), width), add=begun)
-            if sums:
-                self._tools.multiply((width, 0, count), (address, 1, stride), (0, 0, 0), (0, 0), add=add, sums=sums)
+            self._tools.multiply((columns, width, count), a, b, to, add=begun, column_sums=sums, add_sums=add)
         else:
             b = (right.data_ptr(), right.stride(0), right.stride(1))
-            to_weight = (weight.data_ptr(), columns)
-            self._tools.multiply((width, columns, count), (address, 1, stride), b, to_weight, add=add, sums=sums)
+            to = (weight.data_ptr(), columns)
+            a = (address, 1, stride)
+            self._tools.multiply((width, columns, count), a, b, to, add=add, sums=sums, add_sums=add)
         self._begun.add(number)
 
     def _add_due(
@@ -386,6 +386,7 @@ class _Products:
                     (weight[start:].data_ptr(), columns),
                     add=True,
                     sums=0 if bias is None else bias[start:].data_ptr(),
+                    add_sums=True,
                     chosen=rows.data_ptr(),
                 )
 
@@ -406,11 +407,11 @@ class _Products:
 
     def give(self, found: dict[str, Tensor]) -> None:
         """Put the gradients of parameters and input, by name, beside those that are there."""
-        for transposed, weight, add in self._narrow.values():
+        for transposed, weight, add in self._transposed.values():
             if add:
                 weight.add_(transposed.T)
             else:
-                weight.copy_(transposed.T)
+                self._tools.transpose(matrix(transposed), weight.data_ptr(), weight.stride(0))
         for name, gradient in self._parameters.items():
             found[f"parameter.{name}"] = gradient
         if self._through is not None:
