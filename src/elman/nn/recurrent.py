@@ -17,7 +17,7 @@ from elman.cells.contract import Cell
 from elman.cells.initial import Uniform
 from elman.cells.layout import Layout, Parameter, layout
 from elman.cells.wrapped import Projected
-from elman.engine import dispatch
+from elman.engine import dispatch, memory
 from elman.engine.call import Direction, DirectionResult, LayerCall
 from elman.engine.reference import default_state
 from elman.nn.frame import Frame
@@ -350,7 +350,21 @@ def _stack(rows: tuple[Tensor, ...]) -> Tensor:
 
 
 def _concatenate(directions: list[Tensor]) -> Tensor:
-    return directions[0] if len(directions) == 1 else torch.cat(directions, dim=-1)
+    return directions[0] if len(directions) == 1 else _Beside.apply(*directions)  # type: ignore[no-untyped-call]
+
+
+class _Beside(torch.autograd.Function):
+    """`torch.cat(parts, -1)` of matrices, in memory from the pool."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        ctx.widths = [part.shape[1] for part in parts]
+        whole = memory.empty_like(parts[0], parts[0].shape[0], sum(ctx.widths))
+        return torch.cat(parts, dim=-1, out=whole)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0].split(ctx.widths, dim=-1)
 
 
 def _sequence(result: DirectionResult, cell: Cell, name: str) -> Tensor:
