@@ -56,7 +56,20 @@ def _arguments(real: str, low: float, high: float) -> Any:
     limits = np.finfo(dtype)
     random = np.random.default_rng(0)
     powers = np.exp2(random.uniform(limits.minexp - limits.nmant, limits.maxexp, 20_000).astype(np.longdouble))
-    special = [0.0, 1.0, 0.5, 2.0, np.inf, np.nan, limits.max, limits.tiny, limits.smallest_subnormal, limits.eps, 87.5, 1e5]
+    special = [
+        0.0,
+        1.0,
+        0.5,
+        2.0,
+        np.inf,
+        np.nan,
+        limits.max,
+        limits.tiny,
+        limits.smallest_subnormal,
+        limits.eps,
+        87.5,
+        1e5,
+    ]
     values = [powers, -powers, special, np.negative(special), random.uniform(low, high, 40_000)]
     values += [np.arange(-2000, 2001) * (np.pi / 4), 1 + random.uniform(-1e-3, 1e-3, 10_000)]
     with np.errstate(over="ignore"):

@@ -178,7 +178,7 @@ INLINE V log_and(V x, V c) {
     const V biased = (V)((Integers)((Naturals)above >> MANTISSA) + bits(splat(MAGIC))) - MAGIC;
     const V n = biased - (subnormal ? splat((real)(BIAS + (SINGLE ? 25 : 54))) : splat((real)BIAS));
     // log(1 + f) = 2 artanh(s) = 2 s + 2/3 s^3 + 2/5 s^5 … with s = f / (2 + f), and 2 s = f - s f.
-    const V f = m - 1, s = f / (2 + f), z = s * s;
+    const V f = m - 1, s = quotient(f, 2 + f), z = s * s;
     V rest;
     if constexpr (SINGLE) {
         const real k[] = {(real)(2 / 3.0), (real)(2 / 5.0), (real)(2 / 7.0), (real)(2 / 9.0)};

@@ -17,7 +17,7 @@ enum Kind {
     HANDED,   // the same buffer; written for the step before
     BATCH,    // [B, *]: scratch
     UNITS,    // [*]: per-unit values, the same for all rows
-    TOTALS,   // [threads, *]: per-unit totals over rows, one for each thread
+    TOTALS,   // [threads, *]: per-unit totals over rows, and what is computed before the first step; one for each thread
     ABSENT,   // not given: reads as zero
 };
 
@@ -160,6 +160,16 @@ template <class Part, int ROWS> static void tile_of(const Context &c, int64_t ro
     if constexpr (ROWS > 1) tile_of<Part, ROWS - 1>(c, rows, row, block, units);
 }
 
+// The same for a part without products, over all rows and a stretch of units.
+template <class Part> static __attribute__((noinline)) void rows_of_points(const Context &given, int64_t first, int64_t last) {
+    const Context c = given;  // a copy that no write can reach, so that addresses are computed once for a row
+    for (int64_t row = 0; row < c.rows; ++row) {
+        int64_t unit = first;
+        for (; unit + LANES <= last; unit += LANES) Part::template point<true>(c, row, unit, LANES, 0);
+        if (unit < last) Part::template point<false>(c, row, unit, last - unit, 0);
+    }
+}
+
 template <class Part> static void run_part(const Context &c) {
     const int64_t units = c.call->buffers[Part::domain_buffer].width;
     const int64_t block_units = Part::blocks * LANES, blocks = (units + block_units - 1) / block_units;
@@ -167,9 +177,8 @@ template <class Part> static void run_part(const Context &c) {
     for (int i = 0; i < Part::sums; ++i)
         for (int64_t row = 0; row < c.rows; ++row) store(sum_at(c, Part::first_sum + i, c.thread, row), V{});
     if constexpr (Part::count == 0) {
-        for (int64_t row = 0; row < c.rows; ++row)
-            for (int64_t unit = first * block_units; unit < last * block_units && unit < units; unit += LANES)
-                points_of<Part>(c, row, 1, unit, units, 0, 0);
+        const int64_t end = last * block_units;
+        rows_of_points<Part>(c, first * block_units, end < units ? end : units);
     } else {
         constexpr int fitting = ACCUMULATORS / (Part::blocks * Part::count);
         constexpr int most = fitting < 1 ? 1 : fitting > 8 ? 8 : fitting;
@@ -266,6 +275,16 @@ static void cut(const Context &c, int64_t t) {
     synchronise(c);
 }
 
+// Per-unit values that are the same at all steps, which each thread computes for itself.
+template <class Part> static __attribute__((noinline)) void over_units(const Context &given) {
+    const Context c = given;
+    const int64_t units = c.call->buffers[Part::domain_buffer].width;
+    int64_t unit = 0;
+    for (; unit + LANES <= units; unit += LANES) Part::template point<true>(c, 0, unit, LANES, 0);
+    if (unit < units) Part::template point<false>(c, 0, unit, units - unit, 0);
+}
+
+static void once(const Context &c);
 static void step(const Context &c);
 
 static void work(void *argument) {
@@ -289,6 +308,7 @@ static void work(void *argument) {
         }
         c.rows = (k.batch_sizes[t] - c.row_first + c.row_stride - 1) / c.row_stride;
         place(c, t);
+        if (i == k.first) once(c);
         if (k.backward) begin_rows(c, t);
         enter(c, t);
         step(c);
