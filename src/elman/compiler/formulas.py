@@ -146,6 +146,10 @@ class _Printer:
             case "rsqrt":
                 below_root = notation.root(self.shown(node.args[0], _SUM))
                 return notation.fraction("1", below_root), _ATOM if notation.stacks else _PRODUCT
+            case "log1p":
+                return notation.call("log", [f"1 + {self.shown(node.args[0], _PRODUCT)}"]), _ATOM
+            case "expm1":
+                return f"{notation.call('exp', [self.shown(node.args[0], _SUM)])} - 1", _SUM
             case "floor":
                 return notation.floor(self.shown(node.args[0], _SUM)), _ATOM
             case "abs":
