@@ -27,6 +27,7 @@ def test_the_blocks_run_and_print_what_they_say(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(cells, "_registry", dict(cells._registry))
     names: dict[str, Any] = {}
     printed = ""
+    outputs: list[str] = []
     try:
         for kind, block in BLOCKS:
             file = re.match(r"# (\w+\.py)\n", block)
@@ -44,8 +45,9 @@ def test_the_blocks_run_and_print_what_they_say(tmp_path: Path, monkeypatch: pyt
                     assert program == "elman"
                     run = subprocess.run([sys.executable, "-m", "elman", *arguments], capture_output=True, text=True)
                     assert run.returncode == 0, run.stderr
-                    printed = run.stdout
-        assert printed.startswith("def ")
+                    outputs.append(run.stdout)
+        assert "h_t = (1 - g) ∘ h_{t-1} + g ∘ n" in outputs[0]
+        assert outputs[-1].startswith("def ")
         assert names["layer"].cell == names["TwoSpeed"]()
     finally:
         sys.modules.pop("two_speed", None)
