@@ -1,6 +1,6 @@
 """Elman's layers against torch.nn, ONNX Runtime, torchrecurrent and an eager loop: both sides interleaved, one run.
 
-    python benchmarks/layers.py [--seconds 1.0] [--only layers,cells,lengths,streaming,memory,compile] > table.md
+    python benchmarks/layers.py [--seconds 1.0] [--only layers,streaming] > table.md
 
 The peers come with `pip install -e '.[bench]'`. Ratios are medians of the peer's times over medians of Elman's: above 1
 Elman is faster. Run it alone on the machine.
@@ -8,6 +8,7 @@ Elman is faster. Run it alone on the machine.
 
 import argparse
 import datetime
+import functools
 import math
 import os
 import statistics
@@ -25,7 +26,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import elman
 import machine
-from elman import cells
 from elman.cells.math import tanh
 from elman.compiler import build
 
@@ -43,6 +43,7 @@ SHAPES = (
     (128, 64, 1024, 1024),
     (33, 50, 100, 100),
 )
+SECTIONS = "layers,recurrence,elementwise,cells,lengths,streaming,language_model,memory,compile"
 PAIRS: dict[str, tuple[Any, Any, int]] = {
     "RNN": (elman.RNN, nn.RNN, 1),
     "GRU": (elman.GRU, nn.GRU, 3),
@@ -140,6 +141,64 @@ class Minimal(elman.Cell):
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         f = elman.cells.math.sigmoid(x.f + u.f(s.h))
         return self.State(h=f * s.h + (1 - f) * tanh(x.g + u.g(s.h)))
+
+
+def bench_recurrence(seconds: float, workers: int) -> None:
+    """The recurrence alone at B = 1, where every step reads all recurrent weights: against reads of as many bytes."""
+    print("\n## The recurrence alone, B = 1, T = 1024 (GB/s of recurrent weights read)")
+    rows = []
+    for kind in PAIRS:
+        for hidden in (128, 256, 512):
+            layer = PAIRS[kind][0](1, hidden)  # of one input, so that the product with it is nothing
+            x, short = torch.randn(1025, 1, 1), torch.randn(1, 1, 1)
+            whole, start = medians([forward(layer, x), forward(layer, short)], seconds)
+            size = layer.weight_hh_l0.numel() * 4
+            rate = size * 1024 / (whole - start) / 1e9
+            limit = machine.read_bandwidth(size // workers, workers)
+            rows.append([kind, hidden, f"{size >> 10}", f"{rate:.0f}", f"{limit:.0f}", f"{100 * rate / limit:.0f} %"])
+    table(["layer", "H", "kB", "GB/s", "GB/s at most", "of it"], rows)
+
+
+def bench_elementwise(seconds: float) -> None:
+    """The loop of cells without recurrent products: bytes of gates read and of states written, against a copy's."""
+    from elman.engine.kernel import Table
+
+    batch, steps, hidden = 32, 256, 512
+    copied, source = torch.empty(1 << 26), torch.ones(1 << 26)
+    (copy,) = medians([lambda: copied.copy_(source)], seconds)
+    limit = 2 * source.numel() * 4 / copy / 1e9
+    print(f"\n## Cells without recurrent products, B = {batch}, T = {steps}, H = {hidden}: the loop alone, inference")
+    print(f"\nA copy of 256 MB moves {limit:.1f} GB/s.")
+    rows = []
+    prepare = Table.prepare
+    for name in ("sru", "min_gru", "indrnn", "rg_lru", "gilr"):
+        layer, x = elman.Recurrent(name, 64, hidden), torch.randn(steps, batch, 64)
+        spent: list[float] = []
+
+        def timed(self: Table, *arguments: Any, **named: Any) -> Callable[[], object]:
+            run = prepare(self, *arguments, **named)
+
+            def measured() -> None:
+                start = time.perf_counter()
+                run()
+                spent[-1] += time.perf_counter() - start  # noqa: B023
+
+            return measured
+
+        def once(run: Callable[[], object]) -> None:
+            spent.append(0.0)  # noqa: B023
+            run()
+
+        Table.prepare = timed  # type: ignore[method-assign]
+        try:
+            medians([functools.partial(once, forward(layer, x))], seconds)
+        finally:
+            Table.prepare = prepare  # type: ignore[method-assign]
+        parts = layer.layers[0][1]
+        widths = max(r.stop for r in parts.input_gates.values()) + sum(width for _, width in parts.states)
+        rate = 4 * widths * batch * steps / statistics.median(spent) / 1e9
+        rows.append([name, f"{rate:.1f}", f"{100 * rate / limit:.0f} %"])
+    table(["cell", "GB/s", "of a copy's"], rows)
 
 
 def bench_cells(seconds: float, peak: float) -> None:
@@ -262,6 +321,41 @@ def _onnx_step(module: Any, x: Tensor) -> Callable[[], object]:
     return run
 
 
+def bench_language_model(seconds: float) -> None:
+    """Training steps of the language model: 32 lanes of 64 characters, 512 units, against the same in torch.nn."""
+    from elman.tasks.language_model.model import LanguageModel
+
+    print("\n## Training a language model (32 lanes × 64 characters, 512 units; clipping and Adam included)")
+    tokens = torch.randint(65, (65, 32))
+    rows = []
+    for kind in ("LSTM", "GRU"):
+        ways = []
+        for engine in ("cpu", "auto", None):
+            torch.manual_seed(0)
+            model = LanguageModel(65, kind.lower(), 128, 512)
+            if engine is None:
+                model.recurrent = PAIRS[kind][1](128, 512)
+            optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+            ways.append(_language_step(model, optimizer, tokens, engine or "auto"))
+        mine, auto, peer = medians(ways, seconds * 4)
+        count = tokens[1:].numel()
+        rows.append([kind, f"{count / mine:.0f}", f"{count / peer:.0f}", peer / mine, peer / auto])
+    table(["cell", "tokens/s", "torch.nn tokens/s", "`cpu` ×", "`auto` ×"], rows)
+
+
+def _language_step(model: Any, optimizer: Any, tokens: Tensor, engine: str) -> Callable[[], object]:
+    def run() -> None:
+        with elman.use_engine(engine):
+            output, _ = model.recurrent(model.embedding(tokens[:-1]))
+            logits = model.logits(output)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(logits.flatten(0, 1), tokens[1:].flatten()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return run
+
+
 def bench_memory() -> None:
     """Peak memory of a training step, each in a process of its own."""
     print("\n## Peak memory of a training step (MB above the process before it)")
@@ -310,7 +404,7 @@ with elman.use_engine("cpu"):
 print(time.perf_counter() - start)
 """
     rows = []
-    for name in cells.names():
+    for name in ("lstm", "gru_reset_before", "peephole_lstm", "layer_norm_lstm", "clockwork", "slstm", "lmu", "cfc"):
         with tempfile.TemporaryDirectory() as folder:
             environment = {**os.environ, "ELMAN_CACHE": folder}
             times = [
@@ -325,7 +419,9 @@ def main() -> None:
     """Run what is asked for and print it as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each comparison")
-    parser.add_argument("--only", default="layers,cells,lengths,streaming,memory,compile")
+    parser.add_argument(
+        "--only", default="layers,recurrence,elementwise,cells,lengths,streaming,language_model,memory,compile"
+    )
     options = parser.parse_args()
     only = options.only.split(",")
     torch.manual_seed(0)
@@ -341,12 +437,18 @@ def main() -> None:
     print(", ".join(f"{kb} kB each {machine.read_bandwidth(kb * 1024, workers):.0f} GB/s" for kb in (512, 4096)) + ".")
     if "layers" in only:
         bench_layers(options.seconds, peak)
+    if "recurrence" in only:
+        bench_recurrence(options.seconds, workers)
+    if "elementwise" in only:
+        bench_elementwise(options.seconds)
     if "cells" in only:
         bench_cells(options.seconds, peak)
     if "lengths" in only:
         bench_lengths(options.seconds)
     if "streaming" in only:
         bench_streaming()
+    if "language_model" in only:
+        bench_language_model(options.seconds)
     if "memory" in only:
         bench_memory()
     if "compile" in only:

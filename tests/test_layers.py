@@ -200,10 +200,9 @@ def test_stepper_resets_and_checks_its_input() -> None:
 
 
 def test_explain_names_engines_and_reasons() -> None:
-    assert elman.explain(LSTM(3, 4, 2), torch.zeros(5, 16, 3)).engines == ("torch", "torch")
-    few = elman.explain(LSTM(3, 4), torch.zeros(5, 2, 3))
-    assert few.engines == ("cpu",)
-    assert few.refusals == ({"torch": "Elman's kernel is faster for few rows"},)
+    plain = elman.explain(LSTM(3, 4, 2), torch.zeros(5, 16, 3))
+    assert plain.engines == ("cpu", "cpu")
+    assert plain.refusals[0] == {"torch": "Elman's kernels are at least as fast on CPU"}
     assert (
         str(elman.explain(Recurrent("slstm", 3, 4)))
         == "layer 0: cpu; not torch: torch has no kernel for SLSTM(heads=4)"

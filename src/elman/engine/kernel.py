@@ -33,7 +33,8 @@ class Kind(IntEnum):
     ABSENT = 9
 
 
-SPLIT_ROWS = 8  # rows for each thread: with no more of them the threads share out the units
+SPLIT_ROWS = 8  # rows for each thread: with no more of them the threads share out the units,
+SPLIT_BYTES = 1 << 17  # unless the matrices are smaller than this: meeting after each step would cost more
 
 
 class _Fixed:
@@ -158,14 +159,17 @@ class Table:
         fixed, kernel = self._fixed, self._kernel
         for name, width in fixed.scratch:
             self.place(name, take(self._batch * width * self._itemsize), width, Kind.BATCH)
-        addresses = array("q")
+        addresses, bytes_read = array("q"), 0
         for group in kernel.groups:
             chosen = [matrices[p] for p in group.products]
             form = (group.width, group.blocks, group.transposed)
-            to = take(fixed.tools.group_size(chosen, *form))
+            size = fixed.tools.group_size(chosen, *form)
+            to = take(size)
             fixed.tools.pack_group(chosen, *form, to)
             addresses.append(to)
+            bytes_read += size
         workers = workers or threads.count()
+        split_rows = SPLIT_ROWS * workers if bytes_read >= SPLIT_BYTES else 0
         entering, finals = fixed.entries(entries)
         ranges, kept = fixed.ranges(patterns)
         lanes = fixed.tools.lanes
@@ -173,7 +177,7 @@ class Table:
         call = array(
             "q",
             (
-                *(packing.steps, packing.batch, workers, backward, SPLIT_ROWS * workers, 0, packing.steps),
+                *(packing.steps, packing.batch, workers, backward, split_rows, 0, packing.steps),
                 *(*packing.places, 0 if reset is None else reset.data_ptr()),
                 *(self._table.buffer_info()[0], addresses.buffer_info()[0], ranges.buffer_info()[0], sums),
                 *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 2, finals.buffer_info()[0]),

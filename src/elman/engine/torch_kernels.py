@@ -28,16 +28,8 @@ def why_not(call: LayerCall) -> str | None:
 
 
 def rather_not(call: LayerCall) -> str | None:
-    """The reason why `auto` passes over torch's kernels where compiled ones can run, or None.
-
-    On CPU torch has one fused kernel, oneDNN's: LSTM, float32, equal lengths. Where rows are few, Elman's is the faster
-    still; see docs/benchmarks.md.
-    """
-    if call.input.device.type != "cpu":
-        return None
-    if type(call.cell) is not LSTM or call.input.dtype != torch.float32 or not call.packing.is_dense:
-        return "torch has no fused kernel for this on CPU"
-    return "Elman's kernel is faster for few rows" if call.packing.batch < 8 else None
+    """The reason why `auto` passes over torch's kernels where compiled ones can run, or None."""
+    return "Elman's kernels are at least as fast on CPU" if call.input.device.type == "cpu" else None
 
 
 def _kernel(cell: Cell) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from elman.errors import UsageError, did_you_mean
 from elman.tasks.language_model import TASK as LANGUAGE_MODEL
+from elman.tasks.long_memory import TASKS as LONG_MEMORY
 from elman.tasks.task import Task
 
-TASKS: tuple[Task, ...] = (LANGUAGE_MODEL,)
+TASKS: tuple[Task, ...] = (LANGUAGE_MODEL, *LONG_MEMORY)
 
 
 def get(name: str) -> Task:

@@ -9,8 +9,6 @@ from elman import cells
 from elman.errors import UsageError
 from elman.train.options import Options, option
 
-DEFAULT_EPOCHS = 10
-
 
 @dataclass(frozen=True)
 class TrainConfig(Options):
@@ -60,6 +58,8 @@ class TrainConfig(Options):
         None, "steps between checkpoints; there is one at each evaluation too", group="reports", low=1, resumable=True
     )
     log_every: int = option(50, "steps between training lines in metrics.jsonl", group="reports", low=1)
+
+    default_epochs = 10  # of a run without a limit; no option, but a task may change it
 
     def check(self) -> None:
         if self.momentum and self.optimizer != "sgd":

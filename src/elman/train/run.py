@@ -16,7 +16,7 @@ from torch import Tensor
 from elman.errors import UsageError, UserError
 from elman.train import options
 from elman.train.checkpoint import Checkpoints, write_atomically
-from elman.train.config import DEFAULT_EPOCHS, TrainConfig
+from elman.train.config import TrainConfig
 
 AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
 
@@ -122,5 +122,5 @@ def open_run(
     if config.resume and not resuming:
         say(f"{run.path} has no checkpoint: starting afresh")
     if config.epochs is config.max_steps is config.max_minutes is None:
-        config = replace(config, epochs=DEFAULT_EPOCHS)
+        config = replace(config, epochs=config.default_epochs)
     return config, run, resuming

@@ -12,13 +12,13 @@ import torch
 
 from elman.data.text import Parts, named_parts, read_parts, read_text
 from elman.data.tokenizers import Tokenizer
-from elman.engine.dispatch import explain
 from elman.errors import UsageError, UserError
 from elman.tasks.language_model import TASK, EvaluateOptions, GenerateOptions, LanguageModelConfig
 from elman.tasks.language_model.generate import generate as generate_text
 from elman.tasks.language_model.generate import until
 from elman.tasks.language_model.job import EncodedText, LanguageModelJob, describe, score
 from elman.tasks.language_model.model import LanguageModel, build_model
+from elman.tasks.models import engines_of, load_best
 from elman.tasks.sampling import Sampler
 from elman.train.checkpoint import write_atomically
 from elman.train.device import choose_device
@@ -43,8 +43,7 @@ def train(given: Mapping[str, Any]) -> None:
         )
         torch.manual_seed(config.seed)
         model = build_model(config, tokenizer).to(device)
-        one_step = torch.zeros(1, config.batch_size, model.recurrent.input_size, device=device)
-        engines = dict.fromkeys(explain(model.recurrent, one_step).engines)
+        engines = engines_of(model.recurrent, config.batch_size)
         train_text, validation_text = (EncodedText.of(text, tokenizer) for text in (parts.train, parts.validation))
         job = LanguageModelJob(model, tokenizer, train_text, validation_text, config)
         trainer = Trainer(job, config, run, reporter)
@@ -56,8 +55,7 @@ def train(given: Mapping[str, Any]) -> None:
         reporter.say(
             f"run {run.path}: {len(job.train.tokens):,} training and {len(job.validation.tokens):,} validation tokens, "
             f"{tokenizer.size:,} types; {config.cell} with {sum(p.numel() for p in model.parameters()):,} parameters "
-            f"on {device}, engine {', '.join(engines)}"
-            + (f"; going on after step {trainer.at.step}" if tree is not None else "")
+            f"on {device}, engine {engines}" + (f"; going on after step {trainer.at.step}" if tree is not None else "")
         )
         end = trainer.fit()
         reporter.say(
@@ -126,11 +124,7 @@ def _load(run: RunFolder, device: str) -> tuple[LanguageModelConfig, Tokenizer, 
     config = run.load_config(LanguageModelConfig)
     tokenizer = Tokenizer.load(run.tokenizer)
     model = build_model(config, tokenizer)
-    tensors, about = run.load_model()
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{run.model} does not fit {run.config}: {str(error).splitlines()[-1].strip()}") from None
+    about = load_best(run, model)
     return config, tokenizer, model.to(choose_device(device)).eval(), about
 
 

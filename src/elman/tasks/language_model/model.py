@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elman.data.tokenizers import Tokenizer
-from elman.engine.dispatch import explain
 from elman.errors import UsageError
 from elman.nn.recurrent import Recurrent
 from elman.tasks.language_model import LanguageModelConfig
+from elman.tasks.models import check_engine
 
 CHARACTER_EMBEDDING = 128
 
@@ -93,8 +93,5 @@ def build_model(config: LanguageModelConfig, tokenizer: Tokenizer) -> LanguageMo
         )
     except ValueError as error:
         raise UsageError(f"--cell {config.cell}: {error}") from None
-    try:
-        explain(model.recurrent)
-    except (ValueError, RuntimeError) as error:  # ELMAN_ENGINE names no engine, or one that cannot run this cell
-        raise UsageError(str(error)) from None
+    check_engine(model.recurrent)
     return model

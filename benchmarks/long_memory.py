@@ -1,0 +1,191 @@
+"""Cells on the problems of long memory, each run with the same budget; writes a table from the runs' own files.
+
+    python benchmarks/long_memory.py [--cells gru,lstm] [--tasks adding,copy,mnist1d] [--seeds 0] [--max-steps N]
+                                     [--max-minutes X] [--runs runs/long-memory] [--output docs/results.md]
+
+Without a limit each run has the task's own number of steps. A run that is finished is not made again, one that was
+stopped goes on, so the same command can be stopped and started at will; the table is written again after each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import elman
+from elman.train.checkpoint import write_atomically
+
+CELLS = "elman,lstm,gru,indrnn,janet,lem,min_gru,sru,antisymmetric_rnn,ugrnn"
+TASKS = "adding,copy,mnist1d"
+SOLVED = 1e-3  # mean squared error of the adding problem
+RESULT = "result.json"  # in the folder of a finished run
+COLUMNS = {
+    "adding": ("adding: squared error", f"below {SOLVED:g} after", "minutes"),
+    "copy": ("copying: symbols right", "cross-entropy", "minutes"),
+    "mnist1d": ("MNIST-1D: right", "minutes"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of the table, in a folder of its own."""
+
+    folder: Path
+    task: str
+    cell: str
+    seed: int
+    options: tuple[str, ...]  # limits, the same for all runs
+
+    def make(self) -> None:
+        """Train and score, unless that is done. Exits where the run was stopped or made with other options."""
+        if (self.folder / RESULT).exists():
+            if self.result()["options"] != list(self.options):
+                sys.exit(f"{self.folder} was made with {self.result()['options']}: choose another --runs")
+            return
+        choice = ("--cell", self.cell, "--seed", str(self.seed), "--run", str(self.folder))
+        resume = ("--resume",) if self.folder.exists() else ()
+        status, _, said = _elman("train", self.task, *choice, *self.options, *resume)
+        if status not in (0, 1):  # a wrong option, or a signal
+            sys.exit(status)
+        found: dict[str, Any] = {"options": list(self.options), "made": str(datetime.date.today())}
+        if status:
+            found["failure"] = said
+        else:
+            status, shown, said = _elman("evaluate", str(self.folder), "--format", "json")
+            if status:
+                sys.exit(said)
+            found["test"] = json.loads(shown)
+        write_atomically(self.folder / RESULT, json.dumps(found).encode())
+
+    def result(self) -> Any:
+        """What a finished run came to."""
+        return json.loads((self.folder / RESULT).read_text())
+
+    def values(self) -> list[float | str]:
+        """The run's part of a row: COLUMNS of its task."""
+        result = self.result()
+        if "failure" in result:
+            return ["failed", *[""] * (len(COLUMNS[self.task]) - 1)]
+        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        minutes = lines[-1]["seconds"] / 60
+        test = result["test"]
+        if self.task == "adding":
+            steps = [e["step"] for e in lines if e["kind"] == "validation" and e["loss"] < SOLVED]
+            return [test["loss"], f"{steps[0]:,} steps" if steps else "never", minutes]
+        if self.task == "copy":
+            return [test["accuracy"], test["loss"], minutes]
+        return [test["accuracy"], minutes]
+
+
+def _elman(*arguments: str) -> tuple[int, str, str]:
+    """Status, standard output and the last line of standard error of a command, which is shown as it comes."""
+    print("elman", *arguments, flush=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "elman", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    last = ""
+    for line in process.stderr:
+        last = line.rstrip()
+        print(f"    {last}", flush=True)
+    return process.wait(), process.stdout.read(), last
+
+
+def table(runs: list[Run]) -> list[str]:
+    """The finished runs, a line for each cell; the median where there are several seeds."""
+    done = [run for run in runs if (run.folder / RESULT).exists()]
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    head = ["cell", *(column for task in tasks for column in COLUMNS[task])]
+    rows = [head, ["---"] * len(head)]
+    for cell in dict.fromkeys(run.cell for run in done):
+        row = [f"`{cell}`"]
+        for task in tasks:
+            values = [run.values() for run in done if (run.cell, run.task) == (cell, task)]
+            for name, column in zip(COLUMNS[task], zip(*values, strict=True), strict=False):
+                row.append(_shown(name, column))
+            row += [""] * (len(COLUMNS[task]) if not values else 0)
+        rows.append(row)
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _shown(name: str, column: tuple[float | str, ...]) -> str:
+    numbers = [value for value in column if isinstance(value, float)]
+    if len(numbers) < len(column):
+        return ", ".join(dict.fromkeys(str(value) for value in column))
+    middle = statistics.median(numbers)
+    if name == "minutes":
+        return f"{middle:.1f}"
+    return f"{middle:.1%}" if name.endswith("right") else f"{middle:.2g}"
+
+
+def report(runs: list[Run], command: str) -> str:
+    """The document."""
+    done = [run for run in runs if (run.folder / RESULT).exists()]
+    made = sorted({run.result()["made"] for run in done})
+    seeds = sorted({run.seed for run in runs})
+    lines = [
+        "# Cells on problems of long memory",
+        "",
+        f"Made by `{command}`; [long-memory.md](long-memory.md) tells what the problems are.",
+        "",
+        f"{' to '.join(dict.fromkeys((made[0], made[-1])))}, {_processor()}, {torch.get_num_threads()} threads; "
+        f"Elman {elman.__version__}, torch {torch.__version__}, Python {platform.python_version()}. "
+        + (f"Seed {seeds[0]}." if len(seeds) == 1 else f"Medians of the seeds {', '.join(map(str, seeds))}."),
+        "All have the tasks' default options, tuned for none of them. Scores are of the test parts, by the model",
+        "that was best in validation; minutes are of training with its evaluations.",
+        "",
+        *table(runs),
+        "",
+    ]
+    failures = [f"- {run.folder.name}: {run.result()['failure']}" for run in done if "failure" in run.result()]
+    return "\n".join([*lines, *failures, ""] if failures else lines)
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--cells", default=CELLS)
+    parser.add_argument("--tasks", default=TASKS)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--max-steps", help="steps of each run")
+    parser.add_argument("--max-minutes", help="minutes of each run")
+    parser.add_argument("--runs", default="runs/long-memory", help="where the runs are kept")
+    parser.add_argument("--output", default="docs/results.md")
+    given = parser.parse_args()
+    options: list[str] = []
+    for name, value in (("--max-steps", given.max_steps), ("--max-minutes", given.max_minutes)):
+        options += [name, value] if value is not None else []
+    unknown = set(given.tasks.split(",")) - set(COLUMNS)
+    if unknown:
+        parser.error(f"no such task: {', '.join(sorted(unknown))}; choose from {TASKS}")
+    runs = [
+        Run(Path(given.runs) / f"{task}-{cell}-{seed}", task, cell, int(seed), tuple(options))
+        for seed in given.seeds.split(",")
+        for cell in given.cells.split(",")
+        for task in given.tasks.split(",")
+    ]
+    command = " ".join(["python benchmarks/long_memory.py", *sys.argv[1:]])
+    for run in runs:
+        run.make()
+        write_atomically(Path(given.output), report(runs, command).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""A problem as the trainer sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elman.tasks.long_memory.model import SequenceModel
+from elman.tasks.long_memory.problem import Batch, Problem
+from elman.train.metrics import Metrics
+
+SCORED_AT_ONCE = 1 << 24  # recurrent outputs: 64 MB
+
+
+@torch.no_grad()
+def score(model: SequenceModel, problem: Problem, part: Batch) -> Metrics:
+    """The loss and the share of right answers, with the loss that needs no memory beside them."""
+    model.eval()
+    device = model.head.weight.device
+    steps, count, _ = part.inputs.shape
+    at_once = max(1, SCORED_AT_ONCE // (steps * model.recurrent.output_size))
+    outputs = [model(part.inputs[:, first : first + at_once].to(device)) for first in range(0, count, at_once)]
+    answers = torch.cat(outputs, dim=-2).cpu().double()
+    return {
+        "loss": problem.loss(answers, part.targets).item(),
+        "accuracy": problem.accuracy(answers, part.targets),
+        "baseline": problem.baseline,
+    }
+
+
+class ProblemJob:
+    """Fresh sequences in each batch, the state never carried; see `elman.train.job.Job`."""
+
+    def __init__(self, model: SequenceModel, problem: Problem) -> None:
+        self.model = model
+        self.problem = problem
+        self.validation = problem.part("validation")
+        self.device = model.head.weight.device
+        self.steps_per_epoch = problem.steps_per_epoch
+        self.fingerprint = problem.fingerprint
+
+    def begin_epoch(self) -> Any:
+        return None
+
+    def loss(self, epoch: int, index: int, carry: Any) -> tuple[Tensor, int, Any]:
+        batch = self.problem.batch(epoch, index)
+        outputs = self.model(batch.inputs.to(self.device))
+        return self.problem.loss(outputs, batch.targets.to(self.device)), batch.targets.numel(), None
+
+    def training_metrics(self, loss: float) -> Metrics:
+        return {"loss": loss}
+
+    def evaluate(self) -> Metrics:
+        return score(self.model, self.problem, self.validation)
+
+    def cost(self, metrics: Metrics) -> float:
+        return self.problem.cost(metrics)
+
+    def describe(self, metrics: Metrics) -> str:
+        return self.problem.describe(metrics)
+
+    def sample(self) -> str:
+        return ""
