@@ -76,7 +76,8 @@ class Reading:
         for entry, index in sorted(self.graph.outputs.items(), key=lambda item: item[0] != names.get(item[1])):
             if index in computed and index not in named:
                 named[index] = Name(entry, time="t")
-        shared = next(letter for letter in ("v", "w", "a", "value") if letter not in {*names.values(), *taken})
+        letters = {*names.values(), *taken, *(entry.name for entry, _ in self.layout.states)}
+        shared = next(letter for letter in ("v", "w", "a", "value") if letter not in letters)
         words: dict[str, list[int]] = {}
         for index in computed:
             if index in named:
