@@ -26,8 +26,8 @@ TOLERANCE_EPSILONS = 2048
 class Case:
     """A cell with the sizes, the engine and the dtype that a check runs it at.
 
-    Of a cell with `equal_sizes`, the input has `hidden_size` values whatever `input_size` says, and bidirectional layers,
-    whose outputs are twice as wide, are not stacked.
+    Of a cell with `equal_sizes`, the input has `hidden_size` values whatever `input_size` says, and bidirectional
+    layers, whose outputs are twice as wide, are not stacked.
     """
 
     cell: Cell

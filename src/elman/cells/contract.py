@@ -114,7 +114,7 @@ class Cell:
 
     @property
     def biases(self) -> tuple[str, ...]:
-        """Per-unit biases beside those of the gates and products, [H], read as `p.<name>`; `bias=False` makes them 0."""
+        """Per-unit biases beside those of gates and products, [H], read as `p.<name>`; `bias=False` makes them 0."""
         return ()
 
     @property
