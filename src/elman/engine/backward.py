@@ -3,8 +3,9 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,6 +86,9 @@ def arrangement(plan: Plan) -> Arrangement:
         if index in differentiated and index not in found.places:
             found.places[index] = (False, found.rest)
             found.rest += plan.products[index].width
+    for index, first in plan.repeated.items():
+        if first in found.places:
+            found.places[index] = found.places[first]
     for operand in dict.fromkeys(n.args[0] for n in plan.products.values()):
         members = [i for i, n in plan.products.items() if n.args[0] == operand and i in found.places]
         members.sort(key=lambda i: found.places[i])
@@ -171,9 +175,7 @@ class Backward(Run):
         self._gates = self._columns(longest)
         self._rest = self.take(longest, self.arrangement.rest) if self.arrangement.rest else 0
         side, totals = self._direct(table)
-        run = table.prepare(
-            self.matrices(), self.patterns(), self.packing, self.reset, True, tuple(self.widths), memory.scratch.take
-        )
+        run = self.prepare(table, backward=True)
         products = _Products(self, len(stretches) > 1)
         for steps, entries in reversed(stretches):
             self._place(table, entries.start)
@@ -259,6 +261,8 @@ class _Products:
         self._once: dict[str, bool] = {}
         self._begun: set[int] = set()
         self._operands: dict[int, Tensor] = {}
+        self._due_rows: dict[int, list[tuple[Tensor, int, int]]] = {}
+        self._clock = next((i for i, n in enumerate(run.plan.graph.nodes) if n.name == "state.t"), 0)
         self._through: Tensor | None = None
         if run.gates_width and run.inputs["input"].requires_grad:
             weight = run.parameters["weight_ih"]
@@ -276,7 +280,11 @@ class _Products:
             weight, bias = self._targets(number, group, width, operand.shape[1])
             add = number in self._begun or (group.weight is not None and not self._once[group.weight])
             d = run.columns(group.among_gates, group.start)
-            self._add(number, d, (width, count), operand, weight, bias, add)
+            if run.clock is None:
+                self._add(number, d, (width, count), operand, weight, bias, add)
+            else:
+                self._add_due(group, d, entries, operand, (weight, bias), add)
+                self._begun.add(number)
         if not run.gates_width:
             return
         weight = self._gradient("weight_ih", slice(None))
@@ -344,6 +352,50 @@ class _Products:
             to_weight = (weight.data_ptr(), columns)
             self._tools.multiply((width, columns, count), (address, 1, stride), b, to_weight, add=add, sums=sums)
         self._begun.add(number)
+
+    def _add_due(
+        self,
+        group: Group,
+        d: tuple[int, int],
+        entries: slice,
+        operand: Tensor,
+        targets: tuple[Tensor, Tensor | None],
+        add: bool,
+    ) -> None:
+        """As `_add`, of a cell with a clock: each run of units takes only the rows in which it is due."""
+        run, columns = self._run, operand.shape[1]
+        (address, stride), (weight, bias) = d, targets
+        if not add:
+            weight.zero_()
+            if bias is not None:
+                bias.zero_()
+        for rows, first, end in self._due(entries):
+            for unit in accumulate(group.widths[:-1], initial=0):
+                start = unit + first
+                self._tools.multiply(
+                    (end - first, columns, len(rows)),
+                    (address + start * run.itemsize, 1, stride),
+                    (operand.data_ptr(), operand.stride(0), operand.stride(1)),
+                    (weight[start:].data_ptr(), columns),
+                    add=True,
+                    sums=0 if bias is None else bias[start:].data_ptr(),
+                    chosen=rows.data_ptr(),
+                )
+
+    def _due(self, entries: slice) -> list[tuple[Tensor, int, int]]:
+        """Rows of a stretch, and the first and last of the neighbouring units that are due at their steps alone."""
+        if entries.start not in self._due_rows:
+            run = self._run
+            runs = np.asarray(run.clock).reshape(-1, 3)
+            time = self._operand(self._clock, entries)[:, 0].numpy().astype(np.int32)
+            sets = (time[:, None] % runs[:, 2].astype(np.int32) == 0) @ (1 << np.arange(len(runs)))
+            found = []
+            for chosen in np.unique(sets):
+                rows = torch.from_numpy(np.flatnonzero(sets == chosen))
+                edges = np.flatnonzero(np.diff([0, *(int(chosen) >> k & 1 for k in range(len(runs))), 0]))
+                found += [(rows, int(runs[a, 0]), int(runs[b - 1, 1])) for a, b in edges.reshape(-1, 2)]
+            self._due_rows[entries.start] = found
+        return self._due_rows[entries.start]
 
     def give(self, found: dict[str, Tensor]) -> None:
         """Put the gradients of parameters and input, by name, beside those that are there."""

@@ -3,10 +3,12 @@
 import ctypes
 import functools
 import math
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +59,7 @@ class Run:
         self.plan = plan
         self.inputs = inputs
         call = scene.call
-        self.layout = call.layout
+        self.layout = plan.layout
         self.packing = call.packing
         self.dtype = call.input.dtype
         self.batch = call.packing.batch
@@ -72,7 +74,8 @@ class Run:
         self.widths = {e.name: w for e, w in call.layout.states}
         self.tools = tools(self.dtype)
         self.itemsize = self.dtype.itemsize
-        self.gates_width = gates_width(call.layout)
+        self.gates_width = gates_width(plan.layout)
+        self.clock = clock_runs(plan)
         self.held: list[Tensor] = []
         memory.scratch.begin()
 
@@ -83,6 +86,12 @@ class Run:
     def in_order(self, tensor: Tensor) -> Tensor:
         """[N, *] in the order of this direction's steps, or back."""
         return tensor.index_select(0, self.packing.reversal) if self.scene.reverse else tensor
+
+    def prepare(self, table: Table, backward: bool) -> Callable[[], object]:
+        """The kernel of a table, ready to run."""
+        matrices, patterns, names = self.matrices(), self.patterns(), tuple(self.widths)
+        take, clock = memory.scratch.take, self.clock
+        return table.prepare(matrices, patterns, self.packing, self.reset, backward, names, take, clock=clock)
 
     def matrices(self) -> dict[str, Matrix]:
         """All products' matrices, by the names of the graph's nodes."""
@@ -134,6 +143,23 @@ class Run:
                     table.set(key, self.in_order(v).contiguous(), Kind.STEP)
 
 
+_RUNS = 64  # of units that a kernel can tell apart by their periods
+
+
+@functools.lru_cache(maxsize=1024)
+def clock_runs(plan: Plan) -> "array[int] | None":
+    """First unit, end and period of each run of units with one period, of a plan with a clock; None: always due."""
+    if plan.clock is None:
+        return None
+    periods = np.asarray(plan.cell.constants(plan.layout.hidden_size)[plan.clock], dtype=float)
+    starts = [0, *(np.flatnonzero(np.diff(periods)) + 1)]
+    chosen = periods[starts]
+    if len(starts) > _RUNS or not ((chosen >= 1) & (chosen == np.floor(chosen)) & (chosen < 1 << 24)).all():
+        return None
+    ends = [*starts[1:], len(periods)]
+    return array("q", [int(n) for run in zip(starts, ends, chosen, strict=True) for n in run])
+
+
 @functools.lru_cache(maxsize=1024)
 def patterns_of(layout: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Where the structured ones of these products have weights, by name."""
@@ -168,9 +194,7 @@ class Forward(Run):
         if self.scene.training and self.plan.saved_widths:
             self.saved = memory.empty(self.total * sum(self.plan.saved_widths.values()), dtype=self.dtype)
             self.place_saved(table, self.saved)
-        run = table.prepare(
-            self.matrices(), self.patterns(), self.packing, self.reset, False, tuple(self.widths), memory.scratch.take
-        )
+        run = self.prepare(table, backward=False)
         if self.gates_width:
             self._stretches(table, run)
         else:

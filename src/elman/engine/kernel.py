@@ -143,6 +143,7 @@ class Table:
         entries: tuple[str, ...],
         take: Callable[[int], int],
         workers: int | None = None,
+        clock: "array[int] | None" = None,
     ) -> Callable[[], object]:
         """Pack the matrices and point to everything; what is returned runs the kernel over all steps.
 
@@ -155,6 +156,7 @@ class Table:
             entries: the states' names.
             take: gives the address of so many bytes.
             workers: threads; by default as many as torch uses.
+            clock: first unit, end and period of each run of units that has a period of its own, of a cell with a clock.
         """
         fixed, kernel = self._fixed, self._kernel
         for name, width in fixed.scratch:
@@ -181,11 +183,12 @@ class Table:
                 *(*packing.places, 0 if reset is None else reset.data_ptr()),
                 *(self._table.buffer_info()[0], addresses.buffer_info()[0], ranges.buffer_info()[0], sums),
                 *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 2, finals.buffer_info()[0]),
+                *(len(clock) // 3 if clock else 0, clock.buffer_info()[0] if clock else 0),
                 *(threads.pool() or (0, 0, 0)),
                 0,  # the meeting
             ),
         )
-        self._held += (addresses, kept, packing, reset)
+        self._held += (addresses, kept, packing, reset, clock)
         self._call = call
         return functools.partial(fixed.run, call.buffer_info()[0])
 

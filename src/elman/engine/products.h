@@ -20,6 +20,7 @@ struct Product {
     int64_t add;         // whether the product is added to what C holds
     real *packed;        // null, or B as elman_pack_b leaves it: [block of depth][panel][step of depth][COLUMNS]
     real *sums;          // null, or [rows]: receives the sums of A's rows, or has them added where `add`
+    const int64_t *chosen;  // null, or the steps of A's and B's depth that are taken, `depth` of them
     real *workspace;     // DEPTH * (threads * BLOCK_ROWS + columns rounded up to COLUMNS)
     Parallel parallel;
     int (*thread_number)();
@@ -27,6 +28,7 @@ struct Product {
     Meeting meeting;
 };
 
+INLINE int64_t step_of(const Product &p, int64_t k) { return p.chosen ? p.chosen[k] : k; }
 INLINE int64_t panels(int64_t columns) { return (columns + COLUMNS - 1) / COLUMNS; }
 
 // Steps of the depth that are taken together: blocks of about equal size.
@@ -81,7 +83,7 @@ static void transpose(real *to, int64_t step, const real *from, int64_t stride, 
 static void pack_a(const Product &p, real *to, int64_t row, int64_t rows, int64_t from, int64_t depth) {
     const int64_t whole = rows / ROWS, tile = depth * ROWS;
     for (int64_t k = 0; k < depth; ++k) {
-        const real *a = p.a + row * p.a_row + (from + k) * p.a_depth;
+        const real *a = p.a + row * p.a_row + step_of(p, from + k) * p.a_depth;
         real *t = to + k * ROWS;
         if (p.a_row == 1)
             for (int64_t i = 0; i < whole; ++i) memcpy(t + i * tile, a + i * ROWS, ROWS * sizeof(real));
@@ -100,7 +102,7 @@ static void add_rows(const Product &p, int64_t row, int64_t rows, int64_t from, 
         const int64_t left = rows - r;
         V sum = V{};
         for (int64_t k = 0; k < depth; ++k) {
-            const real *a = p.a + (row + r) * p.a_row + (from + k) * p.a_depth;
+            const real *a = p.a + (row + r) * p.a_row + step_of(p, from + k) * p.a_depth;
             if (p.a_row == 1) sum += left < LANES ? load_part(a, left) : load(a);
             else
                 for (int64_t i = 0; i < LANES && i < left; ++i) sum[i] += a[i * p.a_row];
@@ -115,20 +117,21 @@ static void add_rows(const Product &p, int64_t row, int64_t rows, int64_t from, 
 static void pack_b(const Product &p, real *to, int64_t first, int64_t last, int64_t from, int64_t depth) {
     for (int64_t c0 = first * COLUMNS; c0 < p.columns && c0 < last * COLUMNS; c0 += COLUMNS, to += depth * COLUMNS) {
         const int64_t n = p.columns - c0 < COLUMNS ? p.columns - c0 : COLUMNS;
-        const real *b = p.b + c0 * p.b_column + from * p.b_depth;
+        const real *b = p.b + c0 * p.b_column;
+        auto at = [&](int64_t k) { return b + step_of(p, from + k) * p.b_depth; };
         if (p.b_column == 1 && n == COLUMNS)
-            for (int64_t k = 0; k < depth; ++k) memcpy(to + k * COLUMNS, b + k * p.b_depth, sizeof(real) * COLUMNS);
+            for (int64_t k = 0; k < depth; ++k) memcpy(to + k * COLUMNS, at(k), sizeof(real) * COLUMNS);
         else if (p.b_column == 1)
             for (int64_t k = 0; k < depth; ++k) {
-                memcpy(to + k * COLUMNS, b + k * p.b_depth, n * sizeof(real));
+                memcpy(to + k * COLUMNS, at(k), n * sizeof(real));
                 memset(to + k * COLUMNS + n, 0, (COLUMNS - n) * sizeof(real));
             }
-        else if (p.b_depth == 1)
+        else if (p.b_depth == 1 && !p.chosen)
             for (int64_t c = 0; c < COLUMNS; c += LANES)
-                transpose(to + c, COLUMNS, b + c * p.b_column, p.b_column, n - c, depth);
+                transpose(to + c, COLUMNS, at(0) + c * p.b_column, p.b_column, n - c, depth);
         else
             for (int64_t k = 0; k < depth; ++k)
-                for (int64_t c = 0; c < COLUMNS; ++c) to[k * COLUMNS + c] = c < n ? b[c * p.b_column + k * p.b_depth] : 0;
+                for (int64_t c = 0; c < COLUMNS; ++c) to[k * COLUMNS + c] = c < n ? at(k)[c * p.b_column] : 0;
     }
 }
 
@@ -203,7 +206,7 @@ static void multiply_share(void *argument) {
     const int64_t end = limit < p.rows ? limit : p.rows;
     real *packed_a = p.workspace + thread * DEPTH * BLOCK_ROWS;
     real *packed_b = p.workspace + p.threads * DEPTH * BLOCK_ROWS;
-    const bool as_it_is = p.a_depth == 1;
+    const bool as_it_is = p.a_depth == 1 && !p.chosen;
     const int64_t most = block_depth(p.depth);
     for (int64_t k = 0; k < p.depth || k == 0; k += most) {
         const int64_t depth = p.depth - k < most ? p.depth - k : most;

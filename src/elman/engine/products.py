@@ -81,7 +81,9 @@ class Tools:
         strides = (1, stride) if transposed else (stride, 1)
         to = memory.scratch.take(self._packed_size(depth, width) * self.itemsize)
         workers = _workers(rows * columns)
-        job = array("q", (0, width, depth, workers, 0, 0, 0, address, *strides, 0, 0, 0, 0, to, 0, 0, *self._pool, 0))
+        job = array(
+            "q", (0, width, depth, workers, 0, 0, 0, address, *strides, 0, 0, 0, 0, to, 0, 0, 0, *self._pool, 0)
+        )
         self._pack_right(job.buffer_info()[0])
         return to
 
@@ -95,6 +97,7 @@ class Tools:
         add: bool = False,
         packed: int = 0,
         sums: int = 0,
+        chosen: int = 0,
     ) -> None:
         """C = A B + bias.
 
@@ -106,11 +109,28 @@ class Tools:
             add: whether to add to what C and `sums` hold, without a bias.
             packed: what `packed_right` gave, in place of b, or 0.
             sums: address of [M], to write the sums of A's rows to, or 0.
+            chosen: address of [K], the columns of A and rows of B to take, or 0 for the first K.
         """
         rows, columns, depth = sizes
         workers = _workers(rows * columns * depth)
         workspace = memory.scratch.take(self._workspace(0 if packed else columns, workers) * self.itemsize)
-        numbers = (rows, columns, depth, workers, *a, *b, *c, bias, add, packed, sums, workspace, *self._pool, 0)
+        numbers = (
+            rows,
+            columns,
+            depth,
+            workers,
+            *a,
+            *b,
+            *c,
+            bias,
+            add,
+            packed,
+            sums,
+            chosen,
+            workspace,
+            *self._pool,
+            0,
+        )
         job = array("q", numbers)
         self._multiply(job.buffer_info()[0])
 

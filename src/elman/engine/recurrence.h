@@ -43,6 +43,8 @@ struct Call {
     const int64_t *entering;     // [states, 3]: buffers PREVIOUS, ENTERED, and UNITS with the default
     int64_t carries;             // pairs (carry, final gradient)
     const int64_t *finals;       // [carries, 2]: buffers CARRY and BATCH
+    int64_t runs;                // of units with one period each; 0: all units are due at every step
+    const int64_t *clock;        // [runs, 3]: first unit, end, period
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
@@ -156,8 +158,18 @@ struct Context {
     int64_t row_first, row_stride;                 // batch row of local row j: row_first + j * row_stride
     real *p[BUFFERS];
     int64_t s[BUFFERS];
-
+    uint64_t due;  // of a clock's runs of units, those that are due at this step in any of this thread's rows
 };
+
+// Whether any of some units is due. CLOCK is the buffer of the step index where the cell has a clock, else negative.
+INLINE bool due(const Context &c, int64_t first, int64_t end) {
+    if (CLOCK < 0 || c.call->runs == 0) return true;
+    for (int64_t r = 0; r < c.call->runs; ++r) {
+        const int64_t *run = c.call->clock + 3 * r;
+        if ((c.due >> r & 1) && run[0] < end && first < run[1]) return true;
+    }
+    return false;
+}
 
 // A vector of a row; unless WHOLE, only `left` of its units are there.
 template <bool WHOLE> INLINE V read(const Context &c, int buffer, int64_t row, int64_t unit, int64_t left) {
@@ -212,7 +224,7 @@ INLINE void multiply(V (&acc)[ROWS][BLOCKS * TOTAL], const real *operand, int64_
 }
 
 // A segment of a group's operand: `width` columns of a buffer. The weights' rows follow the segments.
-template <int ROWS, int BLOCKS, int TOTAL, int FIRST, int COUNT, int GROUP, int... SEGMENTS>
+template <int ROWS, int BLOCKS, int TRANSPOSED, int TOTAL, int FIRST, int COUNT, int GROUP, int... SEGMENTS>
 INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t row, int64_t block) {
     const int segments[] = {SEGMENTS...};
     int64_t depth = 0;
@@ -223,8 +235,22 @@ INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t r
     for (int s : segments) {
         int64_t width = c.call->buffers[s].width;
         int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
-        if (from < to)
-            multiply<ROWS, BLOCKS, TOTAL, FIRST, COUNT>(acc, c.p[s] + row * c.s[s], c.s[s], w + start * (BLOCKS * COUNT * LANES), from, to);
+        auto part = [&](int64_t k, int64_t end) {
+            multiply<ROWS, BLOCKS, TOTAL, FIRST, COUNT>(acc, c.p[s] + row * c.s[s], c.s[s], w + start * (BLOCKS * COUNT * LANES), k, end);
+        };
+        if (CLOCK < 0 || !TRANSPOSED || c.call->runs == 0) {
+            if (from < to) part(from, to);
+        } else {  // the gradients of units that are not due are zero
+            const int64_t *run = c.call->clock;
+            for (int64_t r = 0; r < c.call->runs; ++r)
+                if (c.due >> r & 1) {
+                    int64_t k = run[3 * r];
+                    while (r + 1 < c.call->runs && (c.due >> (r + 1) & 1)) ++r;
+                    const int64_t end = run[3 * r + 1];
+                    if (k < from) k = from;
+                    if (k < end && k < to) part(k, end < to ? end : to);
+                }
+        }
         start += width;
     }
 }
@@ -247,7 +273,8 @@ template <class Part, int ROWS> static void tile(const Context &c, int64_t row, 
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 32
         for (int i = 0; i < Part::blocks * Part::count; ++i) acc[r][i] = V{};
-    Part::template multiply_all<ROWS>(c, acc, row, block);
+    const int64_t first = block * Part::blocks * LANES;
+    if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::template multiply_all<ROWS>(c, acc, row, block);
     for (int b = 0; b < Part::blocks; ++b) {
         const int64_t unit = (block * Part::blocks + b) * LANES;
         if (unit < units) points_of<Part>(c, row, ROWS, unit, units, &acc[0][b * Part::count], Part::blocks * Part::count);
@@ -365,6 +392,20 @@ static void cut(const Context &c, int64_t t) {
     synchronise(c);
 }
 
+// Before a step of a cell with a clock, once its states have entered.
+static void tick(Context &c) {
+    const int64_t clock = CLOCK < 0 ? 0 : CLOCK;
+    int64_t last = -1;
+    c.due = 0;
+    for (int64_t row = 0; row < c.rows; ++row) {
+        const int64_t now = (int64_t)c.p[clock][row * c.s[clock]];
+        if (now == last) continue;
+        last = now;
+        for (int64_t r = 0; r < c.call->runs; ++r)
+            if (now % c.call->clock[3 * r + 2] == 0) c.due |= (uint64_t)1 << r;
+    }
+}
+
 static void step(const Context &c);
 
 static void work(void *argument) {
@@ -390,6 +431,7 @@ static void work(void *argument) {
         place(c, t);
         if (k.backward) begin_rows(c, t);
         enter(c, t);
+        if (CLOCK >= 0) tick(c);
         step(c);
         if (k.backward) cut(c, t);
     }
