@@ -120,9 +120,10 @@ def test_every_registered_cell_has_a_family() -> None:
         cells._registry.pop("test_only")
 
 
-def test_the_kept_costs_are_of_all_cells() -> None:
+def test_the_kept_costs_are_of_cells_that_exist() -> None:
+    """A cell that has not been measured yet has none."""
     kept = cost.kept()
-    assert tuple(kept.relative) == cells.names()
+    assert set(kept.relative) <= set(cells.names())
     assert kept.relative["lstm"] == pytest.approx(1, abs=0.1)
     assert kept.to_json() + "\n" == cost.KEPT.read_text(encoding="utf-8")
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +65,31 @@ def test_the_change_to_the_registry_applies() -> None:
     assert [line[1:].strip() for line in lines.splitlines() if line.startswith("+")] == [
         '"two_speed": "two_speed.TwoSpeed",'
     ]
+
+
+def test_one_file_and_that_line_are_all_it_takes(tmp_path: Path) -> None:
+    """In a copy of Elman: the name is known, has its equations and its place in the document, and runs compiled."""
+    copy = tmp_path / "elman"
+    shutil.copytree(ROOT / "src/elman", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (file,) = [block for kind, block in BLOCKS if kind == "python" and block.startswith("# two_speed.py")]
+    (copy / "cells/two_speed.py").write_text(file, encoding="utf-8")
+    (diff,) = [block for kind, block in BLOCKS if kind == "diff"]
+    lines = diff.split("@@\n")[1].splitlines(keepends=True)
+    registry = copy / "cells/__init__.py"
+    before = "".join(line[1:] for line in lines if not line.startswith("+"))
+    after = "".join(line[1:] for line in lines)
+    registry.write_text(registry.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
+    code = """
+import torch, elman
+from elman.catalogue.markdown import document
+layer = elman.Recurrent("two_speed", 3, 8, num_layers=2, bidirectional=True)
+with elman.use_engine("cpu"):
+    layer(torch.randn(5, 2, 3), lengths=[5, 3])[0].sum().backward()
+assert "### `two_speed`" in document()
+print(elman.cells.names()[-1], elman.__file__)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["two_speed", str(copy / "__init__.py")]
