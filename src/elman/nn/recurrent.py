@@ -16,7 +16,7 @@ from elman import cells
 from elman.cells.contract import Cell
 from elman.cells.initial import Uniform
 from elman.cells.layout import Layout, Parameter, layout
-from elman.cells.wrapped import Projected
+from elman.cells.wrapped import Projected, Unbiased
 from elman.engine import dispatch, memory
 from elman.engine.call import Direction, DirectionResult, LayerCall
 from elman.engine.reference import default_state
@@ -33,7 +33,7 @@ class Recurrent(nn.Module):
         input_size: I, features of each step.
         hidden_size: H, units of each layer.
         num_layers: layers, each of which reads the outputs of the one below.
-        bias: whether the products have biases, where the cell has any.
+        bias: whether there are biases, where the cell has any.
         batch_first: whether batched tensors are [B, T, *]; states are [L·directions, B, width] regardless.
         dropout: probability of zeroing an element of the outputs of each layer but the last, in training.
         bidirectional: whether each layer also runs backwards, from each row's own end; the outputs are concatenated.
@@ -103,6 +103,7 @@ class Recurrent(nn.Module):
         width = self.input_size
         for level in range(self.num_layers):
             cell = self.cell.at_layer(level)
+            cell = Unbiased(cell) if cell.biases and not self.bias else cell
             cell = Projected(cell, self.proj_size) if self.proj_size else cell
             parts = layout(cell, width, self.hidden_size, self.bias)
             if cell.below and not layers:
