@@ -66,6 +66,7 @@ OPERATIONS: dict[str, Operation] = {
     "le": _comparison("<="),
     "gt": _comparison(">"),
     "ge": _comparison(">="),
+    "draw": Operation("draw(c, {0}, row, unit)", _none, mask=True),  # has no operands: {0} is the number of the draw
 }
 
 
@@ -73,7 +74,7 @@ OPERATIONS: dict[str, Operation] = {
 class Node:
     """One value.
 
-    `op` is a row of OPERATIONS, or: "leaf" (`name` says which input), "number" (`name` its value), "product" (of the
+    `op` is a row of OPERATIONS (of a "draw", `name` says which), or: "leaf" (`name` says which input), "number" (`name` its value), "product" (of the
     operand with the matrix `name`), "transposed" (the sum, over the matrices named in `name` as a space-separated
     list, of their transposes times the operands), "sum" (over the units of a row, width 1).
     """

@@ -18,7 +18,7 @@ def trace(cell: Cell, layout: Layout, below: dict[str, int] | None = None) -> Gr
         below: width of each state of the layer below that the cell reads.
 
     Returns:
-        A graph with leaves `x.<gate>`, `raw`, `extra.<name>`, `below.<state>`, `state.<entry>`, `vector.<name>` and
+        A graph with "draw" nodes for the cell's random choices, with leaves `x.<gate>`, `raw`, `extra.<name>`, `below.<state>`, `state.<entry>`, `vector.<name>` and
         `constant.<name>`, and an output for each state entry.
 
     Raises:
@@ -29,6 +29,7 @@ def trace(cell: Cell, layout: Layout, below: dict[str, int] | None = None) -> Gr
         gate: graph.leaf(f"x.{gate}", rows.stop - rows.start) for gate, rows in layout.input_gates.items()
     }
     inputs |= {e.name: graph.leaf(f"extra.{e.name}", e.width) for e in layout.extras}
+    inputs |= {d.name: graph.add(Node("draw", (), width, d.name)) for d, width in layout.draws}
     inputs["raw"] = graph.leaf("raw", layout.input_size)
     inputs["below"] = SimpleNamespace(**{n: graph.leaf(f"below.{n}", w) for n, w in (below or {}).items()})
     values = {name: graph.leaf(f"vector.{name}", _vector_width(layout, name)) for name in layout.vectors}

@@ -161,6 +161,7 @@ class Backward(Run):
         table = Table(self.kernel, self.dtype, self.batch)
         self.states(table, self.sequences)
         self.units(table)
+        self.draws(table)
         self.side_inputs(table)
         if "saved" in self.kept:
             self.place_saved(table, self.kept["saved"])

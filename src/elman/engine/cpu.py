@@ -127,7 +127,7 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
     inputs |= {f"below.{k}": v for k, v in direction.below.items()}
     wanted = len(call.layout.states) if call.every_state else 1
     training = torch.is_grad_enabled() and any(v.requires_grad for v in inputs.values())
-    scene = Scene(call, direction.reverse, tuple(inputs), wanted, training)
+    scene = Scene(call, direction.reverse, tuple(inputs), wanted, training, direction.draws)
     if not training:
         results = Forward(scene, plan_of(call), inputs).run()
     else:
@@ -193,7 +193,7 @@ def _as_call(scene: Scene, inputs: Mapping[str, Tensor]) -> tuple[LayerCall, Dir
     def named(kind: str) -> dict[str, Tensor]:
         return {n.partition(".")[2]: v for n, v in inputs.items() if n.startswith(f"{kind}.")}
 
-    direction = Direction(named("parameter"), tuple(named("state").values()) or None, scene.reverse, named("below"))
+    direction = Direction(named("parameter"), tuple(named("state").values()) or None, scene.reverse, named("below"), scene.draws)
     call = scene.call
     made = LayerCall(
         call.cell,

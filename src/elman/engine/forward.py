@@ -15,6 +15,7 @@ from elman.cells.layout import Layout
 from elman.compiler.plan import Plan
 from elman.engine import memory, reference
 from elman.engine.call import LayerCall
+from elman.engine.draws import threshold
 from elman.engine.kernel import Kind, Table, chunks
 from elman.engine.matrices import located, pattern
 from elman.engine.products import Matrix, matrix, tools
@@ -29,6 +30,7 @@ class Scene:
     names: tuple[str, ...]
     wanted: int
     training: bool
+    draws: Mapping[str, Tensor]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -124,6 +126,12 @@ class Run:
                 default = torch.full((width,), entry.initial, dtype=self.dtype)
                 table.set(f"default.{entry.name}", default, Kind.UNITS)
 
+    def draws(self, table: Table) -> None:
+        """Tell a table how the random choices are made."""
+        for declared, _ in self.layout.draws:
+            moving = 0 if declared.locked else -1 if self.scene.reverse else 1
+            table.draw(declared.name, self.scene.draws[declared.name], moving, threshold(declared.probability))
+
     def side_inputs(self, table: Table) -> None:
         """Give a table the inputs that are read as they are."""
         for n, v in self.inputs.items():
@@ -164,6 +172,7 @@ class Forward(Run):
             self.sequences[entry.name] = sequence
         self.states(table, self.sequences)
         self.units(table)
+        self.draws(table)
         self.side_inputs(table)
         if self.scene.training and self.plan.saved_widths:
             self.saved = memory.empty(self.total * sum(self.plan.saved_widths.values()), dtype=self.dtype)

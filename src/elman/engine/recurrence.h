@@ -6,6 +6,7 @@
 // of a row whose width is not a multiple of LANES is read and written in part.
 
 #include "vectors.h"
+#include "draws.h"
 
 // How a buffer's row for batch row b at step t is found.
 enum Kind {
@@ -43,6 +44,7 @@ struct Call {
     const int64_t *entering;     // [states, 3]: buffers PREVIOUS, ENTERED, and UNITS with the default
     int64_t carries;             // pairs (carry, final gradient)
     const int64_t *finals;       // [carries, 2]: buffers CARRY and BATCH
+    const Draw *draws;           // the random choices
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
@@ -156,7 +158,7 @@ struct Context {
     int64_t row_first, row_stride;                 // batch row of local row j: row_first + j * row_stride
     real *p[BUFFERS];
     int64_t s[BUFFERS];
-
+    int64_t time;                                  // the step, of all
 };
 
 // A vector of a row; unless WHOLE, only `left` of its units are there.
@@ -193,6 +195,12 @@ INLINE V read_sum(const Context &c, int index, int64_t row) {
     for (int i = 0; i < LANES; ++i) s += v[i];
     return splat(s);
 }
+
+INLINE Integers draw(const Context &c, int number, int64_t row, int64_t unit) {
+    return __builtin_convertvector(chosen(c.call->draws[number], c.row_first + row * c.row_stride, c.time, unit), Integers);
+}
+
+INLINE Integers draw_one(const Context &c, int number, int64_t row) { return draw(c, number, row, 0)[0] - Integers{}; }
 
 // acc[r][block * TOTAL + FIRST + i] += sum over k of operand[r][k] * weights[k][block][i]
 template <int ROWS, int BLOCKS, int TOTAL, int FIRST, int COUNT>
@@ -387,6 +395,7 @@ static void work(void *argument) {
             c.row_stride = split ? 1 : team;
         }
         c.rows = (k.batch_sizes[t] - c.row_first + c.row_stride - 1) / c.row_stride;
+        c.time = t;
         place(c, t);
         if (k.backward) begin_rows(c, t);
         enter(c, t);

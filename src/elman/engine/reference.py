@@ -16,6 +16,7 @@ from elman.cells.contract import Cell
 from elman.cells.layout import Layout, MatrixProduct
 from elman.cells.structure import Antisymmetric, BlockDiagonal, BlockTriangular, Dense, LowRank
 from elman.engine.call import Direction, DirectionResult, LayerCall
+from elman.engine.draws import mask
 
 name = "reference"
 
@@ -43,6 +44,7 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
         sources = {k: v.index_select(0, packing.reversal) for k, v in sources.items()}
         reset = None if reset is None else reset_in_reverse(call, reset).index_select(0, packing.reversal)
 
+    sources |= random_choices(call, direction)
     sources |= input_gates(call.layout, direction.parameters, sources["raw"])
     products = Products(call.layout, direction.parameters, constants(cell, call.layout.hidden_size, call.input))
     values = SimpleNamespace(
@@ -102,6 +104,17 @@ def input_gates(layout: Layout, parameters: Mapping[str, Tensor], x: Tensor) -> 
         return {}
     rows = F.linear(x, parameters["weight_ih"], parameters["bias_ih"] if layout.input_bias else None)
     return {gate: rows[:, block] for gate, block in layout.input_gates.items()}
+
+
+def random_choices(call: LayerCall, direction: Direction) -> dict[str, Tensor]:
+    """The cell's random choices, [N, width] bool each, in the order of the direction's steps."""
+    found = {}
+    for declared, width in call.layout.draws:
+        moving = 0 if declared.locked else -1 if direction.reverse else 1
+        table, values = direction.draws[declared.name], (1.0, 0.0)
+        chosen = mask(table, moving, declared.probability, call.packing, width, values, torch.float32)
+        found[declared.name] = chosen.bool()
+    return found
 
 
 def step_inputs(values: Mapping[str, Any]) -> SimpleNamespace:
