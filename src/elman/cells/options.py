@@ -65,7 +65,7 @@ class RecurrentDropout(Wrapped):
 
     m = b / (1 - p),   b ~ Bernoulli(1 - p) for each unit of a row, the same for all gates,
 
-    afresh at each step, or `locked`, the same at all steps. The state itself is carried whole: what is dropped is what
+    the same at all steps where `locked`, else afresh at each. The state itself is carried whole: what is dropped is what
     the products with `weight_hh` read, so memories are not lost step by step.
 
     Gal & Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", NeurIPS 2016
@@ -74,7 +74,7 @@ class RecurrentDropout(Wrapped):
     """
 
     chance: float
-    locked: bool = False
+    locked: bool = True
 
     @property
     def draws(self) -> tuple[Draw, ...]:

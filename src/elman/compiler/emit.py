@@ -56,7 +56,7 @@ def emit(schedule: Schedule, biased: frozenset[str]) -> Kernel:
 
 
 # Buffers that the header needs beside a leaf; HANDED directly after CARRY.
-_COMPANIONS = {"gradient": ("carry", "handed", "sequence", "final"), "state": ("state", "previous", "default")}
+_COMPANIONS = {"gradient": ("carry", "handed", "sequence", "final", "fresh"), "state": ("state", "previous", "default")}
 
 
 class _Emitter:

@@ -155,6 +155,7 @@ class Backward(Run):
         self.arrangement = arrangement(plan)
         self.sequences = {n: kept[f"sequence.{n}"] for n in self.widths}
         self.found: dict[str, Tensor] = {}
+        self.fresh: dict[str, Tensor] = {}  # gradients of the learned states at resets, for each thread
 
     def run(self) -> dict[str, Tensor]:
         """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero."""
@@ -184,6 +185,8 @@ class Backward(Run):
 
         for n, v in totals.items():
             self.found[f"parameter.{n}"] = v.sum(0)
+        for n, v in self.fresh.items():
+            self.found[n] = v.sum(0)
         for n, carry in carries.items():
             self.found[f"state.{n}"] = carry[self.batch :]
         for n, v in side.items():
@@ -219,7 +222,13 @@ class Backward(Run):
 
     def _direct(self, table: Table) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Give a table memory for the gradients of side inputs, and for those of vectors, which are totals."""
-        side, totals = {}, {}
+        side: dict[str, Tensor] = {}
+        totals: dict[str, Tensor] = {}
+        for n in self.inputs:
+            if n.startswith("default.") and f"carry.{n[8:]}" in table:
+                fresh = torch.zeros(threads.count(), self.widths[n[8:]], dtype=self.dtype)
+                table.set(f"fresh.{n[8:]}", fresh, Kind.TOTALS)
+                self.fresh[n] = fresh
         for n, width in self.kernel.buffers.items():
             if n.startswith(("d.raw", "d.extra.", "d.below.")):
                 side[n[2:]] = memory.empty(self.total, width, dtype=self.dtype)

@@ -47,6 +47,9 @@ class Noise:
         return Noise(self.seed, self.step + steps, self.row)
 
 
+SILENT = Noise(0)  # itself, not its equals: no masks at all, as in evaluation
+
+
 def fresh() -> Noise:
     """A seed from torch's global generator, so that `torch.manual_seed` and checkpoints of it decide."""
     return Noise(int(torch.empty((), dtype=torch.int64).random_()))

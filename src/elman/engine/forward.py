@@ -51,6 +51,12 @@ def state_names(layout: Layout) -> tuple[str, ...]:
     return tuple(f"state.{e.name}" for e, _ in layout.states)
 
 
+@functools.lru_cache(maxsize=1024)
+def default_names(layout: Layout) -> tuple[str, ...]:
+    """The names of a layer's learned states at resets among a run's inputs."""
+    return tuple(f"default.{e.name}" for e, _ in layout.states)
+
+
 class Run:
     """What a forward and a backward run share."""
 
@@ -123,8 +129,10 @@ class Run:
                 table.set(f"state.{entry.name}", sequence, Kind.ENTERED)
             else:
                 table.place(f"state.{entry.name}", self.take(self.batch, width), width, Kind.ENTERED)
-                default = torch.full((width,), entry.initial, dtype=self.dtype)
-                table.set(f"default.{entry.name}", default, Kind.UNITS)
+                default = self.inputs.get(f"default.{entry.name}")
+                if default is None:
+                    default = torch.full((width,), entry.initial, dtype=self.dtype)
+                table.set(f"default.{entry.name}", default.contiguous(), Kind.UNITS)
 
     def draws(self, table: Table) -> None:
         """Tell a table how the random choices are made."""

@@ -67,7 +67,7 @@ class _Fixed:
         if names not in self._indices:
             n = self.numbers
             entering = [n[f"{k}.{e}"] for e in names if f"state.{e}" in n for k in ("previous", "state", "default")]
-            finals = [n[f"{k}.{e}"] for e in names if f"carry.{e}" in n for k in ("carry", "final")]
+            finals = [n[f"{k}.{e}"] for e in names if f"carry.{e}" in n for k in ("carry", "final", "fresh")]
             self._indices[names] = (array("q", entering), array("q", finals))
         return self._indices[names]
 
@@ -188,7 +188,7 @@ class Table:
                 *(packing.steps, packing.batch, workers, backward, split_rows, 0, packing.steps),
                 *(*packing.places, 0 if reset is None else reset.data_ptr()),
                 *(self._table.buffer_info()[0], addresses.buffer_info()[0], ranges.buffer_info()[0], sums),
-                *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 2, finals.buffer_info()[0]),
+                *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 3, finals.buffer_info()[0]),
                 self._draws.buffer_info()[0],
                 *(threads.pool() or (0, 0, 0)),
                 0,  # the meeting

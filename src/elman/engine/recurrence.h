@@ -42,8 +42,8 @@ struct Call {
     real *sums;                  // [sums, threads, batch, LANES]: partial row sums
     int64_t states;              // triples (previous, entered, initial) for resets
     const int64_t *entering;     // [states, 3]: buffers PREVIOUS, ENTERED, and UNITS with the default
-    int64_t carries;             // pairs (carry, final gradient)
-    const int64_t *finals;       // [carries, 2]: buffers CARRY and BATCH
+    int64_t carries;             // triples (carry, final gradient, gradient of the default)
+    const int64_t *finals;       // [carries, 3]: buffers CARRY, BATCH, and TOTALS or ABSENT
     const Draw *draws;           // the random choices
     Parallel parallel;
     int (*thread_number)();
@@ -342,7 +342,7 @@ static void begin_rows(const Context &c, int64_t t) {
     const Call &k = *c.call;
     int64_t later = t + 1 < k.steps ? k.batch_sizes[t + 1] : 0;
     for (int64_t i = 0; i < k.carries; ++i) {
-        int64_t carry = k.finals[2 * i], final = k.finals[2 * i + 1];
+        int64_t carry = k.finals[3 * i], final = k.finals[3 * i + 1];
         for (int64_t row = 0; row < c.rows; ++row)
             if (c.row_first + row * c.row_stride >= later) {
                 real *to = c.p[carry] + row * c.s[carry];
@@ -358,17 +358,21 @@ static void begin_rows(const Context &c, int64_t t) {
     synchronise(c);
 }
 
-// After a backward step: nothing flows back across a reset.
+// After a backward step: nothing flows back across a reset, but to a default that is learned.
 static void cut(const Context &c, int64_t t) {
     const Call &k = *c.call;
     if (!k.reset) return;
     for (int64_t i = 0; i < k.carries; ++i) {
-        int64_t handed = k.finals[2 * i] + 1;  // HANDED follows its CARRY
+        int64_t handed = k.finals[3 * i] + 1;  // HANDED follows its CARRY
+        real *total = c.p[k.finals[3 * i + 2]];
         int64_t width = k.buffers[handed].stride;
         int64_t first = width * c.blocks_of / c.block_parts, last = width * (c.blocks_of + 1) / c.block_parts;
         for (int64_t row = 0; row < c.rows; ++row)
-            if (k.reset[k.offsets[t] + c.row_first + row * c.row_stride])
-                memset(c.p[handed] + row * c.s[handed] + first, 0, (last - first) * sizeof(real));
+            if (k.reset[k.offsets[t] + c.row_first + row * c.row_stride]) {
+                real *to = c.p[handed] + row * c.s[handed];
+                for (int64_t i = first; total && i < last; ++i) total[i] += to[i];
+                memset(to + first, 0, (last - first) * sizeof(real));
+            }
     }
     synchronise(c);
 }

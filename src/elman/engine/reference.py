@@ -51,7 +51,10 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
         **{v: direction.parameters[v] for v in call.layout.vectors},
         **constants(cell, call.layout.hidden_size, call.input),
     )
-    default = default_state(call.layout, packing.batch, call.input)
+    if direction.default is None:
+        default = default_state(call.layout, packing.batch, call.input)
+    else:
+        default = tuple(v.expand(packing.batch, -1) for v in direction.default)
 
     state = default if direction.state is None else direction.state
     outputs: list[tuple[Tensor, ...]] = []

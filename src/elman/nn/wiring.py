@@ -1,0 +1,115 @@
+"""What happens between the layers of a stack: directions are merged, outputs dropped, inputs added or set beside."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from elman.engine import draws
+from elman.engine.draws import Noise
+from elman.engine.packing import Packing
+from elman.nn.options import Merge, Options
+
+
+def merged(directions: Sequence[Tensor], how: Merge) -> Tensor:
+    """The directions' sequences, [N, width] each, as one: side by side, or their sum or mean."""
+    if len(directions) == 1:
+        return directions[0]
+    if how == "concatenate":
+        return torch.cat(list(directions), dim=-1)
+    total = directions[0] + directions[1]
+    return total if how == "sum" else total / 2
+
+
+class Wiring:
+    """How layers are joined.
+
+    Args:
+        options: of the stack.
+        num_layers: layers.
+    """
+
+    def __init__(self, options: Options, num_layers: int) -> None:
+        self._options = options
+        self._locked = options.places(num_layers)
+        self._last = num_layers - 1
+        self.skips: list[bool] = []  # of each layer: whether its input is added to its output
+
+    @property
+    def plain(self) -> bool:
+        """Whether a layer's input is the merged output of the layer below, but for dropout."""
+        return not self._options.dense and not any(self.skips)
+
+    @property
+    def trivial(self) -> bool:
+        """Whether there is nothing to do at all."""
+        return self.plain and not self._options.dropout and not any(self._locked)
+
+    def enter(self, x: Tensor, packing: Packing, noise: Noise | None) -> Tensor:
+        """The input of the lowest layer, [N, I]."""
+        return self._lock(x, 0, packing, noise)
+
+    def leave(
+        self, level: int, x: Tensor, output: Tensor, packing: Packing, noise: Noise | None, named: bool
+    ) -> Tensor:
+        """The input of the next layer, or the output of the stack.
+
+        Args:
+            level: of the layer.
+            x: its input, [N, width].
+            output: what it gave, [N, width].
+            packing: of both.
+            noise: None in evaluation.
+            named: whether the caller chose the noise; else `dropout` draws as torch.nn does.
+        """
+        if noise is not None:
+            output = self._lock(output, level + 1, packing, noise)
+            if self._options.dropout and level < self._last:
+                output = self._drop(output, level, packing, noise, named)
+        if self.skips[level]:
+            return x + output
+        return torch.cat([x, output], -1) if self._options.dense and level < self._last else output
+
+    def _lock(self, x: Tensor, place: int, packing: Packing, noise: Noise | None) -> Tensor:
+        chance = self._locked[place]
+        if noise is None or not chance:
+            return x
+        return locked(x, chance, "locked_dropout", place, packing, noise)
+
+    def _drop(self, x: Tensor, level: int, packing: Packing, noise: Noise, named: bool) -> Tensor:
+        chance = self._options.dropout
+        if not named or chance == 1:
+            return F.dropout(x, chance)
+        table = draws.rows(noise, "dropout", level, packing)
+        return x * draws.mask(table, 1, chance, packing, x.shape[1], (0.0, 1 / (1 - chance)), x.dtype)
+
+
+def locked(x: Tensor, chance: float, purpose: str, place: int, packing: Packing, noise: Noise) -> Tensor:
+    """[N, width] with the same units of a row dropped at all its steps, the others scaled by 1 / (1 - chance).
+
+    Gal & Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", NeurIPS 2016.
+    """
+    mask = locked_mask(x.shape[1], chance, purpose, place, packing, noise, x)
+    if packing.is_dense:
+        return (x.unflatten(0, (packing.steps, packing.batch)) * mask).flatten(0, 1)
+    return x * mask.index_select(0, packing.entries[1].to(x.device))
+
+
+def locked_mask(
+    width: int, chance: float, purpose: str, place: int, packing: Packing, noise: Noise, like: Tensor
+) -> Tensor:
+    """[B, width], in packed order: 0 where a unit is dropped, else 1 / (1 - chance)."""
+    table = draws.rows(noise, purpose, place, packing)
+    once = Packing.dense(1, packing.batch, like.device)
+    return draws.mask(table, 0, chance, once, width, (0.0, 1 / (1 - chance)), like.dtype)
+
+
+def weight_mask(weight: Tensor, chance: float, place: int, noise: Noise) -> Tensor:
+    """A mask of a matrix, the same for all rows and steps of a call: 0 where a weight is dropped, else 1 / (1 - chance).
+
+    DropConnect: Wan, Zeiler, Zhang, LeCun & Fergus, "Regularization of neural networks using DropConnect", ICML 2013.
+    """
+    once = Packing.dense(1, weight.shape[0], weight.device)
+    table = draws.rows(Noise(noise.seed), "weight_dropout", place, once)
+    return draws.mask(table, 0, chance, once, weight.shape[1], (0.0, 1 / (1 - chance)), weight.dtype)
