@@ -400,7 +400,9 @@ class _Products:
         if node.op == "leaf" and kind == "state" and not (run.packing.is_dense and run.reset is None):
             rows = run.sequences[rest].index_select(0, run.packing.previous_steps[entries])
             if run.reset is not None:
-                rows[run.reset[entries].bool()] = {e.name: e.initial for e, _ in run.layout.states}[rest]
+                learned = run.inputs.get(f"default.{rest}")
+                fixed = {e.name: e.initial for e, _ in run.layout.states}[rest]
+                rows[run.reset[entries].bool()] = fixed if learned is None else learned
             return rows
         if index not in self._operands:
             self._operands[index] = self._whole_operand(index)

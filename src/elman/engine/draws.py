@@ -143,7 +143,7 @@ def _chosen(table: Tensor, moving: int, probability: float, packing: Packing, wi
     """Where units are chosen, [N, width] bool, in torch's own arithmetic."""
     step, row = (v.to(table.device) for v in packing.entries)
     key0, key1, start = table.index_select(0, row).unsqueeze(-1).unbind(1)
-    time = (start + moving * step[:, None]) & _WORD
+    time = (start + moving * step[:, None]) & _WORD if moving else torch.zeros_like(start)
     units = torch.arange(width, device=table.device)[None]
     word, _ = threefry(key0, key1, time, units)
     return word < threshold(probability)
