@@ -148,7 +148,7 @@ class _Emitter:
                 return loaded(node.name, node.width)
             if node.op == "number":
                 return f"splat((real){node.name})" if node.name not in ("inf", "-inf") else f"splat({node.name}inity)"
-            if node.op == "sum":
+            if node.op == "sum" and schedule.home[index] == here:
                 return f"read_sum(c, {self._sums[index]}, row)"
             if node.op == "draw":
                 number = self._draw(node.name)

@@ -245,6 +245,8 @@ def _simplified(name: str, values: list[Symbol]) -> Symbol | None:
             return values[1]
         if numbers[1] == 0:
             return values[0]
+    if name == "div" and numbers[1] == 1:
+        return values[0]
     if name == "sub" and numbers[1] == 0:
         return values[0]
     if name == "mul":
