@@ -43,11 +43,15 @@ def test_compiled_equals_torch(
         if not compiled:
             monkeypatch.setattr(draws, "_library", lambda real: None)
         table = draws.rows(noise, "a test", 3, packing, moving < 0)
+        x = torch.randn(packing.total, 37, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+        dropped = draws.masked(x, table, moving, 0.5, packing)  # twice the value, or nothing: exact in any dtype
+        found.append((dropped, torch.autograd.grad(dropped.sum(), x)[0]))
         found.append((table, draws.mask(table, moving, 0.3, packing, 37, (1.0, 0.5), dtype)))
     assert draws._library(torch.float32) is None
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[1][1])
-    assert found[0][1].dtype == dtype
+    for a, b in zip(found[:2], found[2:], strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+    assert found[1][1].dtype == found[0][0].dtype == dtype
 
 
 def test_a_share_of_the_units_is_chosen() -> None:

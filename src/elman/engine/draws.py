@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from elman.compiler import build
-from elman.engine import threads
+from elman.engine import memory, threads
 from elman.engine.packing import Packing
 from elman.engine.products import REALS
 
@@ -109,6 +109,7 @@ def mask(
     width: int,
     values: tuple[float, float],
     dtype: torch.dtype,
+    times: Tensor | None = None,
 ) -> Tensor:
     """[N, width] of a packed batch: `values[0]` where a unit is chosen, else `values[1]`.
 
@@ -119,24 +120,47 @@ def mask(
         packing: of the entries.
         width: units.
         values, dtype: of the result, which is where the table is.
+        times: [N, width], to multiply the mask by; not differentiated.
     """
     real = dtype if dtype in REALS else torch.float32
     library = _library(real) if table.device.type == "cpu" else None
     if library is None:
-        found = torch.where(_chosen(table, moving, probability, packing, width), *values)
-        return found.to(dtype)
-    made = torch.empty(packing.total, width, dtype=real)
+        found = torch.where(_chosen(table, moving, probability, packing, width), *values).to(dtype)
+        return found if times is None else found * times
+    made = memory.empty(packing.total, width, dtype=real)
+    factor = None if times is None else times.to(real).contiguous()
+    once = torch.empty(packing.batch, width, dtype=real) if moving == 0 and packing.steps > 1 else None
     given = array("f" if real == torch.float32 else "d", values)
     job = array(
         "q",
         (
             *(table.data_ptr(), moving, threshold(probability)),
             *(packing.steps, width, threads.count() if made.numel() > 1 << 14 else 1, *packing.places),
-            *(given.buffer_info()[0], made.data_ptr(), *(threads.pool() or (0, 0, 0))),
+            *(given.buffer_info()[0], 0 if factor is None else factor.data_ptr(), made.data_ptr()),
+            *(0 if once is None else once.data_ptr(), *(threads.pool() or (0, 0, 0))),
         ),
     )
     library.elman_mask(job.buffer_info()[0])
     return made.to(dtype)
+
+
+def masked(x: Tensor, table: Tensor, moving: int, chance: float, packing: Packing) -> Tensor:
+    """[N, width] with chosen units dropped, the others scaled by 1 / (1 - chance); see `mask`. Keeps no mask."""
+    found: Tensor = _Masked.apply(x, table, moving, chance, packing)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Masked(torch.autograd.Function):
+    """A product with a mask, which backward draws again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor, moving: int, chance: float, packing: Packing) -> Tensor:
+        ctx.drawn = (table, moving, chance, packing)
+        return mask(table, moving, chance, packing, x.shape[1], (0.0, 1 / (1 - chance)), x.dtype, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return (masked(gradients[0], *ctx.drawn), None, None, None, None)
 
 
 def _chosen(table: Tensor, moving: int, probability: float, packing: Packing, width: int) -> Tensor:

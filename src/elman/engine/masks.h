@@ -23,13 +23,15 @@ EXPORT void elman_keys(const Keys *k) {
     }
 }
 
-// [N, width] of a packed sequence: values[0] where a unit is chosen, else values[1].
+// [N, width] of a packed sequence: values[0] where a unit is chosen, else values[1]; times `x` where there is one.
 struct Mask {
     Draw draw;
     int64_t steps, width, threads;
     const int64_t *batch_sizes, *offsets;  // [steps]
     const real *values;
-    real *mask;
+    const real *x;  // [N, width] or null
+    real *y;        // [N, width]
+    real *once;     // [batch, width]: where choices are the same at all steps, what row's are, computed at its first
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
@@ -41,11 +43,20 @@ static void fill(void *argument) {
     const V yes = splat(m.values[0]), no = splat(m.values[1]);
     for (int64_t t = 0; t < m.steps; ++t)
         for (int64_t row = thread; row < m.batch_sizes[t]; row += team) {
-            real *to = m.mask + (m.offsets[t] + row) * m.width;
+            const int64_t start = (m.offsets[t] + row) * m.width;
             for (int64_t unit = 0; unit < m.width; unit += LANES) {
-                const V v = __builtin_convertvector(chosen(m.draw, row, t, unit), Integers) ? yes : no;
-                if (unit + LANES <= m.width) store(to + unit, v);
-                else store_part(to + unit, v, m.width - unit);
+                const int64_t left = m.width - unit, at = start + unit;
+                real *once = m.once ? m.once + row * m.width + unit : 0;
+                V v;
+                if (once && t) v = left < LANES ? load_part(once, left) : load(once);
+                else v = __builtin_convertvector(chosen(m.draw, row, t, unit), Integers) ? yes : no;
+                if (left < LANES) {
+                    if (once) store_part(once, v, left);
+                    store_part(m.y + at, m.x ? v * load_part(m.x + at, left) : v, left);
+                } else {
+                    if (once) store(once, v);
+                    store(m.y + at, m.x ? v * load(m.x + at) : v);
+                }
             }
         }
 }

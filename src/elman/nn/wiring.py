@@ -82,7 +82,7 @@ class Wiring:
         if not named or chance == 1:
             return F.dropout(x, chance)
         table = draws.rows(noise, "dropout", level, packing)
-        return x * draws.mask(table, 1, chance, packing, x.shape[1], (0.0, 1 / (1 - chance)), x.dtype)
+        return draws.masked(x, table, 1, chance, packing)
 
 
 def locked(x: Tensor, chance: float, purpose: str, place: int, packing: Packing, noise: Noise) -> Tensor:
@@ -90,19 +90,7 @@ def locked(x: Tensor, chance: float, purpose: str, place: int, packing: Packing,
 
     Gal & Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", NeurIPS 2016.
     """
-    mask = locked_mask(x.shape[1], chance, purpose, place, packing, noise, x)
-    if packing.is_dense:
-        return (x.unflatten(0, (packing.steps, packing.batch)) * mask).flatten(0, 1)
-    return x * mask.index_select(0, packing.entries[1].to(x.device))
-
-
-def locked_mask(
-    width: int, chance: float, purpose: str, place: int, packing: Packing, noise: Noise, like: Tensor
-) -> Tensor:
-    """[B, width], in packed order: 0 where a unit is dropped, else 1 / (1 - chance)."""
-    table = draws.rows(noise, purpose, place, packing)
-    once = Packing.dense(1, packing.batch, like.device)
-    return draws.mask(table, 0, chance, once, width, (0.0, 1 / (1 - chance)), like.dtype)
+    return draws.masked(x, draws.rows(noise, purpose, place, packing), 0, chance, packing)
 
 
 def weight_mask(weight: Tensor, chance: float, place: int, noise: Noise) -> Tensor:
