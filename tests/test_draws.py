@@ -33,9 +33,7 @@ def _mask(packing: Packing, noise: Noise, width: int = 37, moving: int = 1, prob
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, 0x0123456789ABCDEF])
 @pytest.mark.parametrize("moving", [1, -1, 0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_compiled_equals_torch(
-    seed: int, moving: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_equals_torch(seed: int, moving: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     packing = Packing.from_lengths([3, 7, 1, 7, 5], CPU)
     noise = Noise(seed, step=2**32 - 3, row=[5, 2**40, 0, 7, 1])
     found = []
@@ -66,7 +64,12 @@ def test_no_two_places_share_their_choices() -> None:
     packing = Packing.dense(40, 50, CPU)
     whole = _mask(packing, Noise(1), 50, probability=0.5).view(40, 50, 50)
     other_seed = _mask(packing, Noise(2), 50, probability=0.5).view(40, 50, 50)
-    pairs = [(whole, other_seed), (whole[1:], whole[:-1]), (whole[:, 1:], whole[:, :-1]), (whole[:, :, 1:], whole[..., :-1])]
+    pairs = [
+        (whole, other_seed),
+        (whole[1:], whole[:-1]),
+        (whole[:, 1:], whole[:, :-1]),
+        (whole[:, :, 1:], whole[..., :-1]),
+    ]
     for purpose, place in (("another", 3), ("a test", 4)):
         table = draws.rows(Noise(1), purpose, place, packing)
         pairs.append((whole, draws.mask(table, 1, 0.5, packing, 50, (1.0, 0.0), torch.float32).view(40, 50, 50)))

@@ -255,7 +255,10 @@ def check_reverse(case: Case) -> None:
         result = torch.func.functional_call(mirror, exchanged_parameters(), (reversed_rows(x),), arguments)
         output, *final = _flat(*result)
         output = reversed_rows(output)
-        return [exchanged(output, 2) if concatenates else output, *(v.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for v in final)]
+        return [
+            exchanged(output, 2) if concatenates else output,
+            *(v.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for v in final),
+        ]
 
     compare(module, [x], (mirrored, plain), "exchanged directions")
 

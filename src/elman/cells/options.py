@@ -118,7 +118,7 @@ class LayerNorm(Wrapped):
         return False
 
     def _sides(self) -> tuple[tuple[str, dict[str, Width], bool], ...]:
-        """"ih" and "hh": the widths of the gates, and whether they have biases."""
+        """ "ih" and "hh": the widths of the gates, and whether they have biases."""
         inner = self.cell
         return (
             ("ih", _widths(inner.input_gates), self.bias and inner.input_bias),
