@@ -65,8 +65,8 @@ class RecurrentDropout(Wrapped):
 
     m = b / (1 - p),   b ~ Bernoulli(1 - p) for each unit of a row, the same for all gates,
 
-    the same at all steps where `locked`, else afresh at each. The state itself is carried whole: what is dropped is what
-    the products with `weight_hh` read, so memories are not lost step by step.
+    the same at all steps where `locked`, else afresh at each. The state itself is carried whole: dropped is what the
+    products with `weight_hh` read, so memories are not lost step by step.
 
     Gal & Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", NeurIPS 2016
     (locked, tied masks); that a memory must not be dropped itself: Semeniuta, Severyn & Barth, "Recurrent dropout

@@ -74,9 +74,9 @@ OPERATIONS: dict[str, Operation] = {
 class Node:
     """One value.
 
-    `op` is a row of OPERATIONS (of a "draw", `name` says which), or: "leaf" (`name` says which input), "number" (`name` its value), "product" (of the
-    operand with the matrix `name`), "transposed" (the sum, over the matrices named in `name` as a space-separated
-    list, of their transposes times the operands), "sum" (over the units of a row, width 1).
+    `op` is a row of OPERATIONS (of a "draw", `name` says which), or: "leaf" (`name` says which input), "number" (`name`
+    its value), "product" (of the operand with the matrix `name`), "transposed" (the sum, over the matrices named in
+    `name` as a space-separated list, of their transposes times the operands), "sum" (over the units of a row, width 1).
     """
 
     op: str

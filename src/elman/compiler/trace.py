@@ -18,8 +18,8 @@ def trace(cell: Cell, layout: Layout, below: dict[str, int] | None = None) -> Gr
         below: width of each state of the layer below that the cell reads.
 
     Returns:
-        A graph with "draw" nodes for the cell's random choices, with leaves `x.<gate>`, `raw`, `extra.<name>`, `below.<state>`, `state.<entry>`, `vector.<name>` and
-        `constant.<name>`, and an output for each state entry.
+        A graph with "draw" nodes for the cell's random choices, with leaves `x.<gate>`, `raw`, `extra.<name>`,
+        `below.<state>`, `state.<entry>`, `vector.<name>` and `constant.<name>`, and an output for each state entry.
 
     Raises:
         CannotCompile: the step does something that a kernel cannot; the message says what.

@@ -79,10 +79,9 @@ def rows(noise: Noise, purpose: str, place: int, packing: Packing, reverse: bool
             raise ValueError(f"noise.row must be a number, or one for each of {batch} rows, got {len(noise.row)}")
     if packing.order is not None:
         numbers = numbers[packing.order.cpu()]
+    starts = torch.full((batch,), noise.step)
     if reverse:
-        starts = torch.tensor(packing.lengths) + (noise.step - 1)
-    else:
-        starts = torch.full((batch,), noise.step)
+        starts += torch.tensor(packing.lengths) - 1
     return keys(noise.seed, purpose, place, numbers, starts).to(packing.device)
 
 

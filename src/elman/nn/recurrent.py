@@ -59,7 +59,7 @@ class Recurrent(nn.Module):
             [width], instead of the cell's default.
         proj_size: where positive, the output is a learned projection to this width (see `cells.wrapped.Projected`).
         forget_bias: what the forget gate's bias starts at.
-        chrono: the longest dependency in steps that gates are to bridge from the start (see `nn.initialise.set_chrono`).
+        chrono: the longest dependency in steps that gates are to bridge from the start; see `nn.initialise.set_chrono`.
         recurrent_init: "orthogonal" or "identity", or an `Initial`, for each gate's part of `weight_hh`.
         recompute: whether a layer keeps only its inputs for the backward pass and runs forward again there: for deep
             stacks and long sequences, a third more time for the memory of one layer instead of all.
@@ -68,8 +68,8 @@ class Recurrent(nn.Module):
     Parameters have torch's names, shapes and gate order: `weight_ih_l{k}` [G·H, I], `weight_hh_l{k}` [G·H, H],
     `bias_ih_l{k}`, `bias_hh_l{k}`, and those that the cell names; the backward direction's end in `_reverse`.
 
-    Where `cell` or `hidden_size` is a sequence, states may differ from layer to layer: `state` is then a tuple with, for
-    each layer, what a single layer takes and gives.
+    Where `cell` or `hidden_size` is a sequence, states may differ from layer to layer: `state` is then a tuple that
+    has, for each layer, what a single layer takes and gives.
 
     Raises:
         ValueError: an argument is out of its range, or a name is unknown.
@@ -218,7 +218,7 @@ class Recurrent(nn.Module):
         return [f"_l{level}", f"_l{level}_reverse"][: self.num_directions]
 
     def reset_parameters(self) -> None:
-        """Draw all parameters afresh: U(-1/√H, 1/√H) as torch.nn, then what the cell's `initial` and the options say."""
+        """Draw all parameters afresh: U(-1/√H, 1/√H) as torch.nn, then what the cell and the options say."""
         fill(self, self.layers, [self._suffixes(level) for level in range(self.num_layers)], self.options)
 
     def forward(
@@ -267,7 +267,7 @@ class Recurrent(nn.Module):
     ) -> tuple[Any, Any]:
         """As `forward`, but the first result has, at every step, all states of the last layer: a named tuple.
 
-        They are the states as the cell made them, merged as outputs are; skips and dropout of the output are not in them.
+        They are the states as the cell made them, merged as outputs are, without skips and dropout of the output.
         """
         frame = self._frame(input, lengths)
         _, results, final = self._unroll(frame, state, reset, extras, noise, dispatch.run, every_state=True)

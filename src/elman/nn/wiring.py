@@ -94,7 +94,7 @@ def locked(x: Tensor, chance: float, purpose: str, place: int, packing: Packing,
 
 
 def weight_mask(weight: Tensor, chance: float, place: int, noise: Noise) -> Tensor:
-    """A mask of a matrix, the same for all rows and steps of a call: 0 where a weight is dropped, else 1 / (1 - chance).
+    """A mask of a matrix, the same for all rows and steps: 0 where a weight is dropped, else 1 / (1 - chance).
 
     DropConnect: Wan, Zeiler, Zhang, LeCun & Fergus, "Regularization of neural networks using DropConnect", ICML 2013.
     """
