@@ -44,7 +44,7 @@ class Case:
         """Layers of the cell with every parameter random, those that start constant included."""
         torch.manual_seed(self.seed)
         sizes: dict[str, Any] = {"cell": self.cell, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
-        module = Recurrent(input_size=self.input_size, dtype=self.dtype, **sizes | self.options | arguments)
+        module = Recurrent(input_size=self.input_size, dtype=self.dtype, **{**sizes, **self.options, **arguments})
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))

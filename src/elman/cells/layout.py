@@ -72,6 +72,17 @@ class Layout:
         """Width of the first state, which is the layer's output."""
         return self.states[0][1]
 
+    def within(self) -> "Layout":
+        """The same layer with its input gates as products of the step, named `x.<gate>`, with the input."""
+        bias = "bias_ih" if self.input_bias else None
+        gates = {
+            f"x.{gate}": MatrixProduct(
+                f"x.{gate}", "weight_ih", rows, self.input_size, rows.stop - rows.start, bias, Dense(), fixed=False
+            )
+            for gate, rows in self.input_gates.items()
+        }
+        return replace(self, input_gates={}, products=gates | self.products)
+
 
 def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> Layout:
     """Work out a cell's layout.

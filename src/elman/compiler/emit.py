@@ -45,14 +45,15 @@ class Kernel:
     draws: list[str] = field(default_factory=list)
 
 
-def emit(schedule: Schedule, biased: frozenset[str]) -> Kernel:
+def emit(schedule: Schedule, biased: frozenset[str], clocked: bool = False) -> Kernel:
     """Print a schedule.
 
     Args:
         schedule: of a forward or backward step.
         biased: products that have a bias, which is read from the buffer `bias.<product>`.
+        clocked: whether units of the products are wanted only where they are due; see `clock_of`.
     """
-    return _Emitter(schedule, biased).emit()
+    return _Emitter(schedule, biased, clocked).emit()
 
 
 # Buffers that the header needs beside a leaf; HANDED directly after CARRY.
@@ -60,8 +61,9 @@ _COMPANIONS = {"gradient": ("carry", "handed", "sequence", "final", "fresh"), "s
 
 
 class _Emitter:
-    def __init__(self, schedule: Schedule, biased: frozenset[str]) -> None:
+    def __init__(self, schedule: Schedule, biased: frozenset[str], clocked: bool) -> None:
         self._schedule = schedule
+        self._clocked = clocked
         self._graph = schedule.graph
         self._biased = biased
         self._kernel = Kernel()
@@ -78,7 +80,9 @@ class _Emitter:
         self._kernel.sums = len(self._sums)
         bodies = [self._part(number, part) for number, part in enumerate(self._schedule.parts)]
         calls = "".join(f"    run_part<Part{n}>(c);\n    synchronise(c);\n" for n in range(len(bodies)))
-        head = f'enum {{ BUFFERS = {max(1, len(self._kernel.buffers))} }};\n#include "recurrence.h"\n\n'
+        clock = self._buffer("state.t", 1) if self._clocked else -1
+        sizes = f"BUFFERS = {max(1, len(self._kernel.buffers))}, CLOCK = {clock}"
+        head = f'enum {{ {sizes} }};\n#include "recurrence.h"\n\n'
         self._kernel.source = head + "\n".join(bodies) + f"\nstatic void step(const Context &c) {{\n{calls}}}\n"
         return self._kernel
 
@@ -103,16 +107,17 @@ class _Emitter:
             names = tuple(nodes[0].name.split()) if transposed else tuple(n.name for n in nodes)
             segments = [str(self._read_from(a)) for a in nodes[0].args]
             self._kernel.groups.append(Group(names, transposed, part.width, blocks))
-            template = [count, len(accumulator), len(group), len(self._kernel.groups) - 1, *segments]
+            template = [int(transposed), count, len(accumulator), len(group), len(self._kernel.groups) - 1, *segments]
             calls.append(f"        products<ROWS, blocks, {', '.join(map(str, template))}>(c, acc, row, block);\n")
             accumulator |= {index: len(accumulator) + i for i, index in enumerate(group)}
+        transposes = any(self._graph.nodes[index].op == "transposed" for index in part.products)
         lines = self._expressions(part, accumulator)
         first_sum = self._sums[part.sums[0]] if part.sums else 0
         domain = self._buffer(f"domain.{part.width}", part.width)
         return (
             f"struct Part{number} {{\n"
             f"    enum {{ count = {count}, blocks = {blocks}, domain_buffer = {domain}, "
-            f"sums = {len(part.sums)}, first_sum = {first_sum} }};\n"
+            f"sums = {len(part.sums)}, first_sum = {first_sum}, transposes = {int(transposes)} }};\n"
             f"    template <int ROWS>\n"
             f"    INLINE void multiply_all(const Context &c, V (&acc)[ROWS][blocks * {max(count, 1)}], int64_t row, "
             f"int64_t block) {{\n{''.join(calls)}    }}\n"

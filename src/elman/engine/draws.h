@@ -28,8 +28,8 @@ template <class W> INLINE void threefry(uint32_t key0, uint32_t key1, W &a, W &b
 
 // One random choice for each unit of each row, at each step or (`moving` 0) once for all steps.
 struct Draw {
-    const int64_t *rows;  // [rows, 3]: a row's key, two words, and what step 0 counts as
-    int64_t moving;       // what a step adds to the counter: 1, 0, or -1 where time runs backwards
+    const int64_t *rows;  // [rows, 3]: a row's key, two words, and the number of the run's first step
+    int64_t moving;       // whether each step chooses afresh
     int64_t threshold;    // chosen are the words below it: the probability times 2^32
 };
 
@@ -37,7 +37,7 @@ struct Draw {
 INLINE WordMask chosen(const Draw &d, int64_t row, int64_t t, int64_t unit) {
     const int64_t *key = d.rows + 3 * row;
     static const uint32_t lanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    Words a = (uint32_t)(d.moving ? key[2] + d.moving * t : 0) - Words{}, b;
+    Words a = (uint32_t)(d.moving ? key[2] + t : 0) - Words{}, b;
     memcpy(&b, lanes, sizeof b);
     b += (uint32_t)unit;
     threefry((uint32_t)key[0], (uint32_t)key[1], a, b);

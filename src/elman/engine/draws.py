@@ -60,15 +60,14 @@ def threshold(probability: float) -> int:
     return min(round(probability * (1 << 32)), _WORD)
 
 
-def rows(noise: Noise, purpose: str, place: int, packing: Packing, reverse: bool = False) -> Tensor:
-    """The table of a packed batch: [B, 3] int64, each packed row's key and the time of the first step that is run.
+def rows(noise: Noise, purpose: str, place: int, packing: Packing) -> Tensor:
+    """The table of a packed batch: [B, 3] int64, each packed row's key and the number of its first step.
 
     Args:
         noise: see there.
         purpose: what the choices are for; options that differ draw apart.
         place: of the layer and direction.
         packing: whose rows they are.
-        reverse: whether time runs backwards, each row from its own end.
     """
     batch = packing.batch
     if isinstance(noise.row, int):
@@ -79,30 +78,28 @@ def rows(noise: Noise, purpose: str, place: int, packing: Packing, reverse: bool
             raise ValueError(f"noise.row must be a number, or one for each of {batch} rows, got {len(noise.row)}")
     if packing.order is not None:
         numbers = numbers[packing.order.cpu()]
-    starts = torch.full((batch,), noise.step)
-    if reverse:
-        starts += torch.tensor(packing.lengths) - 1
-    return keys(noise.seed, purpose, place, numbers, starts).to(packing.device)
+    return keys(noise.seed, purpose, place, numbers, noise.step).to(packing.device)
 
 
-def keys(seed: int, purpose: str, place: int, numbers: Tensor, starts: Tensor) -> Tensor:
-    """[count, 3] int64: the two words of each row's key, and its start. Arguments are int64 on the CPU."""
+def keys(seed: int, purpose: str, place: int, numbers: Tensor, start: int) -> Tensor:
+    """[count, 3] int64: the two words of each row's key, and the start; numbers are int64 on the CPU."""
     stream = zlib.crc32(purpose.encode())
     library = _library(torch.float32)
     if library is not None:
         table = torch.empty(len(numbers), 3, dtype=torch.int64)
-        places = (numbers.data_ptr(), starts.data_ptr(), table.data_ptr())
-        job = array("q", (_signed(seed), stream, place, len(numbers), *places))
+        places = (numbers.data_ptr(), table.data_ptr())
+        job = array("q", (_signed(seed), stream, place, len(numbers), start, *places))
         library.elman_keys(job.buffer_info()[0])
         return table
     first = torch.tensor([seed & _WORD, seed >> 32 & _WORD])
     key = threefry(first[0], first[1], torch.tensor(stream), torch.tensor(place))
-    return torch.stack([*threefry(*key, numbers & _WORD, numbers >> 32 & _WORD), starts], 1)
+    words = threefry(*key, numbers & _WORD, numbers >> 32 & _WORD)
+    return torch.stack([*words, torch.full_like(numbers, start)], 1)
 
 
 def mask(
     table: Tensor,
-    moving: int,
+    moving: bool,
     probability: float,
     packing: Packing,
     width: int,
@@ -114,7 +111,7 @@ def mask(
 
     Args:
         table: of `rows`.
-        moving: what a step adds to the time: 1, -1 where time runs backwards, or 0 for the same choice at all steps.
+        moving: whether each step chooses afresh; else all choose alike.
         probability: of being chosen.
         packing: of the entries.
         width: units.
@@ -128,7 +125,7 @@ def mask(
         return found if times is None else found * times
     made = memory.empty(packing.total, width, dtype=real)
     factor = None if times is None else times.to(real).contiguous()
-    once = torch.empty(packing.batch, width, dtype=real) if moving == 0 and packing.steps > 1 else None
+    once = torch.empty(packing.batch, width, dtype=real) if not moving and packing.steps > 1 else None
     given = array("f" if real == torch.float32 else "d", values)
     job = array(
         "q",
@@ -143,7 +140,7 @@ def mask(
     return made.to(dtype)
 
 
-def masked(x: Tensor, table: Tensor, moving: int, chance: float, packing: Packing) -> Tensor:
+def masked(x: Tensor, table: Tensor, moving: bool, chance: float, packing: Packing) -> Tensor:
     """[N, width] with chosen units dropped, the others scaled by 1 / (1 - chance); see `mask`. Keeps no mask."""
     found: Tensor = _Masked.apply(x, table, moving, chance, packing)  # type: ignore[no-untyped-call]
     return found
@@ -153,7 +150,7 @@ class _Masked(torch.autograd.Function):
     """A product with a mask, which backward draws again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, moving: int, chance: float, packing: Packing) -> Tensor:
+    def forward(ctx: Any, x: Tensor, table: Tensor, moving: bool, chance: float, packing: Packing) -> Tensor:
         ctx.drawn = (table, moving, chance, packing)
         return mask(table, moving, chance, packing, x.shape[1], (0.0, 1 / (1 - chance)), x.dtype, x)
 
@@ -162,11 +159,11 @@ class _Masked(torch.autograd.Function):
         return (masked(gradients[0], *ctx.drawn), None, None, None, None)
 
 
-def _chosen(table: Tensor, moving: int, probability: float, packing: Packing, width: int) -> Tensor:
+def _chosen(table: Tensor, moving: bool, probability: float, packing: Packing, width: int) -> Tensor:
     """Where units are chosen, [N, width] bool, in torch's own arithmetic."""
     step, row = (v.to(table.device) for v in packing.entries)
     key0, key1, start = table.index_select(0, row).unsqueeze(-1).unbind(1)
-    time = (start + moving * step[:, None]) & _WORD if moving else torch.zeros_like(start)
+    time = (start + step[:, None]) & _WORD if moving else torch.zeros_like(start)
     units = torch.arange(width, device=table.device)[None]
     word, _ = threefry(key0, key1, time, units)
     return word < threshold(probability)

@@ -5,9 +5,8 @@
 
 // The table of some rows: [count, 3], each row's key and the step that step 0 counts as.
 struct Keys {
-    int64_t seed, stream, place, count;
+    int64_t seed, stream, place, count, start;
     const int64_t *numbers;  // [count]: the caller's number of each row
-    const int64_t *starts;   // [count]
     int64_t *table;
 };
 
@@ -19,7 +18,7 @@ EXPORT void elman_keys(const Keys *k) {
         threefry(a, b, c, d);
         k->table[3 * i] = c;
         k->table[3 * i + 1] = d;
-        k->table[3 * i + 2] = k->starts[i];
+        k->table[3 * i + 2] = k->start;
     }
 }
 

@@ -130,6 +130,19 @@ class Packing:
         return torch.where(step.to(self.device) == 0, row.to(self.device), before)
 
     @cached_property
+    def next_steps(self) -> Tensor:
+        """[N]: where each entry's next step stands in a sequence that ends with B initial rows."""
+        step, row = self.entries
+        has_next = step + 1 < torch.tensor(self.lengths)[row]
+        after = self._at((step + 1).clamp(max=self.steps - 1), row)
+        return torch.where(has_next.to(self.device), after, self.total + row.to(self.device))
+
+    @cached_property
+    def halves(self) -> Tensor:
+        """[B]: row b of the second of two times B rows where its length is odd, else of the first."""
+        return torch.tensor([(length & 1) * self.batch + row for row, length in enumerate(self.lengths)])
+
+    @cached_property
     def _padded_places(self) -> Tensor:
         """[N]: where each entry stands in the caller's [T, B, *] with its first two dimensions flattened."""
         step, row = self.entries

@@ -38,13 +38,17 @@ def run(call: LayerCall) -> list[DirectionResult]:
 
 def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
     cell, packing = call.cell, call.packing
-    sources = {"raw": call.input, **call.extras, **{f"below.{k}": v for k, v in direction.below.items()}}
+    sources = {
+        "raw": call.input,
+        **call.extras,
+        **random_choices(call, direction),
+        **{f"below.{k}": v for k, v in direction.below.items()},
+    }
     reset = call.reset
     if direction.reverse:
         sources = {k: v.index_select(0, packing.reversal) for k, v in sources.items()}
         reset = None if reset is None else reset_in_reverse(call, reset).index_select(0, packing.reversal)
 
-    sources |= random_choices(call, direction)
     sources |= input_gates(call.layout, direction.parameters, sources["raw"])
     products = Products(call.layout, direction.parameters, constants(cell, call.layout.hidden_size, call.input))
     values = SimpleNamespace(
@@ -110,12 +114,11 @@ def input_gates(layout: Layout, parameters: Mapping[str, Tensor], x: Tensor) -> 
 
 
 def random_choices(call: LayerCall, direction: Direction) -> dict[str, Tensor]:
-    """The cell's random choices, [N, width] bool each, in the order of the direction's steps."""
+    """The cell's random choices, [N, width] bool each."""
     found = {}
     for declared, width in call.layout.draws:
-        moving = 0 if declared.locked else -1 if direction.reverse else 1
-        table, values = direction.draws[declared.name], (1.0, 0.0)
-        chosen = mask(table, moving, declared.probability, call.packing, width, values, torch.float32)
+        table, chance = direction.draws[declared.name], declared.probability
+        chosen = mask(table, not declared.locked, chance, call.packing, width, (1.0, 0.0), torch.float32)
         found[declared.name] = chosen.bool()
     return found
 

@@ -424,7 +424,7 @@ class Recurrent(nn.Module):
         if drawn is not None:
             place = 2 * level + index
             declared = self._trained[level][1].draws
-            direction.draws = {d.name: draws.rows(drawn, d.name, place, packing, index == 1) for d, _ in declared}
+            direction.draws = {d.name: draws.rows(drawn, d.name, place, packing) for d, _ in declared}
             if self.options.weight_dropout:
                 weight = parameters["weight_hh"]
                 parameters["weight_hh"] = weight * weight_mask(weight, self.options.weight_dropout, place, drawn)

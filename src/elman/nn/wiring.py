@@ -82,7 +82,7 @@ class Wiring:
         if not named or chance == 1:
             return F.dropout(x, chance)
         table = draws.rows(noise, "dropout", level, packing)
-        return draws.masked(x, table, 1, chance, packing)
+        return draws.masked(x, table, True, chance, packing)
 
 
 def locked(x: Tensor, chance: float, purpose: str, place: int, packing: Packing, noise: Noise) -> Tensor:
@@ -90,7 +90,7 @@ def locked(x: Tensor, chance: float, purpose: str, place: int, packing: Packing,
 
     Gal & Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", NeurIPS 2016.
     """
-    return draws.masked(x, draws.rows(noise, purpose, place, packing), 0, chance, packing)
+    return draws.masked(x, draws.rows(noise, purpose, place, packing), False, chance, packing)
 
 
 def weight_mask(weight: Tensor, chance: float, place: int, noise: Noise) -> Tensor:
@@ -100,4 +100,4 @@ def weight_mask(weight: Tensor, chance: float, place: int, noise: Noise) -> Tens
     """
     once = Packing.dense(1, weight.shape[0], weight.device)
     table = draws.rows(Noise(noise.seed), "weight_dropout", place, once)
-    return draws.mask(table, 0, chance, once, weight.shape[1], (0.0, 1 / (1 - chance)), weight.dtype)
+    return draws.mask(table, False, chance, once, weight.shape[1], (0.0, 1 / (1 - chance)), weight.dtype)
