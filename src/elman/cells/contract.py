@@ -75,6 +75,20 @@ class Extra:
     default: float | None = None
 
 
+@dataclass(frozen=True)
+class Draw:
+    """A random choice for each unit of each row, read as `x.<name>`: true with `probability`, in [0, 1).
+
+    It is made afresh at each step, or where `locked` once for a row. What chooses is named in the call (see
+    `elman.Noise`), so that the same place draws the same in chunks, in any order of rows and on every engine.
+    """
+
+    name: str
+    probability: float
+    width: Width = "H"
+    locked: bool = False
+
+
 class Cell:
     """A recurrent cell: subclass it, declare its parts, write `step`.
 
@@ -133,6 +147,11 @@ class Cell:
         return ()
 
     @property
+    def draws(self) -> tuple[Draw, ...]:
+        """Random choices of each step, read as `x.<name>`, for `where(x.<name>, a, b)`."""
+        return ()
+
+    @property
     def below(self) -> tuple[str, ...]:
         """States of the layer below, at the same time step, that `step` reads as `x.below.<name>`."""
         return ()
@@ -156,6 +175,14 @@ class Cell:
         return {}
 
     @property
+    def keeping(self) -> Mapping[str, int]:
+        """Biases that decide how long the state is kept, the forget gate's first: 1 where a large one keeps, else -1.
+
+        Each is named as in `initial`. `forget_bias` sets the first, chrono initialisation all.
+        """
+        return {}
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         """Parameters that are stored with the others but not trained, such as `weight_hh` of a random reservoir."""
         return ()
@@ -168,11 +195,15 @@ class Cell:
         """The cell that layer `layer` (from 0, the lowest) of a stack runs; its states have the same names."""
         return self
 
+    def evaluated(self) -> "Cell":
+        """The cell that runs in evaluation, with the same states and parameters; options that draw masks end here."""
+        return self
+
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         """One time step. Shapes are [B, width].
 
         Args:
-            x: the inputs of the step: `x.<gate>`, `x.raw` ([B, I]), `x.<extra>`, `x.below.<state>`.
+            x: the inputs of the step: `x.<gate>`, `x.raw` ([B, I]), `x.<extra>`, `x.<draw>`, `x.below.<state>`.
             u: the products: `u.<gate>(v)`, `u.<product>(v)`, or `u["name"](v)`.
             s: the state before the step: `s.<entry>`.
             p: vectors and constants: `p.<name>`.

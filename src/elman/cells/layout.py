@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from elman.cells.contract import Cell, Extra, Gate, StateEntry, Vector, Width, entries
+from elman.cells.contract import Cell, Draw, Extra, Gate, StateEntry, Vector, Width, entries
 from elman.cells.structure import Dense, Structure
 
 _RESERVED = {"raw", "below"}
@@ -51,6 +51,7 @@ class Layout:
         products: every product by the name that `step` uses.
         vectors: names of the per-unit parameters, the cell's own biases among them.
         extras: the further inputs.
+        draws: the width of each random choice, beside its declaration.
         parameters: all parameters, in the order they are registered.
         input_bias: whether `bias_ih` exists.
     """
@@ -64,6 +65,7 @@ class Layout:
     extras: tuple[Extra, ...]
     parameters: tuple[Parameter, ...]
     input_bias: bool
+    draws: tuple[tuple[Draw, int], ...] = ()
 
     @property
     def output_size(self) -> int:
@@ -104,7 +106,9 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
     recurrent_gates = _rows(cell.recurrent_gates, widths)
     vectors = [v if isinstance(v, Vector) else Vector(v) for v in (*cell.vectors, *(cell.biases if bias else ()))]
     extras = tuple(e if isinstance(e, Extra) else Extra(e) for e in cell.extras)
-    _distinct(where, "input", [*input_gates, *(e.name for e in extras), *_RESERVED])
+    draws = tuple((d, _width(d.width, widths)) for d in cell.draws)
+    inputs_of_step = [*input_gates, *(e.name for e in extras), *(d.name for d, _ in draws)]
+    _distinct(where, "input", [*inputs_of_step, *_RESERVED])
     _distinct(where, "product", [*recurrent_gates, *(p.name for p in cell.products)])
     _distinct(where, "per-unit value", [*(v.name for v in vectors), *cell.constants(hidden_size)])
     _distinct(where, "state", [e.name for e in states])
@@ -165,6 +169,7 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
         extras,
         tuple(parameters),
         input_bias,
+        draws,
     )
 
 

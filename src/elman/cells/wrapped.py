@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from elman.cells.contract import Cell, Extra, Gate, Product, StateEntry, Vector, entries
+from elman.cells.contract import Cell, Draw, Extra, Gate, Product, StateEntry, Vector, entries
 from elman.cells.initial import Initial
 from elman.cells.structure import Structure
 
@@ -52,6 +52,10 @@ class Wrapped(Cell):
         return self.cell.extras
 
     @property
+    def draws(self) -> tuple[Draw, ...]:
+        return self.cell.draws
+
+    @property
     def below(self) -> tuple[str, ...]:
         return self.cell.below
 
@@ -68,6 +72,10 @@ class Wrapped(Cell):
         return self.cell.initial
 
     @property
+    def keeping(self) -> Mapping[str, int]:
+        return self.cell.keeping
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         return self.cell.frozen
 
@@ -76,6 +84,9 @@ class Wrapped(Cell):
 
     def at_layer(self, layer: int) -> Cell:
         return replace(self, cell=self.cell.at_layer(layer))
+
+    def evaluated(self) -> Cell:
+        return replace(self, cell=self.cell.evaluated())
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         return self.cell.step(x, u, s, p)

@@ -35,12 +35,14 @@ class Kernel:
         buffers: width of each buffer that the source names, in the order of its numbers.
         groups: the matrices, in the order of their numbers.
         sums: how many row sums are kept.
+        draws: the random choices, in the order of their numbers.
     """
 
     source: str = ""
     buffers: dict[str, int] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     sums: int = 0
+    draws: list[str] = field(default_factory=list)
 
 
 def emit(schedule: Schedule, biased: frozenset[str], clocked: bool = False) -> Kernel:
@@ -55,7 +57,7 @@ def emit(schedule: Schedule, biased: frozenset[str], clocked: bool = False) -> K
 
 
 # Buffers that the header needs beside a leaf; HANDED directly after CARRY.
-_COMPANIONS = {"gradient": ("carry", "handed", "sequence", "final"), "state": ("state", "previous", "default")}
+_COMPANIONS = {"gradient": ("carry", "handed", "sequence", "final", "fresh"), "state": ("state", "previous", "default")}
 
 
 # Operations that cost no more than reading their result would.
@@ -134,6 +136,11 @@ class _Emitter:
             + "};\n"
         )
 
+    def _draw(self, name: str) -> int:
+        if name not in self._kernel.draws:
+            self._kernel.draws.append(name)
+        return self._kernel.draws.index(name)
+
     def _part(self, number: int, part: Part) -> str:
         accumulator: dict[int, int] = {}
         count = len(part.products)
@@ -189,8 +196,11 @@ class _Emitter:
                 return loaded(self._once.get(index, node.name), node.width)
             if node.op == "number":
                 return f"splat((real){node.name})" if node.name not in ("inf", "-inf") else f"splat({node.name}inity)"
-            if node.op == "sum":
+            if node.op == "sum" and schedule.home[index] == here:
                 return f"read_sum(c, {self._sums[index]}, row)"
+            if node.op == "draw":
+                number = self._draw(node.name)
+                return f"draw_one(c, {number}, row)" if node.width == 1 else OPERATIONS["draw"].cpp.format(number)
             if index in accumulator:
                 bias = ""
                 if node.op == "product" and node.name in self._biased:

@@ -18,8 +18,8 @@ def trace(cell: Cell, layout: Layout, below: dict[str, int] | None = None) -> Gr
         below: width of each state of the layer below that the cell reads.
 
     Returns:
-        A graph with leaves `x.<gate>`, `raw`, `extra.<name>`, `below.<state>`, `state.<entry>`, `vector.<name>` and
-        `constant.<name>`, and an output for each state entry.
+        A graph with "draw" nodes for the cell's random choices, with leaves `x.<gate>`, `raw`, `extra.<name>`,
+        `below.<state>`, `state.<entry>`, `vector.<name>` and `constant.<name>`, and an output for each state entry.
 
     Raises:
         CannotCompile: the step does something that a kernel cannot; the message says what.
@@ -29,6 +29,7 @@ def trace(cell: Cell, layout: Layout, below: dict[str, int] | None = None) -> Gr
         gate: graph.leaf(f"x.{gate}", rows.stop - rows.start) for gate, rows in layout.input_gates.items()
     }
     inputs |= {e.name: graph.leaf(f"extra.{e.name}", e.width) for e in layout.extras}
+    inputs |= {d.name: graph.add(Node("draw", (), width, d.name)) for d, width in layout.draws}
     raw = inputs["raw"] = graph.leaf("raw", layout.input_size)
     for name, product in layout.products.items():
         if name.startswith("x."):

@@ -160,12 +160,14 @@ class Backward(Run):
         self.arrangement = arrangement(plan)
         self.sequences = {n: kept[f"sequence.{n}"] for n in self.widths}
         self.found: dict[str, Tensor] = {}
+        self.fresh: dict[str, Tensor] = {}  # gradients of the learned states at resets, for each thread
 
     def run(self) -> dict[str, Tensor]:
         """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero."""
         table = Table(self.kernel, self.dtype, self.batch)
         self.states(table, self.sequences)
         self.units(table)
+        self.draws(table)
         self.side_inputs(table)
         if "saved" in self.kept:
             self.place_saved(table, self.kept["saved"])
@@ -186,6 +188,8 @@ class Backward(Run):
 
         for n, v in totals.items():
             self.found[f"parameter.{n}"] = v.sum(0)
+        for n, v in self.fresh.items():
+            self.found[n] = v.sum(0)
         for n, carry in carries.items():
             self.found[f"state.{n}"] = self._handed_last(carry)
         for n, v in side.items():
@@ -229,7 +233,13 @@ class Backward(Run):
 
     def _direct(self, table: Table) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Give a table memory for the gradients of side inputs, and for those of vectors, which are totals."""
-        side, totals = {}, {}
+        side: dict[str, Tensor] = {}
+        totals: dict[str, Tensor] = {}
+        for n in self.inputs:
+            if n.startswith("default.") and f"carry.{n[8:]}" in table:
+                fresh = torch.zeros(threads.count(), self.widths[n[8:]], dtype=self.dtype)
+                table.set(f"fresh.{n[8:]}", fresh, Kind.TOTALS)
+                self.fresh[n] = fresh
         for n, width in self.kernel.buffers.items():
             if n.startswith(("d.raw", "d.extra.", "d.below.")):
                 side[n[2:]] = memory.empty(self.total, width, dtype=self.dtype)
@@ -452,7 +462,9 @@ class _Products:
             before = packing.next_steps if run.scene.reverse else packing.previous_steps
             rows = run.sequences[rest].index_select(0, before[entries])
             if run.reset is not None:
-                rows[run.reset[entries].bool()] = {e.name: e.initial for e, _ in run.layout.states}[rest]
+                learned = run.inputs.get(f"default.{rest}")
+                fixed = {e.name: e.initial for e, _ in run.layout.states}[rest]
+                rows[run.reset[entries].bool()] = fixed if learned is None else learned
             return rows
         if index not in self._operands:
             self._operands[index] = self._whole_operand(index)

@@ -17,6 +17,7 @@ from elman.cells.layout import Layout
 from elman.compiler.plan import Plan
 from elman.engine import memory, reference
 from elman.engine.call import LayerCall
+from elman.engine.draws import threshold
 from elman.engine.kernel import Kind, Table, chunks
 from elman.engine.matrices import located, pattern
 from elman.engine.products import Matrix, matrix, tools
@@ -31,6 +32,7 @@ class Scene:
     names: tuple[str, ...]
     wanted: int
     training: bool
+    draws: Mapping[str, Tensor]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -49,6 +51,12 @@ def gates_width(layout: Layout) -> int:
 def state_names(layout: Layout) -> tuple[str, ...]:
     """The names of a layer's states among a run's inputs."""
     return tuple(f"state.{e.name}" for e, _ in layout.states)
+
+
+@functools.lru_cache(maxsize=1024)
+def default_names(layout: Layout) -> tuple[str, ...]:
+    """The names of a layer's learned states at resets among a run's inputs."""
+    return tuple(f"default.{e.name}" for e, _ in layout.states)
 
 
 class Run:
@@ -137,8 +145,16 @@ class Run:
             else:
                 table.place(f"state.{entry.name}", self.take(self.batch, width), width, Kind.ENTERED)
             if self.reset is not None:
-                default = torch.full((width,), entry.initial, dtype=self.dtype)
-                table.set(f"default.{entry.name}", default, Kind.UNITS)
+                default = self.inputs.get(f"default.{entry.name}")
+                if default is None:
+                    default = torch.full((width,), entry.initial, dtype=self.dtype)
+                table.set(f"default.{entry.name}", default.contiguous(), Kind.UNITS)
+
+    def draws(self, table: Table) -> None:
+        """Tell a table how the random choices are made."""
+        for declared, _ in self.layout.draws:
+            rows, chance = self.scene.draws[declared.name], declared.probability
+            table.draw(declared.name, rows, not declared.locked, threshold(chance))
 
     def side_inputs(self, table: Table) -> None:
         """Give a table the inputs that are read as they are."""
@@ -197,6 +213,7 @@ class Forward(Run):
             self.sequences[entry.name] = sequence
         self.states(table, self.sequences)
         self.units(table)
+        self.draws(table)
         self.side_inputs(table)
         if self.scene.training and self.plan.saved_widths:
             self.saved = memory.empty(self.total * sum(self.plan.saved_widths.values()), dtype=self.dtype)

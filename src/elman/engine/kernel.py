@@ -68,7 +68,7 @@ class _Fixed:
         if names not in self._indices:
             n = self.numbers
             entering = [n[f"{k}.{e}"] for e in names if f"state.{e}" in n for k in ("previous", "state", "default")]
-            finals = [n[f"{k}.{e}"] for e in names if f"carry.{e}" in n for k in ("carry", "final")]
+            finals = [n[f"{k}.{e}"] for e in names if f"carry.{e}" in n for k in ("carry", "final", "fresh")]
             self._indices[names] = (array("q", entering), array("q", finals))
         return self._indices[names]
 
@@ -107,6 +107,7 @@ class Table:
         self.numbers = self._fixed.numbers
         self._table = self._fixed.table[:]  # for each buffer: address, stride, kind, width
         self._batch = batch
+        self._draws = array("q", (0, 0, 0) * len(kernel.draws))
 
     def __contains__(self, name: str) -> bool:
         return name in self.numbers
@@ -129,6 +130,13 @@ class Table:
             table[at] = address
             table[at + 1] = stride
             table[at + 2] = kind
+
+    def draw(self, name: str, rows: Tensor, moving: bool, threshold: int) -> None:
+        """Say how a random choice is made (see `draws.h`); one that the kernel does not make is passed over."""
+        if name in self._kernel.draws:
+            at = 3 * self._kernel.draws.index(name)
+            self._draws[at : at + 3] = array("q", (rows.data_ptr(), moving, threshold))
+            self._held.append(rows)
 
     def steps(self, first: int, last: int) -> None:
         """Choose the steps that the prepared kernel runs next; at first it is all."""
@@ -186,7 +194,8 @@ class Table:
                 *(packing.steps, packing.batch, workers, direction[0], split_rows, 0, packing.steps, direction[1]),
                 *(*packing.places, 0 if reset is None else reset.data_ptr()),
                 *(self._table.buffer_info()[0], addresses.buffer_info()[0], ranges.buffer_info()[0], sums),
-                *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 2, finals.buffer_info()[0]),
+                *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 3, finals.buffer_info()[0]),
+                self._draws.buffer_info()[0],
                 *(len(clock) // 3 if clock else 0, clock.buffer_info()[0] if clock else 0),
                 *(threads.pool() or (0, 0, 0)),
                 0,  # the meeting

@@ -6,6 +6,7 @@
 // of a row whose width is not a multiple of LANES is read and written in part.
 
 #include "functions.h"
+#include "draws.h"
 
 // How a buffer's row for batch row b at step t is found.
 enum Kind {
@@ -43,8 +44,9 @@ struct Call {
     real *sums;                  // [sums, threads, batch, LANES]: partial row sums
     int64_t states;              // triples (previous, entered, initial) for resets
     const int64_t *entering;     // [states, 3]: buffers PREVIOUS, ENTERED, and UNITS with the default
-    int64_t carries;             // pairs (carry, final gradient)
-    const int64_t *finals;       // [carries, 2]: buffers CARRY and BATCH
+    int64_t carries;             // triples (carry, final gradient, gradient of the default)
+    const int64_t *finals;       // [carries, 3]: buffers CARRY, BATCH, and TOTALS or ABSENT
+    const Draw *draws;           // the random choices
     int64_t runs;                // of units with one period each; 0: all units are due at every step
     const int64_t *clock;        // [runs, 3]: first unit, end, period
     Parallel parallel;
@@ -61,6 +63,7 @@ struct Context {
     int64_t row_first, row_stride;                 // batch row of local row j: row_first + j * row_stride
     real *p[BUFFERS];
     int64_t s[BUFFERS];
+    int64_t time;                                  // the step, of all
     uint64_t due;  // of a clock's runs of units, those that are due at this step in any of this thread's rows
 };
 
@@ -108,6 +111,12 @@ INLINE V read_sum(const Context &c, int index, int64_t row) {
     for (int i = 0; i < LANES; ++i) s += v[i];
     return splat(s);
 }
+
+INLINE Integers draw(const Context &c, int number, int64_t row, int64_t unit) {
+    return __builtin_convertvector(chosen(c.call->draws[number], c.row_first + row * c.row_stride, c.time, unit), Integers);
+}
+
+INLINE Integers draw_one(const Context &c, int number, int64_t row) { return draw(c, number, row, 0)[0] - Integers{}; }
 
 // acc[r][block * TOTAL + FIRST + i] += sum over k of operand[r][k] * weights[k][block][i]
 template <int ROWS, int BLOCKS, int TOTAL, int FIRST, int COUNT>
@@ -300,7 +309,7 @@ static void begin_rows(const Context &c, int64_t t) {
     const int64_t later = t == ends ? 0 : k.reverse ? k.batch : k.batch_sizes[t + 1];
     if (later >= k.batch_sizes[t]) return;
     for (int64_t i = 0; i < k.carries; ++i) {
-        int64_t carry = k.finals[2 * i], final = k.finals[2 * i + 1];
+        int64_t carry = k.finals[3 * i], final = k.finals[3 * i + 1];
         for (int64_t row = 0; row < c.rows; ++row)
             if (c.row_first + row * c.row_stride >= later) {
                 real *to = c.p[carry] + row * c.s[carry];
@@ -316,17 +325,21 @@ static void begin_rows(const Context &c, int64_t t) {
     synchronise(c);
 }
 
-// After a backward step: nothing flows back across a reset.
+// After a backward step: nothing flows back across a reset, but to a default that is learned.
 static void cut(const Context &c, int64_t t) {
     const Call &k = *c.call;
     if (!k.reset) return;
     for (int64_t i = 0; i < k.carries; ++i) {
-        int64_t handed = k.finals[2 * i] + 1;  // HANDED follows its CARRY
+        int64_t handed = k.finals[3 * i] + 1;  // HANDED follows its CARRY
+        real *total = c.p[k.finals[3 * i + 2]];
         int64_t width = k.buffers[handed].stride;
         int64_t first = width * c.blocks_of / c.block_parts, last = width * (c.blocks_of + 1) / c.block_parts;
         for (int64_t row = 0; row < c.rows; ++row)
-            if (k.reset[k.offsets[t] + c.row_first + row * c.row_stride])
-                memset(c.p[handed] + row * c.s[handed] + first, 0, (last - first) * sizeof(real));
+            if (k.reset[k.offsets[t] + c.row_first + row * c.row_stride]) {
+                real *to = c.p[handed] + row * c.s[handed];
+                for (int64_t i = first; total && i < last; ++i) total[i] += to[i];
+                memset(to + first, 0, (last - first) * sizeof(real));
+            }
     }
     synchronise(c);
 }
@@ -377,6 +390,7 @@ static void work(void *argument) {
             c.row_stride = split ? 1 : team;
         }
         c.rows = (k.batch_sizes[t] - c.row_first + c.row_stride - 1) / c.row_stride;
+        c.time = t;
         place(c, t);
         if (i == k.first) once(c);
         if (k.backward) begin_rows(c, t);
