@@ -176,6 +176,25 @@ class _Emitter:
         name = self._schedule.memory.get(index, node.name)
         return self._buffer(name, node.width)
 
+    def _computed_here(self, part: Part, here: tuple[int, int]) -> list[int]:
+        """The values that a part computes for what it stores, totals and sums, operands first."""
+        graph, home = self._graph, self._schedule.home
+        stack = [*part.stores.values(), *part.totals.values(), *(graph.nodes[s].args[0] for s in part.sums)]
+        seen: set[int] = set()
+        while stack:
+            index = stack.pop()
+            node = graph.nodes[index]
+            if (
+                index in seen
+                or index in self._once
+                or node.op not in OPERATIONS
+                or (home[index] != here and not in_place(graph, home, index))
+            ):
+                continue
+            seen.add(index)
+            stack += node.args
+        return sorted(seen)
+
     def _expressions(self, part: Part, accumulator: dict[int, int]) -> list[str]:
         graph, schedule = self._graph, self._schedule
         here = (part.level, part.width)
@@ -217,6 +236,8 @@ class _Emitter:
                 lines.append(f"const auto v{index} = {text};")
             return done[index]
 
+        for index in self._computed_here(part, here):  # operands first, so that no chain is too long to descend
+            value(index)
         for name, index in part.stores.items():
             text = value(index)
             lines.append(f"write<WHOLE>(c, {self._buffer(name, part.width)}, row, unit, left, {text});")

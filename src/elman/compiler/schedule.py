@@ -53,7 +53,8 @@ def schedule(graph: Graph, stores: dict[str, int], totals: dict[str, int]) -> Sc
         totals: values to add up over rows, by the names of buffers.
     """
     needed = _needed(graph, [*stores.values(), *totals.values()])
-    home = {index: (_levels(graph)[index], graph.nodes[index].width) for index in needed}
+    levels = _levels(graph)
+    home = {index: (levels[index], graph.nodes[index].width) for index in needed}
     parts: dict[tuple[int, int], Part] = {}
 
     def part(index: int) -> Part:
