@@ -6,6 +6,7 @@ A packed tensor is [N, *]: N = sum of the lengths, step 0 of all rows, then step
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,15 +157,16 @@ class Packing:
         flat = padded.flatten(0, 1)
         if self.order is None and self.is_dense:
             return flat[: self.steps * self.batch]
-        return flat.index_select(0, self._padded_places)
+        found: Tensor = _Pack.apply(flat, self._padded_places)  # type: ignore[no-untyped-call]
+        return found
 
     def unpack(self, packed: Tensor, steps: int) -> Tensor:
         """[N, *] to [steps, B, *] in the caller's order, zero past each row's length."""
         shape = packed.shape[1:]
         if self.order is None and self.is_dense and steps == self.steps:
             return packed.reshape(steps, self.batch, *shape)
-        padded = memory.empty_like(packed, steps * self.batch, *shape).zero_()
-        return padded.index_copy_(0, self._padded_places, packed).view(steps, self.batch, *shape)
+        padded: Tensor = _Unpack.apply(packed, self._padded_places, steps * self.batch)  # type: ignore[no-untyped-call]
+        return padded.view(steps, self.batch, *shape)
 
     def to_packed_order(self, rows: Tensor, dim: int) -> Tensor:
         """Rows in the caller's order to rows in packed order, along `dim`."""
@@ -173,3 +175,29 @@ class Packing:
     def to_caller_order(self, rows: Tensor, dim: int) -> Tensor:
         """Rows in packed order to rows in the caller's order, along `dim`."""
         return rows if self.order is None else rows.index_select(dim, self.order.argsort())
+
+
+class _Pack(torch.autograd.Function):
+    """Some rows of a tensor, [count, *], in memory from the pool."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.places, ctx.count = places, rows.shape[0]
+        return torch.index_select(rows, 0, places, out=memory.empty_like(rows, len(places), *rows.shape[1:]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _Unpack.apply(gradients[0], ctx.places, ctx.count), None  # type: ignore[no-untyped-call]
+
+
+class _Unpack(torch.autograd.Function):
+    """[count, *] with a tensor's rows at some places and zeros elsewhere, in memory from the pool."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, count: int) -> Tensor:
+        ctx.places = places
+        return memory.empty_like(rows, count, *rows.shape[1:]).zero_().index_copy_(0, places, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _Pack.apply(gradients[0], ctx.places), None, None  # type: ignore[no-untyped-call]
