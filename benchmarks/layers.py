@@ -8,7 +8,6 @@ Elman is faster. Run it alone on the machine.
 
 import argparse
 import datetime
-import functools
 import math
 import os
 import statistics
@@ -160,45 +159,74 @@ def bench_recurrence(seconds: float, workers: int) -> None:
 
 
 def bench_elementwise(seconds: float) -> None:
-    """The loop of cells without recurrent products: bytes of gates read and of states written, against a copy's."""
+    """The loop of cells without recurrent products against a copy: what it reads and writes of each step, once."""
+    from elman.cells.layout import layout
+    from elman.compiler.plan import Plan
+
+    batch, steps, inputs, hidden = 32, 256, 64, 512
+    print(f"\n## Cells without recurrent products, B = {batch}, T = {steps}, H = {hidden}: the loop alone")
+    print("\nGB/s: forward, of the projected inputs that are read and the states that are written; in training, with")
+    print("backward, also of what is saved and of gradients. The copy is one of 256 MB, just before and after.")
+    copied, source = torch.empty(1 << 26), torch.ones(1 << 26)
+    rows = []
+    for name in elman.cells.names():
+        cell = elman.cells.get(name)()
+        plan = Plan(cell, layout(cell, inputs, hidden), dict.fromkeys(cell.below, hidden))
+        if plan.products:
+            continue
+        layer, x = elman.Recurrent(name, inputs, hidden), torch.randn(steps, batch, inputs, requires_grad=True)
+        row: list[object] = [f"`{name}`"]
+        for way, kernels in (
+            (forward(layer, x), (plan.inference,)),
+            (training(layer, x), (plan.training, plan.gradients)),
+        ):
+            copies = medians([lambda: copied.copy_(source)], 0)
+            spent = _loops(way, seconds)
+            copies += medians([lambda: copied.copy_(source)], 0)
+            moved = 4 * batch * steps * sum(map(_moved, kernels))
+            limit = 2 * 4 * source.numel() / statistics.mean(copies)
+            row += [f"{moved / spent / 1e9:.1f}", f"{100 * moved / spent / limit:.0f} %"]
+        rows.append(row)
+    table(["cell", "forward GB/s", "of a copy's", "training GB/s", "of a copy's"], rows)
+
+
+def _moved(kernel: Any) -> int:
+    """Numbers that a kernel reads or writes for each row of a step, each once however often it is used."""
+    kinds = ("x", "raw", "next", "saved", "d", "state", "sequence")
+    chosen = {n: w for n, w in kernel.buffers.items() if n.partition(".")[0] in kinds}
+    if any(n.startswith("next.") for n in chosen):  # the state before a step is the one after the step before
+        chosen = {n: w for n, w in chosen.items() if not (n.startswith("state.") and f"next.{n[6:]}" in chosen)}
+    given = [n for n in chosen if n.startswith("sequence.")]  # of these gradients the output's alone is there
+    return sum(w for n, w in chosen.items() if n not in given[1:])
+
+
+def _loops(way: Callable[[], object], seconds: float) -> float:
+    """Median seconds of all the loops in a call together."""
     from elman.engine.kernel import Table
 
-    batch, steps, hidden = 32, 256, 512
-    copied, source = torch.empty(1 << 26), torch.ones(1 << 26)
-    (copy,) = medians([lambda: copied.copy_(source)], seconds)
-    limit = 2 * source.numel() * 4 / copy / 1e9
-    print(f"\n## Cells without recurrent products, B = {batch}, T = {steps}, H = {hidden}: the loop alone, inference")
-    print(f"\nA copy of 256 MB moves {limit:.1f} GB/s.")
-    rows = []
+    spent: list[float] = []
     prepare = Table.prepare
-    for name in ("sru", "min_gru", "indrnn", "rg_lru", "gilr"):
-        layer, x = elman.Recurrent(name, 64, hidden), torch.randn(steps, batch, 64)
-        spent: list[float] = []
 
-        def timed(self: Table, *arguments: Any, **named: Any) -> Callable[[], object]:
-            run = prepare(self, *arguments, **named)
+    def timed(self: Table, *arguments: Any, **named: Any) -> Callable[[], object]:
+        run = prepare(self, *arguments, **named)
 
-            def measured() -> None:
-                start = time.perf_counter()
-                run()
-                spent[-1] += time.perf_counter() - start  # noqa: B023
-
-            return measured
-
-        def once(run: Callable[[], object]) -> None:
-            spent.append(0.0)  # noqa: B023
+        def measured() -> None:
+            start = time.perf_counter()
             run()
+            spent[-1] += time.perf_counter() - start
 
-        Table.prepare = timed  # type: ignore[method-assign]
-        try:
-            medians([functools.partial(once, forward(layer, x))], seconds)
-        finally:
-            Table.prepare = prepare  # type: ignore[method-assign]
-        parts = layer.layers[0][1]
-        widths = max(r.stop for r in parts.input_gates.values()) + sum(width for _, width in parts.states)
-        rate = 4 * widths * batch * steps / statistics.median(spent) / 1e9
-        rows.append([name, f"{rate:.1f}", f"{100 * rate / limit:.0f} %"])
-    table(["cell", "GB/s", "of a copy's"], rows)
+        return measured
+
+    def once() -> None:
+        spent.append(0.0)
+        way()
+
+    Table.prepare = timed  # type: ignore[method-assign]
+    try:
+        medians([once], seconds)
+    finally:
+        Table.prepare = prepare  # type: ignore[method-assign]
+    return statistics.median(spent[1:])
 
 
 def bench_cells(seconds: float, peak: float) -> None:

@@ -116,6 +116,15 @@ def test_odd_sizes(name: str, hidden_size: int, threads: int) -> None:
         compare(module, [x, *state], _ways(case, module, x, state), f"{name}, H = {hidden_size}, B = {batch}")
 
 
+@pytest.mark.parametrize("name", ["brc", "gilr", "lru", "min_lstm", "rg_lru", "sru", "unicornn"])
+def test_vectors_side_by_side(name: str, threads: int) -> None:
+    """Rows long enough that several vectors are computed together, then single ones, then a part of one."""
+    case = Case(CELLS[name], dtype=torch.float32, input_size=3, hidden_size=150)
+    module = case.module()
+    x, state = case.input(3, 19).requires_grad_(), case.state(module, 19)
+    compare(module, [x, *state], _ways(case, module, x, state), name)
+
+
 class TwiceTheSame(Cell):
     """One matrix used at two places of a step, a value that branches on a comparison, and an unused state."""
 

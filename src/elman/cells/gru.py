@@ -3,7 +3,7 @@ from typing import Any
 
 from elman.cells.contract import Cell
 from elman.cells.initial import Constant
-from elman.cells.math import layer_norm, log_sigmoid, sigmoid, tanh
+from elman.cells.math import exp, layer_norm, minimum, sigmoid, tanh
 
 
 class GRU(Cell):
@@ -118,8 +118,9 @@ class MinLSTM(Cell):
     i = σ(W_i x_t + b_i)
     h_t = f / (f + i) ∘ h_{t-1} + i / (f + i) ∘ (W_n x_t + b_n)
 
-    Feng, Tung, Ahmed, Bengio & Hajimirsadeghi, "Were RNNs all we needed?", 2024. The quotient is computed as
-    f / (f + i) = σ(log f - log i), which holds where both gates underflow.
+    Feng, Tung, Ahmed, Bengio & Hajimirsadeghi, "Were RNNs all we needed?", 2024. With f̃ and ĩ for what σ is applied to,
+    f / (f + i) = (1 + exp(-ĩ)) / (2 + exp(-f̃) + exp(-ĩ)); above and below are multiplied by exp(min(f̃, ĩ, 0)), so that
+    the quotient holds where both gates underflow.
 
     Shapes: x [B, I], h [B, H]; weight_ih [3H, I], no weight_hh. Parameters: 3H·(I + 1).
     """
@@ -128,5 +129,7 @@ class MinLSTM(Cell):
     recurrent_gates = ()
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
-        keep = sigmoid(log_sigmoid(x.f) - log_sigmoid(x.i))
+        least = minimum(minimum(x.f, x.i), 0.0)
+        one, f, i = exp(least), exp(least - x.f), exp(least - x.i)
+        keep = (one + i) / (2 * one + f + i)
         return self.State(h=keep * s.h + (1 - keep) * x.n)

@@ -6,7 +6,7 @@ from typing import Any
 
 from elman.cells.contract import Cell, Gate, Product, StateEntry, Vector
 from elman.cells.initial import Between, Initial, LecunNormal
-from elman.cells.math import cos, exp, log_sigmoid, maximum, sigmoid, sin, sqrt
+from elman.cells.math import cos, exp, expm1, log_sigmoid, maximum, sigmoid, sin, sqrt
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,6 @@ class RGLRU(Cell):
     initial = MappingProxyType({"decay": Between(0.9, 0.999, through=lambda a: (a ** (1 / 8)).logit())})
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
-        log_a = 8 * sigmoid(x.r) * log_sigmoid(p.decay)
-        entering = sqrt(maximum(1 - exp(2 * log_a), 2.5e-7))
-        return self.State(h=exp(log_a) * s.h + entering * sigmoid(x.i) * x.v)
+        fall = expm1(8 * sigmoid(x.r) * log_sigmoid(p.decay))  # a - 1, which for a near 1 has more digits than a
+        entering = sqrt(maximum(-fall * (2 + fall), 2.5e-7))
+        return self.State(h=(1 + fall) * s.h + entering * sigmoid(x.i) * x.v)

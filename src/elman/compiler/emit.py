@@ -84,7 +84,7 @@ def _same_at_all_steps(schedule: Schedule) -> list[int]:
 
 
 _POINT = (
-    "    template <bool WHOLE>\n"
+    "    template <bool WHOLE, int N>\n"
     "    INLINE void point(const Context &c, int64_t row, int64_t unit, int64_t left, const V *acc) {{\n{}    }}\n"
 )
 
@@ -199,15 +199,18 @@ class _Emitter:
         graph, schedule = self._graph, self._schedule
         here = (part.level, part.width)
         lines: list[str] = []
+        writes: list[str] = []
         done: dict[int, str] = {}
+        here_unit = "unit + k * LANES"
 
         def loaded(name: str, width: int) -> str:
             if name.startswith("gradient."):
                 entry = name.removeprefix("gradient.")
                 carry, given = self._buffer(f"carry.{entry}", width), self._buffer(f"sequence.{entry}", width)
-                return f"read<WHOLE>(c, {carry}, row, unit, left) + read_if<WHOLE>(c, {given}, row, unit, left)"
+                at = f"row, {'unit' if width == 1 else here_unit}, left"
+                return f"read<WHOLE>(c, {carry}, {at}) + read_if<WHOLE>(c, {given}, {at})"
             number = self._buffer(name, width)
-            return f"read_one(c, {number}, row)" if width == 1 else f"read<WHOLE>(c, {number}, row, unit, left)"
+            return f"read_one(c, {number}, row)" if width == 1 else f"read<WHOLE>(c, {number}, row, {here_unit}, left)"
 
         def computed(index: int) -> str:
             node = graph.nodes[index]
@@ -223,7 +226,7 @@ class _Emitter:
             if index in accumulator:
                 bias = ""
                 if node.op == "product" and node.name in self._biased:
-                    bias = f" + read<WHOLE>(c, {self._buffer(f'bias.{node.name}', node.width)}, row, unit, left)"
+                    bias = f" + {loaded(f'bias.{node.name}', node.width)}"
                 return f"acc[{accumulator[index]}]{bias}"
             if schedule.home[index] != here and not in_place(graph, schedule.home, index):
                 return loaded(schedule.memory[index], node.width)
@@ -231,20 +234,27 @@ class _Emitter:
 
         def value(index: int) -> str:
             if index not in done:
-                text = computed(index)
-                done[index] = f"v{index}"
-                lines.append(f"const auto v{index} = {text};")
+                node, text = graph.nodes[index], computed(index)
+                if node.op == "number" or node.width == 1:  # the same for all units
+                    done[index] = f"v{index}"
+                    lines.append(f"const auto v{index} = {text};")
+                else:
+                    done[index] = f"v{index}[k]"
+                    mask = node.op in OPERATIONS and OPERATIONS[node.op].mask
+                    lines.append(f"{'Integers' if mask else 'V'} v{index}[N]; EACH v{index}[k] = {text};")
             return done[index]
 
         for index in self._computed_here(part, here):  # operands first, so that no chain is too long to descend
             value(index)
+        # All is read before anything is written, so that no write stands between the vectors' computations.
         for name, index in part.stores.items():
             text = value(index)
-            lines.append(f"write<WHOLE>(c, {self._buffer(name, part.width)}, row, unit, left, {text});")
+            number = self._buffer(name, part.width)
+            writes.append(f"EACH write<WHOLE>(c, {number}, row, {here_unit}, left, {text});")
         for name, index in part.totals.items():
             text = value(index)
-            lines.append(f"total<WHOLE>(c, {self._buffer(name, part.width)}, unit, left, {text});")
+            writes.append(f"EACH total<WHOLE>(c, {self._buffer(name, part.width)}, {here_unit}, left, {text});")
         for index in part.sums:
             text = value(graph.nodes[index].args[0])
-            lines.append(f"sum<WHOLE>(c, {self._sums[index]}, row, left, {text});")
-        return lines
+            writes.append(f"EACH sum<WHOLE>(c, {self._sums[index]}, row, left, {text});")
+        return lines + writes

@@ -68,7 +68,9 @@ OPERATIONS: dict[str, Operation] = {
     "le": _comparison("<="),
     "gt": _comparison(">"),
     "ge": _comparison(">="),
-    "draw": Operation("draw(c, {0}, row, unit)", _none, mask=True),  # has no operands: {0} is the number of the draw
+    "draw": Operation(
+        "draw(c, {0}, row, unit + k * LANES)", _none, mask=True
+    ),  # has no operands: {0} is the number of the draw
 }
 
 

@@ -206,7 +206,7 @@ class Table:
         return functools.partial(fixed.run, call.buffer_info()[0])
 
 
-CHUNK_BYTES = 8 << 20  # of the products with the input that wait for the loop: they stay in the cache
+CHUNK_BYTES = 2 << 20  # of the products with the input that wait for the loop: they stay in the threads' own caches
 CHUNK_ROWS = 384  # at the least, so that the products stay large
 
 

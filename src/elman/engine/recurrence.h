@@ -167,11 +167,16 @@ INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t r
     }
 }
 
+// Statements of a part for N vectors of a row side by side, so that the processor has several chains of operations to
+// work on: it looks no further ahead than one or two long ones. More than two would not fit in the registers.
+enum { TOGETHER = 2 };
+#define EACH _Pragma("GCC unroll 8") for (int k = 0; k < N; ++k)
+
 // The pointwise expressions for some rows and one vector of units; apart from the products, so that it is compiled once.
 template <class Part, bool WHOLE>
 static __attribute__((noinline)) void points(const Context &c, int64_t row, int64_t rows, int64_t unit, int64_t left,
                                              const V *acc, int64_t stride) {
-    for (int64_t r = 0; r < rows; ++r) Part::template point<WHOLE>(c, row + r, unit, left, acc + r * stride);
+    for (int64_t r = 0; r < rows; ++r) Part::template point<WHOLE, 1>(c, row + r, unit, left, acc + r * stride);
 }
 template <class Part>
 INLINE void points_of(const Context &c, int64_t row, int64_t rows, int64_t unit, int64_t units, const V *acc, int64_t stride) {
@@ -203,8 +208,10 @@ template <class Part> static __attribute__((noinline)) void rows_of_points(const
     const Context c = given;  // a copy that no write can reach, so that addresses are computed once for a row
     for (int64_t row = 0; row < c.rows; ++row) {
         int64_t unit = first;
-        for (; unit + LANES <= last; unit += LANES) Part::template point<true>(c, row, unit, LANES, 0);
-        if (unit < last) Part::template point<false>(c, row, unit, last - unit, 0);
+        for (; unit + TOGETHER * LANES <= last; unit += TOGETHER * LANES)
+            Part::template point<true, TOGETHER>(c, row, unit, LANES, 0);
+        for (; unit + LANES <= last; unit += LANES) Part::template point<true, 1>(c, row, unit, LANES, 0);
+        if (unit < last) Part::template point<false, 1>(c, row, unit, last - unit, 0);
     }
 }
 
@@ -363,8 +370,8 @@ template <class Part> static __attribute__((noinline)) void over_units(const Con
     const Context c = given;
     const int64_t units = c.call->buffers[Part::domain_buffer].width;
     int64_t unit = 0;
-    for (; unit + LANES <= units; unit += LANES) Part::template point<true>(c, 0, unit, LANES, 0);
-    if (unit < units) Part::template point<false>(c, 0, unit, units - unit, 0);
+    for (; unit + LANES <= units; unit += LANES) Part::template point<true, 1>(c, 0, unit, LANES, 0);
+    if (unit < units) Part::template point<false, 1>(c, 0, unit, units - unit, 0);
 }
 
 static void once(const Context &c);
