@@ -402,6 +402,8 @@ class Recurrent(nn.Module):
         if not self.training or not self._random or noise is draws.SILENT:
             return None
         if noise is not None:
+            if not isinstance(noise, Noise):
+                raise TypeError(f"noise must be an elman.Noise, got {type(noise).__name__}")
             return noise
         return draws.fresh() if self._seeded and run is dispatch.run else Noise(0)
 

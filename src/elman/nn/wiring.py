@@ -33,6 +33,9 @@ class Wiring:
     def __init__(self, options: Options, num_layers: int) -> None:
         self._options = options
         self._locked = options.places(num_layers)
+        if len(self._locked) != num_layers + 1:
+            wanted = f"a probability, or {num_layers + 1} of them: of the input, and of each layer's output"
+            raise ValueError(f"locked_dropout must be {wanted}, got {options.locked_dropout!r}")
         self._last = num_layers - 1
         self.skips: list[bool] = []  # of each layer: whether its input is added to its output
 
