@@ -120,20 +120,20 @@ class OneToMany(_Pattern):
 
     def forward(self, first: Tensor, steps: int, state: Any = None) -> tuple[Tensor, Any]:
         """The first input [B, I] to [steps, B, O] and the state."""
-        answers, input = [], first
+        answers, previous = [], first
         for _ in range(steps):
-            output, state = self.recurrent.step(input, state)
+            output, state = self.recurrent.step(previous, state)
             answers.append(self.head(output))
-            input = answers[-1] if self.feed is None else self.feed(answers[-1])
+            previous = answers[-1] if self.feed is None else self.feed(answers[-1])
         return torch.stack(answers), state
 
 
 class DeepOutput(nn.Module):
     """Recurrent layers with a feed-forward network on top of each step: a recurrence that is deep in its output.
 
-    y_t = V_n φ(… φ(V_1 h_t + b_1) …) + b_n, with the same weights at each step. Pascanu, Gulcehre, Cho & Bengio, "How to
-    construct deep recurrent neural networks", ICLR 2014, section 3.3.3. That other deep networks stack recurrent layers
-    is `num_layers`; that their transition is deep is the cell `recurrent_highway`.
+    y_t = V_n φ(… φ(V_1 h_t + b_1) …) + b_n, with the same weights at each step. Pascanu, Gulcehre, Cho & Bengio, "How
+    to construct deep recurrent neural networks", ICLR 2014, section 3.3.3. Depth by stacked recurrences is `num_layers`,
+    depth in the transition the cell `recurrent_highway`.
 
     Args:
         recurrent: the layers below.
