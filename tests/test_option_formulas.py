@@ -1,5 +1,6 @@
 """What each option computes, against plain loops in torch on the masks that the layers' own generator gives."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from elman.engine import draws
 from elman.engine.packing import Packing
 from elman.nn.wiring import weight_mask
 
-T, B, I, H = 6, 3, 4, 5
+T, B, H = 6, 3, 5
+INPUTS = 4
 ENGINES = ["reference", "cpu"]
 
 
@@ -30,7 +32,9 @@ def chosen(noise: Noise, purpose: str, chance: float, width: int, moving: bool =
 
 
 def layer(cell: str = "lstm", layers: int = 1, **options: Any) -> tuple[Recurrent, Tensor]:
-    return Recurrent(cell, I, H, layers, dtype=torch.float64, **options), torch.randn(T, B, I, dtype=torch.float64)
+    return Recurrent(cell, INPUTS, H, layers, dtype=torch.float64, **options), torch.randn(
+        T, B, INPUTS, dtype=torch.float64
+    )
 
 
 def lstm(
@@ -141,25 +145,14 @@ def _parts(module: Recurrent) -> list[Recurrent]:
 @pytest.mark.parametrize("merge", ["concatenate", "sum", "mean"])
 def test_merge(merge: str) -> None:
     module, x = layer("gru", 2, bidirectional=True, merge=merge)
+    expected = x
     for part in _parts(module):
-        forward, backward = part(x)[0].chunk(2, -1)
+        forward, backward = part(expected)[0].chunk(2, -1)
         both = torch.cat([forward, backward], -1)
-        x = both if merge == "concatenate" else (forward + backward) / (2 if merge == "mean" else 1)
-    assert x.shape[-1] == module.output_size == (2 * H if merge == "concatenate" else H)
-    torch.testing.assert_close(module(layer()[1] * 0 + _input(module))[0], _through(module, merge))
-
-
-def _input(module: Recurrent) -> Tensor:
-    return torch.randn(T, B, I, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def _through(module: Recurrent, merge: str) -> Tensor:
-    x = _input(module)
-    for part in _parts(module):
-        forward, backward = part(x)[0].chunk(2, -1)
-        x = torch.cat([forward, backward], -1) if merge == "concatenate" else forward + backward
-        x = x / 2 if merge == "mean" else x
-    return x
+        expected = both if merge == "concatenate" else (forward + backward) / (2 if merge == "mean" else 1)
+    assert expected.shape[-1] == module.output_size == (2 * H if merge == "concatenate" else H)
+    torch.testing.assert_close(module(x)[0], expected)
+    torch.testing.assert_close(module.unroll(x)[0].h, expected)
 
 
 def test_residual_and_dense() -> None:
@@ -181,15 +174,15 @@ def test_residual_and_dense() -> None:
 
 
 def test_cells_and_sizes_of_each_layer() -> None:
-    module = Recurrent(["gru", "lstm"], I, (5, 7), bidirectional=True)
-    x = torch.randn(T, B, I)
+    module = Recurrent(["gru", "lstm"], INPUTS, (5, 7), bidirectional=True)
+    x = torch.randn(T, B, INPUTS)
     output, state = module(x)
     assert output.shape == (T, B, 14)
     assert state[0].shape == (2, B, 5)
     assert state[1].c.shape == (2, B, 7)
     again, _ = module(x, state)
     assert not torch.equal(again, output)
-    module = Recurrent(["gru", "lstm"], I, (5, 7))
+    module = Recurrent(["gru", "lstm"], INPUTS, (5, 7))
     output, state = module(x)
     first, middle = module(x[:3])
     second, final = module(x[3:], middle)
@@ -206,7 +199,7 @@ def test_the_first_state_is_learned() -> None:
     with torch.no_grad():
         module.initial_h_l0.normal_()
         module.initial_c_l1.normal_()
-    plain = Recurrent("lstm", I, H, 2, dtype=torch.float64)
+    plain = Recurrent("lstm", INPUTS, H, 2, dtype=torch.float64)
     plain.load_state_dict({k: v for k, v in module.state_dict().items() if not k.startswith("initial")})
     state = tuple(
         torch.stack([getattr(module, f"initial_{e}_l{k}").expand(B, H) for k in range(2)]).detach() for e in "hc"
@@ -247,7 +240,7 @@ def test_engines_that_cannot_say_why() -> None:
     before = torch.get_rng_state()
     elman.explain(module, x)
     assert torch.equal(torch.get_rng_state(), before)
-    outside = Recurrent("lstm", I, H, 2, locked_dropout=0.2, weight_dropout=0.1, learn_state=True, residual=True)
+    outside = Recurrent("lstm", INPUTS, H, 2, locked_dropout=0.2, weight_dropout=0.1, learn_state=True, residual=True)
     with use_engine("torch"):
         assert elman.explain(outside).engines == ("torch", "torch")
 
@@ -276,7 +269,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 def test_noise_must_be_one() -> None:
     module, x = layer(zoneout=0.1)
-    with pytest.raises(TypeError, match="noise must be an elman.Noise, got int"):
+    with pytest.raises(TypeError, match=r"noise must be an elman\.Noise, got int"):
         module(x, noise=7)
 
 
@@ -290,7 +283,7 @@ class AWD(nn.Module):
 
     def __init__(self, sizes: list[int]) -> None:
         super().__init__()
-        self.rnns = nn.ModuleList(nn.LSTM(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.rnns = nn.ModuleList(nn.LSTM(a, b) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor, weights: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         x = x * masks[0]

@@ -132,8 +132,8 @@ class DeepOutput(nn.Module):
     """Recurrent layers with a feed-forward network on top of each step: a recurrence that is deep in its output.
 
     y_t = V_n φ(… φ(V_1 h_t + b_1) …) + b_n, with the same weights at each step. Pascanu, Gulcehre, Cho & Bengio, "How
-    to construct deep recurrent neural networks", ICLR 2014, section 3.3.3. Depth by stacked recurrences is `num_layers`,
-    depth in the transition the cell `recurrent_highway`.
+    to construct deep recurrent neural networks", ICLR 2014, section 3.3.3. Depth by stacked recurrences is
+    `num_layers`, depth in the transition the cell `recurrent_highway`.
 
     Args:
         recurrent: the layers below.

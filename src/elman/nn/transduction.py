@@ -86,10 +86,11 @@ class Decoder(nn.Module):
 class Bridge(nn.Module):
     """Maps an encoder's final state to a decoder's first, whatever their layers, directions, widths and cells.
 
-    s'_l,e = V_l,e [s_m,e ; s_m,e reversed] + b_l,e, and tanh of it for the output, as it is bounded in the encoder: one
-    linear map for each layer l and state entry e of the decoder, from both directions of the encoder's layer m, which is
-    as far from the top (the lowest where the decoder is deeper). An entry that the encoder's cell lacks is made from its
-    output. Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014, appendix, for one layer.
+    s'_l,e = V_l,e [s_m,e ; s_m,e reversed] + b_l,e, and tanh of it for the output, as it is bounded in the encoder:
+    one linear map for each layer l and state entry e of the decoder, from both directions of the encoder's layer m,
+    which is as far from the top (the lowest where the decoder is deeper). An entry that the encoder's cell lacks is
+    made from its output. Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014, for one
+    layer.
 
     With `copy`, nothing is learned: states are handed over as they are, which their shapes must allow.
     """
@@ -116,9 +117,7 @@ class Bridge(nn.Module):
                     continue
                 found = available[place][1] * self._directions
                 if copy and (found != width or len(encoder.layers) != len(decoder.layers)):
-                    raise ValueError(
-                        f"copy needs equal layers and widths; {entry.name} has {found} here, {width} there"
-                    )
+                    raise ValueError(f"copy needs equal layers and widths; {entry.name!r} has {found}, then {width}")
                 chosen.append((source, place, len(self.maps)))
                 if not copy:
                     self.maps.append(nn.Linear(found, width))
