@@ -25,7 +25,11 @@ TOLERANCE_EPSILONS = 2048
 
 @dataclass(frozen=True)
 class Case:
-    """A cell with the sizes, the engine, the dtype and the options of `Recurrent` that a check runs it at."""
+    """A cell with the sizes, the engine, the dtype and the options of `Recurrent` that a check runs it at.
+
+    Of a cell with `equal_sizes`, the input has `hidden_size` values whatever `input_size` says, and bidirectional
+    layers, whose outputs are twice as wide, are not stacked.
+    """
 
     cell: Cell
     engine: str = "reference"
@@ -40,11 +44,19 @@ class Case:
         """The same masks for the same row and step in all calls of a check; without random options it says nothing."""
         return Noise(self.seed, step, row)
 
+    @property
+    def inputs(self) -> int:
+        """The width of the input."""
+        return self.hidden_size if self.cell.equal_sizes else self.input_size
+
     def module(self, **arguments: Any) -> Recurrent:
         """Layers of the cell with every parameter random, those that start constant included."""
         torch.manual_seed(self.seed)
         sizes: dict[str, Any] = {"cell": self.cell, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
-        module = Recurrent(input_size=self.input_size, dtype=self.dtype, **{**sizes, **self.options, **arguments})
+        sizes |= {**self.options, **arguments}
+        if self.cell.equal_sizes and sizes.get("bidirectional"):
+            sizes["num_layers"] = 1
+        module = Recurrent(input_size=self.inputs, dtype=self.dtype, **sizes)
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
@@ -52,7 +64,7 @@ class Case:
 
     def input(self, steps: int, batch: int) -> Tensor:
         """Random input, [T, B, I]."""
-        return torch.randn(steps, batch, self.input_size, dtype=self.dtype)
+        return torch.randn(steps, batch, self.inputs, dtype=self.dtype)
 
     def extras(self, steps: int, batch: int) -> dict[str, Tensor]:
         """Random positive extra inputs, as many as the cell has, [T, B, width]."""

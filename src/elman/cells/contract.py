@@ -127,9 +127,19 @@ class Cell:
         return ()
 
     @property
+    def biases(self) -> tuple[str, ...]:
+        """Per-unit biases beside those of gates and products, [H], read as `p.<name>`; `bias=False` makes them 0."""
+        return ()
+
+    @property
     def products(self) -> tuple[Product, ...]:
         """Matrices beside the recurrent gates, called as `u.<name>(v)`."""
         return ()
+
+    @property
+    def equal_sizes(self) -> bool:
+        """Whether a layer's input must be as wide as its hidden size, as where the step adds `x.raw` to its state."""
+        return False
 
     @property
     def extras(self) -> tuple[str | Extra, ...]:

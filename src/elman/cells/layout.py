@@ -49,7 +49,7 @@ class Layout:
         states: width of each state entry, in order, beside its declaration.
         input_gates: rows of `weight_ih` for each input gate.
         products: every product by the name that `step` uses.
-        vectors: names of the per-unit parameters.
+        vectors: names of the per-unit parameters, the cell's own biases among them.
         extras: the further inputs.
         draws: the width of each random choice, beside its declaration.
         parameters: all parameters, in the order they are registered.
@@ -88,19 +88,23 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
     """Work out a cell's layout.
 
     Raises:
-        ValueError: a name is declared twice or reserved, a width does not fit a product's structure, or a frozen
-            parameter does not exist.
+        ValueError: a name is declared twice or reserved, a width does not fit a product's structure or the cell has
+            `equal_sizes` and these are not, or a frozen parameter does not exist.
     """
     where = type(cell).__name__
     states = entries(cell)
     if not states:
         raise ValueError(f"{where}.state must name at least one state, the first of which is the output")
+    if cell.equal_sizes and input_size != hidden_size:
+        raise ValueError(
+            f"{cell!r} needs as many inputs as units in each layer, got {input_size} inputs and {hidden_size} units"
+        )
     widths = {"H": hidden_size, "I": input_size}
     widths["R"] = _width(states[0].width, widths)
 
     input_gates = _rows(cell.input_gates, widths)
     recurrent_gates = _rows(cell.recurrent_gates, widths)
-    vectors = [v if isinstance(v, Vector) else Vector(v) for v in cell.vectors]
+    vectors = [v if isinstance(v, Vector) else Vector(v) for v in (*cell.vectors, *(cell.biases if bias else ()))]
     extras = tuple(e if isinstance(e, Extra) else Extra(e) for e in cell.extras)
     draws = tuple((d, _width(d.width, widths)) for d in cell.draws)
     inputs_of_step = [*input_gates, *(e.name for e in extras), *(d.name for d, _ in draws)]

@@ -38,7 +38,7 @@ class MGU1(Cell):
 
     input_gates = ("n",)
     recurrent_gates = ("f", "n")
-    vectors = ("b_f",)
+    biases = ("b_f",)
     recurrent_bias = False
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
@@ -66,7 +66,7 @@ class MGU2(Cell):
 
 
 class MGU3(Cell):
-    """Minimal gated unit whose gate is a learned constant: f = σ(b_f), and the rest as in MGU.
+    """Minimal gated unit whose gate is a learned constant: f = σ(b_f), and the rest as in MGU; without biases f = ½.
 
     Heck & Salem, "Simplified minimal gated unit variations for recurrent neural networks", MWSCAS 2017.
 
@@ -74,7 +74,7 @@ class MGU3(Cell):
     """
 
     gates = ("n",)
-    vectors = ("b_f",)
+    biases = ("b_f",)
     recurrent_bias = False
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:

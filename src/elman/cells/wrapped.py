@@ -36,8 +36,16 @@ class Wrapped(Cell):
         return self.cell.vectors
 
     @property
+    def biases(self) -> tuple[str, ...]:
+        return self.cell.biases
+
+    @property
     def products(self) -> tuple[Product, ...]:
         return self.cell.products
+
+    @property
+    def equal_sizes(self) -> bool:
+        return self.cell.equal_sizes
 
     @property
     def extras(self) -> tuple[str | Extra, ...]:
@@ -82,6 +90,20 @@ class Wrapped(Cell):
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         return self.cell.step(x, u, s, p)
+
+
+@dataclass(frozen=True)
+class Unbiased(Wrapped):
+    """A cell whose `biases` are zero and not stored: what `bias=False` makes of it."""
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        return ()
+
+    def constants(self, hidden_size: int) -> Mapping[str, Any]:
+        import numpy as np
+
+        return {**self.cell.constants(hidden_size), **{name: np.zeros(hidden_size) for name in self.cell.biases}}
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,35 @@ def emit(schedule: Schedule, biased: frozenset[str], clocked: bool = False) -> K
 _COMPANIONS = {"gradient": ("carry", "handed", "sequence", "final", "fresh"), "state": ("state", "previous", "default")}
 
 
+# Operations that cost no more than reading their result would.
+_CHEAP = {"add", "sub", "mul", "neg", "abs", "relu", "maximum", "minimum", "where"}
+
+
+def _same_at_all_steps(schedule: Schedule) -> list[int]:
+    """Values that depend on per-unit values alone and are worth keeping from step to step."""
+    nodes = schedule.graph.nodes
+    fixed: set[int] = set()
+    costly: set[int] = set()
+    read: set[int] = {v for part in schedule.parts for v in (*part.stores.values(), *part.totals.values())}
+    for index in sorted(schedule.home):
+        node = nodes[index]
+        pointwise = node.op in OPERATIONS and not OPERATIONS[node.op].mask
+        leaf = node.op == "number" or node.name.startswith(("vector.", "constant."))
+        if leaf or (pointwise and fixed.issuperset(node.args)):
+            fixed.add(index)
+            if pointwise and (node.op not in _CHEAP or costly.intersection(node.args)):
+                costly.add(index)
+        else:
+            read.update(node.args)
+    return sorted(costly & read)
+
+
+_POINT = (
+    "    template <bool WHOLE>\n"
+    "    INLINE void point(const Context &c, int64_t row, int64_t unit, int64_t left, const V *acc) {{\n{}    }}\n"
+)
+
+
 class _Emitter:
     def __init__(self, schedule: Schedule, biased: frozenset[str], clocked: bool) -> None:
         self._schedule = schedule
@@ -68,6 +97,7 @@ class _Emitter:
         self._biased = biased
         self._kernel = Kernel()
         self._sums: dict[int, int] = {}
+        self._once: dict[int, str] = {}  # the buffers of what is computed before the first step
 
     def emit(self) -> Kernel:
         for node in self._graph.nodes:
@@ -78,12 +108,16 @@ class _Emitter:
             for index in part.sums:
                 self._sums[index] = len(self._sums)
         self._kernel.sums = len(self._sums)
+        before = [self._before(index) for index in _same_at_all_steps(self._schedule)]
         bodies = [self._part(number, part) for number, part in enumerate(self._schedule.parts)]
         calls = "".join(f"    run_part<Part{n}>(c);\n    synchronise(c);\n" for n in range(len(bodies)))
+        first = "".join(f"    over_units<Once{n}>(c);\n" for n in self._once)
         clock = self._buffer("state.t", 1) if self._clocked else -1
         sizes = f"BUFFERS = {max(1, len(self._kernel.buffers))}, CLOCK = {clock}"
         head = f'enum {{ {sizes} }};\n#include "recurrence.h"\n\n'
-        self._kernel.source = head + "\n".join(bodies) + f"\nstatic void step(const Context &c) {{\n{calls}}}\n"
+        functions = (("once", first), ("step", calls))
+        bodies += [f"static void {name}(const Context &c) {{\n{lines}}}\n" for name, lines in functions]
+        self._kernel.source = head + "\n".join([*before, *bodies])
         return self._kernel
 
     def _buffer(self, name: str, width: int) -> int:
@@ -95,6 +129,17 @@ class _Emitter:
         if name not in self._kernel.draws:
             self._kernel.draws.append(name)
         return self._kernel.draws.index(name)
+
+    def _before(self, index: int) -> str:
+        """What computes a value before the first step; each thread has the result for itself."""
+        width, name = self._graph.nodes[index].width, f"once.{index}"
+        lines = self._expressions(Part(0, width, stores={name: index}), {})
+        self._once[index] = name
+        return (
+            f"struct Once{index} {{\n    enum {{ domain_buffer = {self._buffer(f'domain.{width}', width)} }};\n"
+            + _POINT.format("".join(f"        {line}\n" for line in lines))
+            + "};\n"
+        )
 
     def _part(self, number: int, part: Part) -> str:
         accumulator: dict[int, int] = {}
@@ -121,10 +166,8 @@ class _Emitter:
             f"    template <int ROWS>\n"
             f"    INLINE void multiply_all(const Context &c, V (&acc)[ROWS][blocks * {max(count, 1)}], int64_t row, "
             f"int64_t block) {{\n{''.join(calls)}    }}\n"
-            f"    template <bool WHOLE>\n"
-            f"    INLINE void point(const Context &c, int64_t row, int64_t unit, int64_t left, const V *acc) {{\n"
-            + "".join(f"        {line}\n" for line in lines)
-            + "    }\n};\n"
+            + _POINT.format("".join(f"        {line}\n" for line in lines))
+            + "};\n"
         )
 
     def _read_from(self, index: int) -> int:
@@ -149,8 +192,8 @@ class _Emitter:
 
         def computed(index: int) -> str:
             node = graph.nodes[index]
-            if node.op == "leaf":
-                return loaded(node.name, node.width)
+            if node.op == "leaf" or index in self._once:
+                return loaded(self._once.get(index, node.name), node.width)
             if node.op == "number":
                 return f"splat((real){node.name})" if node.name not in ("inf", "-inf") else f"splat({node.name}inity)"
             if node.op == "sum" and schedule.home[index] == here:

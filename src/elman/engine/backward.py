@@ -204,7 +204,8 @@ class Backward(Run):
         for k, (entry, width) in enumerate(self.layout.states):
             given = self.gradients[k] if k < wanted else None
             if given is not None:
-                table.set(f"sequence.{entry.name}", given.contiguous(), Kind.STEP)
+                rows = given if given.stride(1) == 1 else given.contiguous()
+                table.set(f"sequence.{entry.name}", rows, Kind.STEP)
             final = self.gradients[wanted + k]
             if final is not None and entry.dtype != "int64":
                 table.set(f"final.{entry.name}", final.contiguous(), Kind.BATCH)

@@ -47,6 +47,7 @@ class _Fixed:
         self.tools = tools(dtype)
         self.numbers = {name: i for i, name in enumerate(kernel.buffers)}
         self.scratch = [(n, w) for n, w in kernel.buffers.items() if n.startswith("scratch.")]
+        self.once = [(n, w) for n, w in kernel.buffers.items() if n.startswith("once.")]
         self.held: list[Tensor] = []
         self.table = array("q")
         for name, width in kernel.buffers.items():
@@ -179,6 +180,9 @@ class Table:
             addresses.append(to)
             bytes_read += size
         workers = workers or threads.count()
+        for name, width in fixed.once:
+            stride = -(-width * self._itemsize // 64) * 64 // self._itemsize  # so that threads share no cache line
+            self.place(name, take(workers * stride * self._itemsize), stride, Kind.TOTALS)
         split_rows = SPLIT_ROWS * workers if bytes_read >= SPLIT_BYTES else 0
         entering, finals = fixed.entries(entries)
         ranges, kept = fixed.ranges(patterns)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from elman.engine import memory
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -161,8 +163,8 @@ class Packing:
         shape = packed.shape[1:]
         if self.order is None and self.is_dense and steps == self.steps:
             return packed.reshape(steps, self.batch, *shape)
-        padded = packed.new_zeros(steps * self.batch, *shape)
-        return padded.index_copy(0, self._padded_places, packed).reshape(steps, self.batch, *shape)
+        padded = memory.empty_like(packed, steps * self.batch, *shape).zero_()
+        return padded.index_copy_(0, self._padded_places, packed).view(steps, self.batch, *shape)
 
     def to_packed_order(self, rows: Tensor, dim: int) -> Tensor:
         """Rows in the caller's order to rows in packed order, along `dim`."""

@@ -5,7 +5,7 @@
 // registers) and then the pointwise expressions on top. Buffers are row-major, one row after the other; the last vector
 // of a row whose width is not a multiple of LANES is read and written in part.
 
-#include "vectors.h"
+#include "functions.h"
 #include "draws.h"
 
 // How a buffer's row for batch row b at step t is found.
@@ -19,7 +19,7 @@ enum Kind {
     HANDED,   // the same buffer; written for the step before
     BATCH,    // [B, *]: scratch
     UNITS,    // [*]: per-unit values, the same for all rows
-    TOTALS,   // [threads, *]: per-unit totals over rows, one for each thread
+    TOTALS,   // [threads, *]: per-unit totals over rows, and what is computed before the first step; one for each thread
     ABSENT,   // not given: reads as zero
 };
 
@@ -54,105 +54,6 @@ struct Call {
     int (*team_size)();
     Meeting meeting;
 };
-
-// ---- functions of a vector --------------------------------------------------------------------------------------
-
-// Each of these gives NaN where an operand is NaN, as torch does.
-INLINE V maximum(V a, V b) { return a > b ? a : a != a ? a : b; }
-INLINE V minimum(V a, V b) { return a < b ? a : a != a ? a : b; }
-INLINE V abs(V a) { return a < (real)0 ? -a : a; }
-INLINE V relu(V a) { return a <= (real)0 ? V{} : a; }
-
-template <class F> INLINE V lanewise(V v, F f) {
-    for (int i = 0; i < LANES; ++i) v[i] = f(v[i]);
-    return v;
-}
-INLINE V sqrt(V v) { return lanewise(v, [](real x) { return (real)__builtin_sqrt(x); }); }
-INLINE V rsqrt(V v) { return 1 / sqrt(v); }
-INLINE V log(V v) { return lanewise(v, [](real x) { return (real)::log(x); }); }
-INLINE V sin(V v) { return lanewise(v, [](real x) { return (real)::sin(x); }); }
-INLINE V cos(V v) { return lanewise(v, [](real x) { return (real)::cos(x); }); }
-INLINE V floor(V v) { return lanewise(v, [](real x) { return (real)__builtin_floor(x); }); }
-
-// The remainder with the divisor's sign, exact for integers below 2^24 (2^53 in double).
-INLINE V remainder(V a, V b) {
-    V r = a - floor(a / b) * b;
-    r = r < (real)0 ? r + b : r;
-    return r >= b ? r - b : r;
-}
-
-// Four steps that AVX-512 has instructions for. Each keeps NaN.
-INLINE V clamped(V x, real low, real high) {
-#if VECTOR_BYTES == 64
-    if constexpr (sizeof(real) == 4)
-        return (V)_mm512_min_ps(_mm512_set1_ps((float)high), _mm512_max_ps(_mm512_set1_ps((float)low), (__m512)x));
-    else
-        return (V)_mm512_min_pd(_mm512_set1_pd(high), _mm512_max_pd(_mm512_set1_pd(low), (__m512d)x));
-#endif
-    x = x < low ? splat(low) : x;
-    return x > high ? splat(high) : x;
-}
-INLINE V rounded(V x) {  // to an integer, for |x| below 2^21
-#if VECTOR_BYTES == 64
-    if constexpr (sizeof(real) == 4) return (V)_mm512_roundscale_ps((__m512)x, 0);
-    else return (V)_mm512_roundscale_pd((__m512d)x, 0);
-#endif
-    const real magic = sizeof(real) == 4 ? (real)12582912.0f : (real)6755399441055744.0;  // 1.5 * 2^mantissa
-    return (x + magic) - magic;
-}
-INLINE V scaled(V x, V n) {  // x * 2^n for integers n
-#if VECTOR_BYTES == 64
-    if constexpr (sizeof(real) == 4) return (V)_mm512_scalef_ps((__m512)x, (__m512)n);
-    else return (V)_mm512_scalef_pd((__m512d)x, (__m512d)n);
-#endif
-    // In two halves, so that neither power overflows.
-    const V half = rounded(n * (real)0.5), rest = n - half;
-    const Integers bias = Integers{} + (sizeof(real) == 4 ? 127 : 1023);
-    const int shift = sizeof(real) == 4 ? 23 : 52;
-    return x * (V)((__builtin_convertvector(half, Integers) + bias) << shift) *
-           (V)((__builtin_convertvector(rest, Integers) + bias) << shift);
-}
-INLINE V reciprocal(V x) {  // of finite numbers that are far from overflow and underflow
-#if VECTOR_BYTES == 64
-    if constexpr (sizeof(real) == 4) {
-        const V r = (V)_mm512_rcp14_ps((__m512)x);
-        return r + r * (1 - x * r);
-    }
-#endif
-    return 1 / x;
-}
-
-// exp(x) = 2^n e^r, |r| <= ln(2)/2: gives n and e^r - 1 apart, so that small x keep their precision.
-INLINE V exp_parts(V x, V &n) {
-    const bool single = sizeof(real) == 4;
-    n = rounded(x * (real)1.44269504088896340736);
-    V r = x - n * (real)(single ? (real)0.693145751953125f : (real)6.93147180369123816490e-01);
-    r -= n * (real)(single ? (real)1.42860677000e-06f : (real)1.90821492927058770002e-10);
-    // Taylor coefficients 1/k!, from the highest: the error stays below an epsilon for |r| <= ln(2)/2.
-    const real coefficients[] = {(real)(1 / 6227020800.0), (real)(1 / 479001600.0), (real)(1 / 39916800.0),
-                                 (real)(1 / 3628800.0), (real)(1 / 362880.0), (real)(1 / 40320.0), (real)(1 / 5040.0),
-                                 (real)(1 / 720.0), (real)(1 / 120.0), (real)(1 / 24.0), (real)(1 / 6.0), (real)0.5};
-    V q = splat(coefficients[single ? 6 : 0]);
-#pragma GCC unroll 16
-    for (int i = single ? 7 : 1; i < 12; ++i) q = q * r + coefficients[i];
-    return r + r * r * q;
-}
-INLINE V exp(V x) {  // beyond the clamp it is 0 or infinite
-    V n, part = exp_parts(clamped(x, sizeof(real) == 4 ? -104 : -746, sizeof(real) == 4 ? 90 : 711), n);
-    return scaled(1 + part, n);
-}
-INLINE V sigmoid(V x) {  // beyond the clamp it is 1 within an epsilon, or so near 0
-    V n, part = exp_parts(clamped(-x, sizeof(real) == 4 ? -40 : -80, sizeof(real) == 4 ? 87 : 700), n);
-    return reciprocal(1 + scaled(1 + part, n));
-}
-INLINE V tanh(V x) {
-    V n, part = exp_parts(clamped(-2 * abs(x), sizeof(real) == 4 ? -40 : -80, 0), n);
-    const V scale = scaled(splat(1), n);
-    const V e = scale * part + scale, m = scale * part + (scale - 1);  // e^(-2|x|), and that less 1
-    const V r = reciprocal(1 + e);
-    const V y = e < (real)0.375 ? 1 - 2 * e * r : -m * r;  // each where it keeps its digits: 1 - y*y must keep its own
-    return x < (real)0 ? -y : y;
-}
 
 // ---- one thread's view of a step --------------------------------------------------------------------------------
 
@@ -297,6 +198,16 @@ template <class Part, int ROWS> static void tile_of(const Context &c, int64_t ro
     if constexpr (ROWS > 1) tile_of<Part, ROWS - 1>(c, rows, row, block, units);
 }
 
+// The same for a part without products, over all rows and a stretch of units.
+template <class Part> static __attribute__((noinline)) void rows_of_points(const Context &given, int64_t first, int64_t last) {
+    const Context c = given;  // a copy that no write can reach, so that addresses are computed once for a row
+    for (int64_t row = 0; row < c.rows; ++row) {
+        int64_t unit = first;
+        for (; unit + LANES <= last; unit += LANES) Part::template point<true>(c, row, unit, LANES, 0);
+        if (unit < last) Part::template point<false>(c, row, unit, last - unit, 0);
+    }
+}
+
 template <class Part> static void run_part(const Context &c) {
     const int64_t units = c.call->buffers[Part::domain_buffer].width;
     const int64_t block_units = Part::blocks * LANES, blocks = (units + block_units - 1) / block_units;
@@ -304,9 +215,8 @@ template <class Part> static void run_part(const Context &c) {
     for (int i = 0; i < Part::sums; ++i)
         for (int64_t row = 0; row < c.rows; ++row) store(sum_at(c, Part::first_sum + i, c.thread, row), V{});
     if constexpr (Part::count == 0) {
-        for (int64_t row = 0; row < c.rows; ++row)
-            for (int64_t unit = first * block_units; unit < last * block_units && unit < units; unit += LANES)
-                points_of<Part>(c, row, 1, unit, units, 0, 0);
+        const int64_t end = last * block_units;
+        rows_of_points<Part>(c, first * block_units, end < units ? end : units);
     } else {
         constexpr int fitting = ACCUMULATORS / (Part::blocks * Part::count);
         constexpr int most = fitting < 1 ? 1 : fitting > 8 ? 8 : fitting;
@@ -448,6 +358,16 @@ static void tick(Context &c) {
     }
 }
 
+// Per-unit values that are the same at all steps, which each thread computes for itself.
+template <class Part> static __attribute__((noinline)) void over_units(const Context &given) {
+    const Context c = given;
+    const int64_t units = c.call->buffers[Part::domain_buffer].width;
+    int64_t unit = 0;
+    for (; unit + LANES <= units; unit += LANES) Part::template point<true>(c, 0, unit, LANES, 0);
+    if (unit < units) Part::template point<false>(c, 0, unit, units - unit, 0);
+}
+
+static void once(const Context &c);
 static void step(const Context &c);
 
 static void work(void *argument) {
@@ -472,6 +392,7 @@ static void work(void *argument) {
         c.rows = (k.batch_sizes[t] - c.row_first + c.row_stride - 1) / c.row_stride;
         c.time = t;
         place(c, t);
+        if (i == k.first) once(c);
         if (k.backward) begin_rows(c, t);
         enter(c, t);
         if (CLOCK >= 0) tick(c);

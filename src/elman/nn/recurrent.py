@@ -38,7 +38,7 @@ class Recurrent(nn.Module):
         hidden_size: H, units of each layer, or a sequence with a number for each.
         num_layers: layers, each of which reads the outputs of the one below; where `cell` or `hidden_size` is a
             sequence, its length says.
-        bias: whether the products have biases, where the cell has any.
+        bias: whether there are biases, where the cell has any.
         batch_first: whether batched tensors are [B, T, *]; states are [L·directions, B, width] regardless.
         dropout: probability of zeroing an element of the outputs of each layer but the last, in training.
         bidirectional: whether each layer also runs backwards, from each row's own end.

@@ -1,12 +1,13 @@
 """What happens between the layers of a stack: directions are merged, outputs dropped, inputs added or set beside."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from elman.engine import draws
+from elman.engine import draws, memory
 from elman.engine.draws import Noise
 from elman.engine.packing import Packing
 from elman.nn.options import Merge, Options
@@ -17,9 +18,23 @@ def merged(directions: Sequence[Tensor], how: Merge) -> Tensor:
     if len(directions) == 1:
         return directions[0]
     if how == "concatenate":
-        return torch.cat(list(directions), dim=-1)
+        return _Beside.apply(*directions)  # type: ignore[no-any-return, no-untyped-call]
     total = directions[0] + directions[1]
     return total if how == "sum" else total / 2
+
+
+class _Beside(torch.autograd.Function):
+    """`torch.cat(parts, -1)` of matrices, in memory from the pool."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        ctx.widths = [part.shape[1] for part in parts]
+        whole = memory.empty_like(parts[0], parts[0].shape[0], sum(ctx.widths))
+        return torch.cat(parts, dim=-1, out=whole)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0].split(ctx.widths, dim=-1)
 
 
 class Wiring:
@@ -72,7 +87,7 @@ class Wiring:
                 output = self._drop(output, level, packing, noise, named)
         if self.skips[level]:
             return x + output
-        return torch.cat([x, output], -1) if self._options.dense and level < self._last else output
+        return merged((x, output), "concatenate") if self._options.dense and level < self._last else output
 
     def _lock(self, x: Tensor, place: int, packing: Packing, noise: Noise | None) -> Tensor:
         chance = self._locked[place]
