@@ -35,7 +35,7 @@ class LockedDropout(nn.Module):
         steps = input.transpose(0, 1) if self.batch_first else input
         packing = Packing.dense(steps.shape[0], steps.shape[1], input.device)
         made = locked(steps.flatten(0, 1), self.p, "locked_dropout_module", 0, packing, noise or draws.fresh())
-        output = made.unflatten(0, steps.shape[:2])
+        output: Tensor = made.unflatten(0, steps.shape[:2])
         return output.transpose(0, 1) if self.batch_first else output
 
     def extra_repr(self) -> str:
