@@ -1,13 +1,11 @@
-"""What each option of `Recurrent` costs, and a layer-normalised LSTM against an eager loop; a section of layers.py."""
+"""What each option of `Recurrent` costs, and a layer-normalised LSTM against eager loops; a section of layers.py."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import elman
-from elman.cells.lstm import LSTM
 
 B, T, H = 32, 64, 256
 
@@ -31,30 +29,35 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 CELLS = ("lstm", "gru", "elman")
 
 
-class EagerLayerNormLSTM(nn.Module):
-    """`Recurrent("lstm", layer_norm=True)` as it would be written in torch: a loop over steps, products ahead of it."""
+SHAPES = ((1, 128, 128, 128), (16, 64, 128, 128), (32, 64, 256, 256), (64, 64, 512, 512))
 
-    def __init__(self, inputs: int, units: int) -> None:
+
+class EagerLayerNormLSTM(nn.Module):
+    """The LSTM of Ba et al. 2016 as a loop of torch's operations over time.
+
+    Args:
+        inputs, units: I and H.
+        ahead: whether the input's products and their normalisation are done for all steps before the loop; else in
+            it, as in loops over a cell module.
+    """
+
+    def __init__(self, inputs: int, units: int, ahead: bool) -> None:
         super().__init__()
-        self.weight_ih = nn.Parameter(torch.empty(4 * units, inputs).uniform_(-0.06, 0.06))
-        self.weight_hh = nn.Parameter(torch.empty(4 * units, units).uniform_(-0.06, 0.06))
-        self.gain = nn.Parameter(torch.ones(2, 4, units))
-        self.bias = nn.Parameter(torch.zeros(2, 4, units))
+        self.ahead = ahead
+        self.from_input = nn.Linear(inputs, 4 * units, bias=False)
+        self.from_state = nn.Linear(units, 4 * units, bias=False)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in (4 * units, 4 * units, units))
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """[T, B, I] to [T, B, H]."""
-        units = self.weight_hh.shape[1]
-        pre = (
-            F.layer_norm(F.linear(x, self.weight_ih).unflatten(-1, (4, units)), (units,)) * self.gain[0] + self.bias[0]
-        )
-        h = c = x.new_zeros(x.shape[1], units)
+        of_input, of_state, of_cell = self.norms
+        h = c = x.new_zeros(x.shape[1], self.from_state.in_features)
         outputs = []
-        for step in pre.unbind():
-            sums = F.linear(h, self.weight_hh).unflatten(-1, (4, units))
-            gates = step + F.layer_norm(sums, (units,)) * self.gain[1] + self.bias[1]
-            i, f, g, o = gates.unbind(1)
+        for step in of_input(self.from_input(x)) if self.ahead else x:
+            given = step if self.ahead else of_input(self.from_input(step))
+            i, f, g, o = (given + of_state(self.from_state(h))).chunk(4, 1)
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
+            h = o.sigmoid() * of_cell(c).tanh()
             outputs.append(h)
         return torch.stack(outputs), None
 
@@ -74,10 +77,15 @@ def bench_options(seconds: float) -> None:
             row.append(with_it / without)
         rows.append(row)
     table(["option", *CELLS], rows)
-    ours = elman.Recurrent(LSTM(), H, H, layer_norm=True)
-    eager = EagerLayerNormLSTM(H, H)
-    ways = [training(ours, x), training(eager, x), training(ours, x, engine="reference")]
-    ways.append(training(elman.Recurrent("layer_norm_lstm", H, H), x))
-    mine, loop, reference, paper = medians(ways, 4 * seconds)
-    print(f"\nLayer-normalised LSTM, training step of {mine * 1e3:.1f} ms (`layer_norm_lstm`: {paper * 1e3:.1f}):")
-    table(["eager loop ×", "reference engine ×"], [[loop / mine, reference / mine]])
+    rows = []
+    for batch, steps, inputs, units in SHAPES:
+        x = torch.randn(steps, batch, inputs, requires_grad=True)
+        row: list[object] = [f"{batch}, {steps}, {inputs}, {units}"]
+        ours = elman.Recurrent("layer_norm_lstm", inputs, units)
+        for ahead in (False, True):
+            eager = EagerLayerNormLSTM(inputs, units, ahead)
+            mine, loop = medians([training(ours, x), training(eager, x)], seconds)
+            row.append(loop / mine)
+        rows.append(row)
+    print("\nLayer-normalised LSTM (`layer_norm_lstm`), training, against loops of torch's operations:")
+    table(["B, T, I, H", "loop over a cell ×", "loop with the input's products ahead ×"], rows)

@@ -79,7 +79,7 @@ class Wiring:
             output: what it gave, [N, width].
             packing: of both.
             noise: None in evaluation.
-            named: whether the caller chose the noise; else `dropout` draws as torch.nn does.
+            named: whether `dropout` draws from the noise too; else as torch.nn does.
         """
         if noise is not None:
             output = self._lock(output, level + 1, packing, noise)
