@@ -28,6 +28,7 @@ import machine
 from elman.cells.clockwork import Clockwork
 from elman.cells.math import tanh
 from elman.compiler import build
+from options import bench_options
 
 SHAPES = (
     (1, 128, 64, 128),
@@ -471,6 +472,7 @@ def main() -> None:
         "recurrence": lambda: bench_recurrence(seconds, workers),
         "elementwise": lambda: bench_elementwise(seconds),
         "cells": lambda: bench_cells(seconds, peak),
+        "options": lambda: bench_options(seconds),
         "clock": lambda: bench_clock(seconds),
         "lengths": lambda: bench_lengths(seconds),
         "streaming": bench_streaming,

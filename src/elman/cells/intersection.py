@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from elman.cells.contract import Cell
@@ -21,6 +22,7 @@ class UGRNN(Cell):
     nonlinearity: Literal["tanh", "relu"] = "tanh"
 
     gates = ("c", "g")
+    keeping = MappingProxyType({"bias_ih.g": 1})
     recurrent_bias = False
 
     def __post_init__(self) -> None:

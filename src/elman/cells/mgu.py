@@ -1,3 +1,4 @@
+from types import MappingProxyType
 from typing import Any
 
 from elman.cells.contract import Cell
@@ -18,6 +19,7 @@ class MGU(Cell):
     """
 
     gates = ("f", "n")
+    keeping = MappingProxyType({"bias_ih.f": -1})
     recurrent_bias = False
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from elman.cells.contract import Cell
@@ -33,6 +34,7 @@ class SRU(Cell):
     state = ("h", "c")
     biases = ("b_f", "b_r")
     input_bias = False
+    keeping = MappingProxyType({"b_f": 1})
 
     def __post_init__(self) -> None:
         if self.version not in (1, 2):

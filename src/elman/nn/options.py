@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from elman.cells.contract import Cell, entries
 from elman.cells.initial import Identity, Initial, Orthogonal
 from elman.cells.options import LayerNorm, RecurrentDropout, Zoneout
-from elman.cells.wrapped import Projected
+from elman.cells.wrapped import Projected, Unbiased
 
 Merge = Literal["concatenate", "sum", "mean"]
 RecurrentInit = Literal["orthogonal", "identity"]
@@ -86,6 +86,7 @@ class Options:
             name = "chrono" if self.forget_bias is None else "forget_bias"
             if not cell.keeping:
                 raise ValueError(f"{name}: {cell!r} names no bias that decides how long its state is kept")
+        cell = Unbiased(cell) if cell.biases and not bias else cell
         if self.layer_norm:
             cell = LayerNorm(cell, bias)
         if self.proj_size:

@@ -76,6 +76,8 @@ class Recurrent(nn.Module):
         ValueError: an argument is out of its range, or a name is unknown.
     """
 
+    dropout_as_torch = False  # whether `dropout` draws from torch's generator element by element, as torch.nn does
+
     def __init__(
         self,
         cell: str | type[Cell] | Cell | Sequence[str | type[Cell] | Cell],
@@ -148,7 +150,7 @@ class Recurrent(nn.Module):
         self._trained = self._lay_out(stacked, given["hidden_size"])
         self.layers = [self._evaluated(cell, parts) for cell, parts in self._trained]
         self._random = self.options.acts_at_random
-        self._seeded = self._random and self.options != Options(dropout=dropout)
+        self._seeded = self._random and not (self.dropout_as_torch and self.options == Options(dropout=dropout))
         self._slots = [
             [[(p.name, p.name + suffix) for p in parts.parameters] for suffix in self._suffixes(level)]
             for level, (_, parts) in enumerate(self.layers)
@@ -395,7 +397,7 @@ class Recurrent(nn.Module):
                 results = run(call)
             finals += [result.state for result in results]
             output = merged([result.sequences[0] for result in results], self.options.merge)
-            named = noise is not None or run is not dispatch.run
+            named = noise is not None or run is not dispatch.run or not self.dropout_as_torch
             x = output if wiring.trivial else wiring.leave(level, x, output, packing, drawn, named)
         return x, results, self._leave(frame, finals)
 
@@ -404,6 +406,8 @@ class Recurrent(nn.Module):
         if not self.training or not self._random or noise is draws.SILENT:
             return None
         if noise is not None:
+            if not isinstance(noise, Noise):
+                raise TypeError(f"noise must be an elman.Noise, got {type(noise).__name__}")
             return noise
         return draws.fresh() if self._seeded and run is dispatch.run else Noise(0)
 

@@ -49,6 +49,9 @@ class Wiring:
     def __init__(self, options: Options, num_layers: int) -> None:
         self._options = options
         self._locked = options.places(num_layers)
+        if len(self._locked) != num_layers + 1:
+            wanted = f"a probability, or {num_layers + 1} of them: of the input, and of each layer's output"
+            raise ValueError(f"locked_dropout must be {wanted}, got {options.locked_dropout!r}")
         self._last = num_layers - 1
         self.skips: list[bool] = []  # of each layer: whether its input is added to its output
 
@@ -77,7 +80,7 @@ class Wiring:
             output: what it gave, [N, width].
             packing: of both.
             noise: None in evaluation.
-            named: whether the caller chose the noise; else `dropout` draws as torch.nn does.
+            named: whether `dropout` draws from the noise too; else as torch.nn does.
         """
         if noise is not None:
             output = self._lock(output, level + 1, packing, noise)
@@ -85,7 +88,7 @@ class Wiring:
                 output = self._drop(output, level, packing, noise, named)
         if self.skips[level]:
             return x + output
-        return torch.cat([x, output], -1) if self._options.dense and level < self._last else output
+        return merged((x, output), "concatenate") if self._options.dense and level < self._last else output
 
     def _lock(self, x: Tensor, place: int, packing: Packing, noise: Noise | None) -> Tensor:
         chance = self._locked[place]

@@ -79,4 +79,4 @@ def build_model(config: LongMemoryConfig, problem: Problem) -> tuple[SequenceMod
     except ValueError as error:
         raise UsageError(f"--cell {config.cell}: {error}") from None
     check_engine(model.recurrent)
-    return model, open_gates(model.recurrent, config.cell, problem.steps) if config.chrono else ()
+    return model, open_gates(model.recurrent, problem.steps) if config.chrono else ()
