@@ -117,7 +117,7 @@ def test_what_an_answer_sees(every_step: bool, bidirectional: bool) -> None:
     torch.manual_seed(0)
     model = SequenceModel("gru", 2, 4, 3, every_step=every_step, bidirectional=bidirectional)
     inputs = torch.randn(6, 5, 2, requires_grad=True)
-    answers = model(inputs)
+    answers, _ = model(inputs)
     assert answers.shape == ((6, 5, 3) if every_step else (5, 3))
     middle = answers[3] if every_step else answers
     seen = torch.autograd.grad(middle.sum(), inputs)[0].abs().sum((1, 2)) > 0

@@ -41,8 +41,13 @@ def same_model(left: Path, right: Path) -> bool:
         ["--optimizer", "adam"],
         ["--optimizer", "sgd", "--momentum", "0.9", "--learning-rate", "0.5"],
         ["--cell", "clockwork"],
+        ["--truncation", "variable"],
+        ["--truncation", "randomized", "--cut-every", "4", "--burn-in", "3"],
+        ["--truncation", "fixed", "--backward", "21", "--burn-in", "2"],
+        ["--state", "documents", "--document-end", "\n"],
+        ["--state", "fresh"],
     ],
-    ids=lambda options: options[1],
+    ids=" ".join,
 )
 def test_from_any_checkpoint(
     tmp_path: Path, text_file: Path, options: list[str], monkeypatch: pytest.MonkeyPatch

@@ -100,19 +100,6 @@ class Checkpoints:
         return None
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The tree with ``function`` applied to its tensors."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {key: map_tensors(function, value) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(function, value) for value in tree))
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(map_tensors(function, value) for value in tree)
-    return tree
-
-
 def _encode(tree: Any, tensors: dict[str, Tensor]) -> Any:
     """JSON for a tree. Containers and tensors become one-key objects, so that nothing else can look like them."""
     if isinstance(tree, Tensor):

@@ -38,6 +38,24 @@ class TrainConfig(Options):
         None, "stop after this many evaluations without a better one", group="limits", low=1, resumable=True
     )
 
+    truncation: Literal["none", "fixed", "variable", "randomized"] = option(
+        "none", "how backpropagation through time is cut; docs/truncation.md", group="truncation"
+    )
+    window: int = option(64, "steps between updates; their mean where they vary", group="truncation", low=1)
+    backward: int | None = option(
+        None, "steps a gradient flows back, of fixed; by default the window", group="truncation", low=1
+    )
+    cut_every: int | None = option(
+        None,
+        "steps between places where randomized may cut; by default an eighth of the window",
+        group="truncation",
+        low=1,
+    )
+    burn_in: int = option(0, "steps read again before each window to warm the state", group="truncation", low=0)
+    state: Literal["kept", "fresh"] = option(
+        "kept", "what a window begins with: the state before it, or the initial one", group="truncation"
+    )
+
     batch_size: int = option(32, "sequences side by side", group="optimisation", low=1)
     optimizer: Literal["adam", "adamw", "sgd"] = option("adam", "the optimiser", group="optimisation")
     learning_rate: float = option(0.003, "its peak", group="optimisation", above=0)
@@ -61,11 +79,28 @@ class TrainConfig(Options):
 
     default_epochs = 10  # of a run without a limit; no option, but a task may change it
 
+    @property
+    def links(self) -> int:
+        """Steps between two places where ``randomized`` may cut."""
+        return self.cut_every or max(self.window // 8, 1)
+
     def check(self) -> None:
         if self.momentum and self.optimizer != "sgd":
             raise UsageError(f"--momentum is for --optimizer sgd, got {self.optimizer}")
         if self.resume and self.run is None:
             raise UsageError("--resume needs --run DIR, the run to continue")
+        if self.backward is not None and self.truncation != "fixed":
+            raise UsageError(f"--backward is for --truncation fixed, got {self.truncation}")
+        if self.backward is not None and self.backward < self.window:
+            raise UsageError(f"--backward must be at least --window {self.window}, got {self.backward}")
+        if self.cut_every is not None and self.truncation != "randomized":
+            raise UsageError(f"--cut-every is for --truncation randomized, got {self.truncation}")
+        if self.truncation == "randomized" and self.links > self.window // 2:
+            raise UsageError(f"--cut-every must be at most half of --window {self.window}, got {self.links}")
+        if self.burn_in and self.truncation == "none":
+            raise UsageError("--burn-in is for truncated sequences; add --truncation fixed, variable or randomized")
+        if self.bidirectional and self.truncation != "none":
+            raise UsageError("--bidirectional reads whole sequences; it needs --truncation none")
         try:
             cells.get(self.cell)
         except ValueError as error:

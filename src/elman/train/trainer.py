@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from elman.errors import UsageError, UserError
 from elman.train import optim
-from elman.train.checkpoint import map_tensors
 from elman.train.config import TrainConfig
+from elman.train.course import Course, Place
 from elman.train.job import Job
 from elman.train.metrics import Metrics, MetricsFile
 from elman.train.progress import Reporter
 from elman.train.run import RunFolder
 from elman.train.signals import StopSignal
+from elman.train.trees import map_tensors
+from elman.train.truncation import Truncation
 
 EVALUATIONS = 10  # in a run, unless --evaluate-every says otherwise
 
@@ -58,7 +60,10 @@ class Trainer:
         self.parameters = [p for p in job.model.parameters() if p.requires_grad]
         self.optimizer = optim.optimizer(self.parameters, config)
         self.at = Position()
-        self.carry: Any = None
+        truncation = Truncation(
+            config.truncation, config.window, config.backward, config.burn_in, config.links, config.seed
+        )
+        self.course = Course(job, truncation, fresh=config.state == "fresh")
         self.began = time.monotonic()
 
     def fit(self) -> Position:
@@ -101,27 +106,23 @@ class Trainer:
 
     def train_step(self, progress: float) -> None:
         """One window or minibatch: loss, gradients, update."""
-        epoch, index = divmod(self.at.step, self.job.steps_per_epoch)
-        if index == 0:
-            self.carry = self.job.begin_epoch()
-        self.at.learning_rate = optim.learning_rate(self.config, progress)
+        self.job.model.train()
+        part = self.course.advance()
+        self.optimizer.zero_grad(set_to_none=True)
+        part.objective.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
+        value = part.loss.item()
+        self.at.learning_rate = optim.learning_rate(self.config, progress) * part.rate
         for group in self.optimizer.param_groups:
             group["lr"] = self.at.learning_rate
-        self.job.model.train()
-        loss, tokens, carry = self.job.loss(epoch, index, self.carry)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
-        value = loss.item()
         self.at.step += 1
         self.check_finite(value, "loss")
         self.check_finite(norm, "norm of the gradient")
         self.optimizer.step()
-        self.carry = map_tensors(Tensor.detach, carry)
         self.at.gradient_norm = norm
-        self.at.tokens += tokens
-        self.at.loss_sum += value * tokens
-        self.at.loss_tokens += tokens
+        self.at.tokens += part.tokens
+        self.at.loss_sum += value * part.tokens
+        self.at.loss_tokens += part.tokens
         self.show(value)
 
     def evaluate(self) -> None:
@@ -154,7 +155,7 @@ class Trainer:
         if self.config.max_steps is not None:
             shares.append(self.at.step / self.config.max_steps)
         if self.config.epochs is not None:
-            shares.append(self.at.step / (self.config.epochs * self.job.steps_per_epoch))
+            shares.append(self.course.epochs() / self.config.epochs)
         if self.config.max_minutes is not None:
             seconds = self.config.max_minutes * 60
             shares.append(self.seconds() / max(seconds - self.at.evaluation_seconds, seconds / 10))
@@ -190,7 +191,8 @@ class Trainer:
             {
                 "model": dict(self.job.model.state_dict()),
                 "optimizer": self.optimizer.state_dict(),
-                "carry": self.carry,
+                "carry": self.course.carry,
+                "place": dataclasses.asdict(self.course.place),
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                 "position": dataclasses.asdict(self.at),
@@ -216,7 +218,8 @@ class Trainer:
             device = self.parameters[0].device
             self.job.model.load_state_dict(tree["model"])
             self.optimizer.load_state_dict(tree["optimizer"])
-            self.carry = map_tensors(lambda tensor: tensor.to(device), tree["carry"])
+            self.course.carry = map_tensors(lambda tensor: tensor.to(device), tree["carry"])
+            self.course.place = Place(**tree["place"])
             self.at = Position(**tree["position"])
             torch.set_rng_state(tree["random"])
             if len(tree["random_cuda"]) == torch.cuda.device_count() > 0:
@@ -238,7 +241,7 @@ class Trainer:
 
     def log(self, kind: str, metrics: Metrics, more: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and the same numbers for TensorBoard. Clocks come last: they alone may differ."""
-        place = {"step": self.at.step, "epoch": self.at.step / self.job.steps_per_epoch, "tokens_seen": self.at.tokens}
+        place = {"step": self.at.step, "epoch": self.course.epochs(), "tokens_seen": self.at.tokens}
         clock = {"seconds": round(self.seconds(), 3), "tokens_per_second": round(self.speed(), 1)}
         self.lines.write({"kind": kind, **place, **metrics, **more, **clock})
         for name, value in {**metrics, **more}.items():
