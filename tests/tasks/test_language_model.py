@@ -1,6 +1,8 @@
 """The language model: its scores, its state, its samples."""
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ def small(cell: str = "lstm", vocabulary: int = 30, tied: bool = False) -> Langu
     return LanguageModel(vocabulary, cell, 16 if tied else 8, 16, num_layers=2, dropout=0.3, tied=tied)
 
 
-def job_of(model: LanguageModel, tokenizer: Tokenizer, **options: int) -> LanguageModelJob:
+def job_of(model: LanguageModel, tokenizer: Tokenizer, **options: Any) -> LanguageModelJob:
     text = EncodedText.of(TEXT, tokenizer)
     config = LanguageModelConfig(**{"batch_size": 4, "window": 20, **options})
     return LanguageModelJob(model, tokenizer, text, text, config)

@@ -41,13 +41,13 @@ def same_model(left: Path, right: Path) -> bool:
         ["--optimizer", "adam"],
         ["--optimizer", "sgd", "--momentum", "0.9", "--learning-rate", "0.5"],
         ["--cell", "clockwork"],
-        ["--truncation", "variable"],
+        pytest.param(["--truncation", "variable"], marks=pytest.mark.slow),
         ["--truncation", "randomized", "--cut-every", "4", "--burn-in", "3"],
-        ["--truncation", "fixed", "--backward", "21", "--burn-in", "2"],
-        ["--state", "documents", "--document-end", "\n"],
-        ["--state", "fresh"],
+        pytest.param(["--truncation", "fixed", "--backward", "21", "--burn-in", "2"], marks=pytest.mark.slow),
+        pytest.param(["--state", "documents", "--document-end", "\n"], marks=pytest.mark.slow),
+        pytest.param(["--state", "fresh"], marks=pytest.mark.slow),
     ],
-    ids=" ".join,
+    ids=lambda options: " ".join(options),
 )
 def test_from_any_checkpoint(
     tmp_path: Path, text_file: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
