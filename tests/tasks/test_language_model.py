@@ -17,6 +17,7 @@ from elman.tasks.language_model.job import EncodedText, LanguageModelJob, loss_o
 from elman.tasks.language_model.model import LanguageModel, build_model
 from elman.tasks.sampling import Sampler
 from elman.train.job import Stretch
+from elman.train.world import World
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 
@@ -29,7 +30,7 @@ def small(cell: str = "lstm", vocabulary: int = 30, tied: bool = False) -> Langu
 def job_of(model: LanguageModel, tokenizer: Tokenizer, **options: Any) -> LanguageModelJob:
     text = EncodedText.of(TEXT, tokenizer)
     config = LanguageModelConfig(**{"batch_size": 4, "window": 20, **options})
-    return LanguageModelJob(model, tokenizer, text, text, config)
+    return LanguageModelJob(model, tokenizer, text, text, config, World(torch.device("cpu")))
 
 
 def test_a_score_is_the_mean_over_the_whole_text_in_one_stream() -> None:

@@ -184,9 +184,8 @@ def test_train_and_evaluate(name: str, tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_resumed_run_equals_an_undisturbed_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elman.train.checkpoint.KEPT", 100)
     folder = tmp_path / "run"
-    limits = ["--max-steps", "12", "--checkpoint-every", "5"]
+    limits = ["--max-steps", "12", "--checkpoint-every", "5", "--keep", "100"]
     options = ["train", name, *SMALL, *PROBLEMS[name], "--dropout", "0.1", *limits, "--run", str(folder)]
     assert main(options) == 0
     whole = metrics_of(folder)

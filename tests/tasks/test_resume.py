@@ -52,10 +52,17 @@ def same_model(left: Path, right: Path) -> bool:
 def test_from_any_checkpoint(
     tmp_path: Path, text_file: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elman.train.checkpoint.KEPT", 100)
     whole = tmp_path / "whole"
     # two windows of a pass are left when the second epoch begins
-    assert train(whole, text_file, "--max-steps", "30", "--batch-size", "44", "--checkpoint-every", "4", *options) == 0
+    assert (
+        train(
+            whole,
+            text_file,
+            *["--max-steps", "30", "--batch-size", "44", "--checkpoint-every", "4", "--keep", "100"],
+            *options,
+        )
+        == 0
+    )
     checkpoints = sorted((whole / "checkpoints").iterdir())
     assert len(checkpoints) == 9
     for kept in checkpoints:

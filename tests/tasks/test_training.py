@@ -19,8 +19,9 @@ from elman.train.job import Stretch
 from elman.train.metrics import language_metrics
 from elman.train.progress import Reporter, clock
 from elman.train.run import RunFolder
-from elman.train.signals import StopSignal
+from elman.train.signals import StopSignal, signal_name
 from elman.train.trainer import Trainer
+from elman.train.world import World
 
 from .conftest import metrics_of
 
@@ -56,6 +57,9 @@ class Line:
             loss = loss * math.nan
         return loss, 1, carry + 1 + 0 * self.model.bias
 
+    def keepsakes(self) -> dict[str, str]:
+        return {}
+
     def training_metrics(self, loss: float) -> dict[str, float]:
         return {"loss": loss}
 
@@ -78,7 +82,7 @@ def fit(job: Line, run: Path, **options: Any) -> tuple[Trainer, str]:
     config = TrainConfig(**{"learning_rate": 0.01, "truncation": "fixed", "window": 1, **options})
     folder, shown = RunFolder(run), io.StringIO()
     folder.begin(config, "line", resuming=False)
-    trainer = Trainer(job, config, folder, Reporter(shown))
+    trainer = Trainer(job, config, folder, Reporter(shown), World(torch.device("cpu")))
     trainer.fit()
     return trainer, shown.getvalue()
 
@@ -172,7 +176,7 @@ def test_the_first_signal_is_noted_and_the_second_interrupts(number: signal.Sign
     before = signal.getsignal(number)
     with StopSignal() as stop:
         os.kill(os.getpid(), number)
-        assert (stop.received, stop.name) == (number, number.name)
+        assert (stop.received, signal_name(stop.received)) == (number, number.name)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(number) is before

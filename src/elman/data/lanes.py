@@ -26,7 +26,6 @@ class Lanes:
             raise ValueError(
                 f"{len(tokens)} tokens are too few: {lanes} lanes of one {window}-step window need {lanes * window + 1}"
             )
-        self.count = lanes
         used = torch.from_numpy(tokens[: lanes * self.length + 1])
         self._inputs = used[:-1].view(lanes, self.length).t().contiguous()  # [length, B]
         self._targets = used[1:].view(lanes, self.length).t().contiguous()

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from elman.errors import UserError
 
-KEPT = 2  # the newest, and the one before in case the newest is damaged
-
 
 def save(path: Path, tree: Any) -> None:
     """Write a tree of dicts, lists, tuples (named too), tensors, numbers, texts and None."""
@@ -45,14 +43,18 @@ def load(path: Path) -> Any:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves either the old content or the new."""
+    """Write a file so that a crash leaves either the old content or the new. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # on a full disk other files need the room
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name, too, must survive a power cut
@@ -70,11 +72,12 @@ class Checkpoints:
         """Oldest first."""
         return sorted(self.folder.glob("step-*.safetensors"))
 
-    def save(self, step: int, tree: Any) -> None:
-        """Write one and delete all but the last two."""
+    def save(self, step: int, tree: Any, keep: int, best: int) -> None:
+        """Write one and delete all but the last ``keep`` and that of the step ``best``."""
         save(self.folder / f"step-{step:09d}.safetensors", tree)
-        for old in self.files()[:-KEPT]:
-            old.unlink()
+        for old in self.files()[:-keep]:
+            if old.name != f"step-{best:09d}.safetensors":
+                old.unlink()
 
     def load_latest(self, say: Callable[[str], None]) -> Any:
         """The newest readable tree, or None where there is no checkpoint; ``say`` hears of damaged ones.

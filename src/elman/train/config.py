@@ -68,6 +68,32 @@ class TrainConfig(Options):
     momentum: float = option(0.0, "of sgd", group="optimisation", low=0, below=1)
     weight_decay: float = option(0.0, "weight decay", group="optimisation", low=0)
     clip: float = option(1.0, "largest norm of the gradient; 0 leaves it alone", group="optimisation", low=0)
+    accumulate: int = option(1, "windows or batches whose gradients make one step", group="optimisation", low=1)
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", "of the products in training; weights and states stay fp32", group="optimisation"
+    )
+    average: Literal["none", "ema", "swa", "asgd"] = option(
+        "none", "mean of the weights that is scored and kept; docs/training.md", group="averaging"
+    )
+    average_decay: float = option(0.999, "of ema, per step", group="averaging", above=0, below=1)
+    average_start: float = option(0.75, "share of the run before swa begins", group="averaging", low=0, below=1)
+    average_patience: int = option(5, "evaluations without a better one before asgd begins", group="averaging", low=1)
+
+    diverged: float = option(
+        4.0,
+        "stop when the mean loss is this many times that of the first steps; 0: never",
+        group="faults",
+        low=0,
+        resumable=True,
+    )
+    roll_back: int = option(
+        0,
+        "times to go back to the last checkpoint, with half the learning rate, when the loss is NaN or diverges",
+        group="faults",
+        low=0,
+        resumable=True,
+    )
+    keep: int = option(2, "checkpoints kept, beside that of the best model", group="faults", low=1, resumable=True)
 
     evaluate_every: int | None = option(
         None, "steps between evaluations; by default ten a run", group="reports", low=1, resumable=True

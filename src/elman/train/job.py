@@ -50,6 +50,9 @@ class Job(Protocol):
     def read(self, stretch: Stretch, carry: Any) -> Any:
         """The carry after a stretch whose losses are not wanted."""
 
+    def keepsakes(self) -> dict[str, str]:
+        """Texts that a checkpoint keeps beside the model, such as the tokenizer."""
+
     def training_metrics(self, loss: float) -> Metrics:
         """What a mean training loss means."""
 

@@ -14,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 
+from elman.train.config import TrainConfig
+
 Style = Literal["none", "fixed", "variable", "randomized"]
 Role = Literal["warm", "lead", "scored"]
 
@@ -78,6 +80,11 @@ class Truncation:
     burn_in: int = 0
     cut_every: int = 1
     seed: int = 0
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Truncation:
+        """What the options say."""
+        return cls(config.truncation, config.window, config.backward, config.burn_in, config.links, config.seed)
 
     def update(self, epoch: int, index: int, start: int, length: int) -> Update:
         """The update that scores the steps from ``start`` on, in sequence ``index`` of an epoch, ``length`` steps long.

@@ -20,6 +20,7 @@ from elman.tasks.language_model.model import LanguageModel
 from elman.tasks.sampling import Sampler
 from elman.train.job import Stretch
 from elman.train.metrics import Metrics, language_metrics
+from elman.train.world import World
 
 SCORING_LANES = 64
 SCORED_AT_ONCE = 1 << 24  # logits: 64 MB
@@ -82,11 +83,13 @@ class LanguageModelJob:
         train: EncodedText,
         validation: EncodedText,
         config: LanguageModelConfig,
+        world: World,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.train = train
         self.validation = validation
+        self.world = world
         self.window = config.window
         self.seed = config.seed
         self.device = model.embedding.weight.device
@@ -112,22 +115,31 @@ class LanguageModelJob:
         return None  # the cell's own initial state
 
     def loss(self, stretch: Stretch, carry: Any) -> tuple[Tensor, int, Any]:
-        inputs, targets = self.lanes.window(stretch.start, stretch.stop)
-        logits, state = self.model(inputs.to(self.device), carry, self.reset(stretch))
-        return loss_of(logits, targets.to(self.device)).mean(), targets.numel(), state
+        inputs, targets = self._window(stretch.start, stretch.stop)
+        logits, state = self.model(inputs, carry, self.reset(stretch))
+        return loss_of(logits, targets).mean(), targets.numel(), state
 
     def read(self, stretch: Stretch, carry: Any) -> Any:
-        inputs, _ = self.lanes.window(stretch.start, stretch.stop)
-        return self.model.read(inputs.to(self.device), carry, self.reset(stretch))[1]
+        inputs, _ = self._window(stretch.start, stretch.stop)
+        return self.model.read(inputs, carry, self.reset(stretch))[1]
 
     def reset(self, stretch: Stretch) -> Tensor | None:
         """Which steps ``[T, B]`` come after the end of a document; None where documents do not matter."""
         if self.document_end is None:
             return None
-        ends = torch.zeros(stretch.stop - stretch.start, self.lanes.count, dtype=torch.bool)
-        first = max(stretch.start, 1)  # nothing comes before the first step
-        ends[first - stretch.start :] = self.lanes.window(first - 1, stretch.stop - 1)[0] == self.document_end
-        return ends.to(self.device)
+        before, _ = self._window(max(stretch.start - 1, 0), stretch.stop - 1)
+        ends = before == self.document_end
+        if stretch.start == 0:  # nothing comes before the first step
+            ends = torch.cat([torch.zeros_like(ends[:1]) if len(ends) else ends, ends])
+        return ends
+
+    def _window(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets ``[T, B]`` of this process's lanes."""
+        inputs, targets = (self.world.share(tokens).to(self.device) for tokens in self.lanes.window(start, stop))
+        return inputs, targets
+
+    def keepsakes(self) -> dict[str, str]:
+        return {"tokenizer": self.tokenizer.to_json()}
 
     def training_metrics(self, loss: float) -> Metrics:
         return language_metrics(loss, len(self.train.tokens) - 1, self.train.characters)

@@ -12,6 +12,7 @@ from elman.tasks.long_memory.model import SequenceModel
 from elman.tasks.long_memory.problem import Batch, Problem
 from elman.train.job import Stretch
 from elman.train.metrics import Metrics
+from elman.train.world import World
 
 SCORED_AT_ONCE = 1 << 24  # recurrent outputs: 64 MB
 
@@ -35,9 +36,10 @@ def score(model: SequenceModel, problem: Problem, part: Batch) -> Metrics:
 class ProblemJob:
     """Fresh sequences in each batch; see `elman.train.job.Job`."""
 
-    def __init__(self, model: SequenceModel, problem: Problem) -> None:
+    def __init__(self, model: SequenceModel, problem: Problem, world: World) -> None:
         self.model = model
         self.problem = problem
+        self.world = world
         self.validation = problem.part("validation")
         self.device = model.head.weight.device
         self.fingerprint = problem.fingerprint
@@ -58,10 +60,14 @@ class ProblemJob:
 
     def _batch(self, stretch: Stretch) -> Batch:
         batch = self.problem.batch(stretch.epoch, stretch.index)
-        if stretch.stop - stretch.start == len(batch.inputs):
-            return batch
+        inputs, targets = self.world.share(batch.inputs, 1), self.world.share(batch.targets, batch.targets.dim() - 1)
+        if stretch.stop - stretch.start == len(inputs):
+            return Batch(inputs, targets)
         steps = slice(stretch.start, stretch.stop)
-        return Batch(batch.inputs[steps], batch.targets[steps])
+        return Batch(inputs[steps], targets[steps])
+
+    def keepsakes(self) -> dict[str, str]:
+        return {}
 
     def training_metrics(self, loss: float) -> Metrics:
         return {"loss": loss}

@@ -1,0 +1,63 @@
+"""The processes that train one model together. Alone, nothing here does anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from elman.errors import UserError
+from elman.train.config import TrainConfig
+from elman.train.device import choose_device
+
+Result = TypeVar("Result")
+
+
+class World:
+    """One process alone; see `elman.train.parallel.Together` for several.
+
+    Attributes:
+        rank: this process's number, from 0.
+        size: how many there are.
+        device: what this process computes on.
+    """
+
+    rank = 0
+    size = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def mean_gradients(self, parameters: list[torch.nn.Parameter], tokens: int) -> None:
+        """Replace each gradient by the mean of all processes', weighted by their ``tokens``."""
+
+    def mean(self, value: float, tokens: int) -> tuple[float, int]:
+        """The mean of all processes' values, weighted by ``tokens``, and the sum of these."""
+        return value, tokens
+
+    def agree(self, number: int, value: float) -> tuple[int, float]:
+        """The largest of all processes' numbers, and of their values."""
+        return number, value
+
+    def told(self, error: UserError) -> UserError:
+        """An error that all processes raise together, of which one need tell."""
+        return error
+
+    def gather(self, tree: Any) -> list[Any]:
+        """All processes' trees, in order of rank; only the first process gets them."""
+        return [tree]
+
+    def first(self, function: Callable[[], Result]) -> Result:
+        """What ``function`` returns, or raises, in the first process: the others do not call it."""
+        return function()
+
+    def share(self, rows: Tensor, dim: int = 1) -> Tensor:
+        """This process's part of the rows of a batch."""
+        return rows
+
+
+def start(config: TrainConfig) -> World:
+    """The processes that ``--devices`` and ``--nodes``, or torchrun, ask for. Raises UsageError."""
+    return World(choose_device(config.device))
