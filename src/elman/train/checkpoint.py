@@ -79,6 +79,12 @@ class Checkpoints:
             if old.name != f"step-{best:09d}.safetensors":
                 old.unlink()
 
+    def give_up(self, step: int) -> None:
+        """Delete the checkpoint of a step where it is the newest of several."""
+        files = self.files()
+        if len(files) > 1 and files[-1].name == f"step-{step:09d}.safetensors":
+            files[-1].unlink()
+
     def load_latest(self, say: Callable[[str], None]) -> Any:
         """The newest readable tree, or None where there is no checkpoint; ``say`` hears of damaged ones.
 

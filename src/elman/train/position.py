@@ -46,6 +46,7 @@ class Position:
     stale: int = 0  # evaluations since the best one
     evaluation_seconds: float = 0.0  # of the last: kept free at the end of --max-minutes
     rollbacks: int = 0
+    rolled_back_to: int = 0  # the step of the last one
     metrics_bytes: int = 0
 
     def save(self) -> dict[str, Any]:

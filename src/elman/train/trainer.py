@@ -254,18 +254,23 @@ class Trainer:
             self.keep_model()  # the run may have ended between checkpoint and model
 
     def roll_back(self, trouble: TroubleError) -> None:
-        """Go back to the last checkpoint with half the learning rate; raises ``trouble`` where that is not allowed."""
-        count = self.at.rollbacks + 1
+        """Go back to the last checkpoint with half the learning rate; raises where that is not allowed.
+
+        A checkpoint from which the trouble came again is given up for the one before it.
+        """
+        count, checkpoints = self.at.rollbacks + 1, self.run.checkpoints
         tree = None
         if count <= self.config.roll_back:
-            tree = self.world.first(lambda: self.run.checkpoints.load_latest(self.reporter.say))
+            if self.leads:
+                checkpoints.give_up(self.at.rolled_back_to)
+            tree = self.world.first(lambda: checkpoints.load_latest(self.reporter.say))
         if tree is None:
             advice = "a smaller --learning-rate or --clip may help, or --roll-back N"
             raise self.world.told(UserError(f"{trouble}: training stops and {self.kept()}; {advice}")) from None
         self.journal.close()
         self.restore(tree)
         self.open_journal()
-        self.at.rollbacks = count
+        self.at.rollbacks, self.at.rolled_back_to = count, self.at.step
         self.at.loss_mean = min(self.at.loss_mean, self.at.loss_first)  # the checkpoint may be on its way up already
         self.reporter.say(f"{trouble}: back to step {self.at.step} with the learning rate halved {count} times")
         self.save()
