@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except UserError as error:
-        print(f"elman: {error}", file=sys.stderr)
+        if str(error):  # another process may have told it
+            print(f"elman: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         print("elman: interrupted", file=sys.stderr)

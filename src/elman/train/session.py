@@ -11,6 +11,7 @@ from typing import Any, Generic
 
 import torch
 
+from elman.errors import UserError
 from elman.train import world
 from elman.train.config import TrainConfig
 from elman.train.job import Job
@@ -77,4 +78,9 @@ def session(kind: type[AnyConfig], given: Mapping[str, Any], task: str) -> Itera
             return config, run, resuming, run.checkpoints.load_latest(reporter.say) if resuming else None
 
         config, run, resuming, tree = together.first(prepare)
-        yield Session(config, task, run, resuming, tree, reporter, together)
+        try:
+            yield Session(config, task, run, resuming, tree, reporter, together)
+        except UserError as error:
+            if together.rank and str(error):
+                raise UserError(f"process {together.rank} of {together.size}: {error}", error.status) from None
+            raise

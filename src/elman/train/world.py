@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from elman.errors import UserError
+from elman.errors import UsageError, UserError
 from elman.train.config import TrainConfig
 from elman.train.device import choose_device
 
@@ -60,4 +61,10 @@ class World:
 
 def start(config: TrainConfig) -> World:
     """The processes that ``--devices`` and ``--nodes``, or torchrun, ask for. Raises UsageError."""
-    return World(choose_device(config.device))
+    if config.devices * config.nodes == 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World(choose_device(config.device))
+    try:
+        from elman.train.parallel import start_together
+    except ImportError as error:
+        raise UsageError(f"several devices need Lightning Fabric ({error}): pip install 'elman[parallel]'") from None
+    return start_together(config)
