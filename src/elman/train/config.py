@@ -23,9 +23,7 @@ class TrainConfig(Options):
     seed: int = option(0, "seed of weights, dropout and order", group="run", low=0, high=2**63 - 1)
     device: str = option("auto", "cpu, cuda, cuda:N, or auto: cuda where there is one", group="run", resumable=True)
 
-    devices: int = option(
-        1, "processes on this machine, each with a device or, on cpu, cores of its own", group="run", low=1
-    )
+    devices: int = option(1, "processes on this machine, each with a device of its own, or cores", group="run", low=1)
     nodes: int = option(1, "machines; the same command runs on each, see docs/training.md", group="run", low=1)
 
     cell: str = option("lstm", "the recurrent cell, as `elman cells` lists them, or MODULE:CLASS", group="model")

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from elman.errors import UsageError, UserError
-from elman.train import optim
+from elman.train import optim, watch
 from elman.train.average import Average
 from elman.train.config import TrainConfig
 from elman.train.course import Course, Place
@@ -159,7 +159,8 @@ class Trainer:
     def report(self, metrics: dict[str, float]) -> None:
         """Write and show an evaluation, with a sample."""
         sample = self.job.sample()
-        self.log("validation", {**metrics, "best_step": self.at.best_step, "sample": sample})
+        seen = {} if self.config.bidirectional else watch.inside(self.job, self.course.place.epoch)
+        self.log("validation", {**metrics, "best_step": self.at.best_step, **seen, "sample": sample})
         self.reporter.say(
             f"step {self.at.step}  validation {self.job.describe(metrics)}" + " (best)" * (self.at.stale == 0)
         )
@@ -302,13 +303,18 @@ class Trainer:
                 "gradient_norm": since.norm / since.updates,
                 "gradient_norm_clipped": since.norm_clipped / since.updates,
                 "clipped": since.clipped / since.updates,
+                **watch.state_sizes(self.course.carry),
             },
         )
 
     def log(self, kind: str, values: dict[str, float | str]) -> None:
         """One line of metrics. Clocks come last: they alone may differ between equal runs."""
         place = {"step": self.at.step, "epoch": self.course.epochs(), "tokens_seen": self.at.tokens}
-        clock = {"seconds": round(self.seconds(), 3), "tokens_per_second": round(self.speed(), 1)}
+        clock = {
+            "seconds": round(self.seconds(), 3),
+            "tokens_per_second": round(self.speed(), 1),
+            **watch.memory(self.updater.device),
+        }
         self.journal.write(kind, place, values, clock)
 
     def seconds(self) -> float:

@@ -64,7 +64,7 @@ class ProblemJob:
         if stretch.stop - stretch.start == len(inputs):
             return Batch(inputs, targets)
         steps = slice(stretch.start, stretch.stop)
-        return Batch(inputs[steps], targets[steps])
+        return Batch(inputs[steps], targets[steps] if self.problem.every_step else targets)
 
     def keepsakes(self) -> dict[str, str]:
         return {}
