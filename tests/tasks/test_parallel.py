@@ -57,7 +57,7 @@ def test_two_processes_train_as_one_does(
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path, text_file: Path) -> None:
     options = ["--length", "5", "--batch-size", "6", "--log-every", "1", "--max-steps", "20", "--hidden-size", "8"]
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
     done = subprocess.run(
         [
             sys.executable,

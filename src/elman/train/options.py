@@ -233,7 +233,8 @@ def _add_argument(parser: Any, field: dataclasses.Field[Any], hint: Any) -> None
     if field.default not in (None, dataclasses.MISSING, ""):
         text += f" (default: {field.default})"
     if field.metadata["positional"]:
-        parser.add_argument(field.name, help=text, metavar=field.name.upper())
+        optional = {} if field.default is dataclasses.MISSING else {"nargs": "?", "default": argparse.SUPPRESS}
+        parser.add_argument(field.name, help=text, metavar=field.name.upper(), **optional)
     elif hint is bool:
         parser.add_argument(
             dashed(field.name), action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS

@@ -11,7 +11,7 @@ from typing import Any, Generic
 
 import torch
 
-from elman.errors import UserError
+from elman.errors import UsageError, UserError
 from elman.train import world
 from elman.train.config import TrainConfig
 from elman.train.job import Job
@@ -69,8 +69,10 @@ def session(kind: type[AnyConfig], given: Mapping[str, Any], task: str) -> Itera
     Raises:
         UserError: as :func:`elman.train.run.open_run`, or every checkpoint is damaged.
     """
-    config: TrainConfig = kind(**given)
-    together = world.start(config)
+    asked: TrainConfig = kind(**given)
+    together = world.start(asked)
+    if asked.precision == "fp16" and together.device.type == "cpu":
+        raise UsageError("--precision fp16 is for CUDA devices; on the CPU there is bf16")
     with Reporter(sys.stderr if together.rank == 0 else open(os.devnull, "w")) as reporter:
 
         def prepare() -> tuple[AnyConfig, RunFolder, bool, Any]:

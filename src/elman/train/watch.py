@@ -81,8 +81,8 @@ def gates(job: Job, stretch: Stretch) -> Metrics:
     """How many gates are stuck, counted on the reference engine, so for any cell.
 
     Returns:
-        ``gates_closed`` and ``gates_open``: the share of sigmoids below 0.1 and above 0.9; ``tanh_saturated``: the share
-        of hyperbolic tangents beyond 0.9 either way. Only what the cell has.
+        ``gates_closed`` and ``gates_open``: the share of sigmoids below 0.1 and above 0.9; ``tanh_saturated``: that of
+        hyperbolic tangents beyond 0.9 either way. Only what the cell has.
     """
     counter = _Counter()
     with use_engine("reference"), counter:

@@ -51,6 +51,8 @@ class LanguageModelConfig(TrainConfig):
     )
     tied: bool = option(False, "one matrix for the token vectors and the output", group="model")
 
+    ar: float = option(0.0, "activation regularisation of the last layer's outputs", group="optimisation", low=0)
+    tar: float = option(0.0, "the same of their changes from step to step", group="optimisation", low=0)
     batch_size: int = option(16, "lanes of text side by side", group="optimisation", low=1)
     learning_rate: float = option(0.003, "its peak", group="optimisation", above=0)
 

@@ -42,12 +42,13 @@ def train(given: Mapping[str, Any]) -> None:
         )
         now.seed()
         model = build_model(config, tokenizer).to(now.world.device)
-        engines = engines_of(model.recurrent, config.batch_size)
         train_text, validation_text = (EncodedText.of(text, tokenizer) for text in (parts.train, parts.validation))
         job = LanguageModelJob(model, tokenizer, train_text, validation_text, config, now.world)
         trainer = now.trainer(job)
         if not now.resuming:
             now.world.first(lambda: write_atomically(run.tokenizer, tokenizer.to_json().encode()))
+        with trainer.updater.autocast():
+            engines = engines_of(model.recurrent, config.batch_size)
         now.reporter.say(
             f"run {run.path}: {len(job.train.tokens):,} training and {len(job.validation.tokens):,} validation tokens, "
             f"{tokenizer.size:,} types; {config.cell} with {sum(p.numel() for p in model.parameters()):,} parameters "

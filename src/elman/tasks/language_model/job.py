@@ -20,6 +20,7 @@ from elman.tasks.language_model.model import LanguageModel
 from elman.tasks.sampling import Sampler
 from elman.train.job import Stretch
 from elman.train.metrics import Metrics, language_metrics
+from elman.train.penalties import activation_penalties
 from elman.train.world import World
 
 SCORING_LANES = 64
@@ -92,6 +93,7 @@ class LanguageModelJob:
         self.world = world
         self.window = config.window
         self.seed = config.seed
+        self.ar, self.tar = config.ar, config.tar
         self.device = model.embedding.weight.device
         try:
             self.lanes = Lanes(train.tokens, config.batch_size, config.window)
@@ -116,8 +118,10 @@ class LanguageModelJob:
 
     def loss(self, stretch: Stretch, carry: Any) -> tuple[Tensor, int, Any]:
         inputs, targets = self._window(stretch.start, stretch.stop)
-        logits, state = self.model(inputs, carry, self.reset(stretch))
-        return loss_of(logits, targets).mean(), targets.numel(), state
+        outputs, state = self.model.read(inputs, carry, self.reset(stretch))
+        dropped = self.model.dropout(outputs)
+        loss = loss_of(self.model.logits(dropped), targets).mean()
+        return loss + activation_penalties(outputs, dropped, self.ar, self.tar), targets.numel(), state
 
     def read(self, stretch: Stretch, carry: Any) -> Any:
         inputs, _ = self._window(stretch.start, stretch.stop)

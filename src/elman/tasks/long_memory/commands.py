@@ -27,8 +27,9 @@ def train(task: Task, pose: Pose, given: Mapping[str, Any]) -> None:
         now.seed()
         model, opened = build_model(config, problem)
         model.to(now.world.device)
-        engines = engines_of(model.recurrent, config.batch_size)
         trainer = now.trainer(ProblemJob(model, problem, now.world))
+        with trainer.updater.autocast():
+            engines = engines_of(model.recurrent, config.batch_size)
         now.reporter.say(
             f"run {now.run.path}: {task.name}, {problem.steps} steps a sequence; {config.cell} with "
             f"{sum(p.numel() for p in model.parameters()):,} parameters on {now.world.device}, engine {engines}"
