@@ -1,8 +1,8 @@
 """``elman sweep``: many runs over a space of options, chosen by Optuna, on one machine or several.
 
 Each trial is ``elman train`` in a process of its own, so that none can harm the others; its run folder stays. What is
-known lies in an Optuna storage, by default SQLite in the sweep's folder: a sweep that was stopped goes on, and processes
-and machines that name the same storage share the work.
+known lies in an Optuna storage, by default SQLite in the sweep's folder: a sweep that was stopped goes on, and
+processes and machines that name the same storage share the work.
 """
 
 from __future__ import annotations
