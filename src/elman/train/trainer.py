@@ -233,13 +233,11 @@ class Trainer:
             UsageError: it was made on other data, or by another number of processes.
             UserError: it does not fit the model.
         """
-        if tree["fingerprint"] != self.job.fingerprint:
-            raise UsageError(f"cannot resume {self.run.path}: --data is not the data that the run was trained on")
-        if len(tree["processes"]) != self.world.size:
-            raise UsageError(
-                f"cannot resume {self.run.path}: it had {len(tree['processes'])} processes, now {self.world.size}"
-            )
         try:
+            if tree["fingerprint"] != self.job.fingerprint:
+                raise UsageError(f"cannot resume {self.run.path}: --data is not the data that the run was trained on")
+            if (count := len(tree["processes"])) != self.world.size:
+                raise UsageError(f"cannot resume {self.run.path}: it had {count} processes, now {self.world.size}")
             own = tree["processes"][self.world.rank]
             self.job.model.load_state_dict(tree["model"])
             self.updater.restore(tree["updater"])

@@ -61,7 +61,13 @@ class World:
 
 def start(config: TrainConfig) -> World:
     """The processes that ``--devices`` and ``--nodes``, or torchrun, ask for. Raises UsageError."""
-    if config.devices * config.nodes == 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or int(size) < 1:
+        raise UsageError(f"WORLD_SIZE must be a positive number, got {size!r}")
+    alone = config.devices * config.nodes == 1
+    if alone and int(size) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        raise UsageError(f"WORLD_SIZE is {size} without torchrun; unset it, or use --devices")
+    if alone and int(size) == 1:
         return World(choose_device(config.device))
     try:
         from elman.train.parallel import start_together
