@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import BrokenExecutor
-from dataclasses import asdict
-from functools import partial
 from typing import Any
 
-from torch import Tensor
-
-from elman.errors import UsageError, UserError
-from elman.train import optim, watch
+from elman.errors import UserError
+from elman.train import optim, snapshot, watch
 from elman.train.average import Average
 from elman.train.config import TrainConfig
-from elman.train.course import Course, Place
+from elman.train.course import Course
 from elman.train.job import Job
 from elman.train.journal import Journal
 from elman.train.position import Position, Tally, TroubleError, check_finite
 from elman.train.progress import Reporter
-from elman.train.randomness import random_state, set_random_state
 from elman.train.run import RunFolder
 from elman.train.signals import StopSignal, signal_name
-from elman.train.trees import map_tensors
 from elman.train.truncation import Truncation
 from elman.train.update import Updater
 from elman.train.world import World
@@ -202,20 +196,11 @@ class Trainer:
         for name, tensor in self.job.model.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise TroubleError(f"{name} is no longer finite at step {self.at.step}")
-        own = self.world.gather({"carry": self.course.carry, "random": random_state()})
+        own = self.world.gather(snapshot.own(self))
         if self.leads:
             self.at.metrics_bytes = self.journal.sync()
             self.at.seconds = self.seconds()
-            tree = {
-                "model": dict(self.job.model.state_dict()),
-                "updater": self.updater.state(),
-                "average": self.average.state(),
-                "place": asdict(self.course.place),
-                "position": self.at.save(),
-                "processes": own,
-                "fingerprint": self.job.fingerprint,
-                "keepsakes": self.job.keepsakes(),
-            }
+            tree = snapshot.take(self, own)
             self.run.checkpoints.save(self.at.step, tree, keep=self.config.keep, best=self.at.best_step)
         self.tick()
 
@@ -233,21 +218,7 @@ class Trainer:
             UsageError: it was made on other data, or by another number of processes.
             UserError: it does not fit the model.
         """
-        try:
-            if tree["fingerprint"] != self.job.fingerprint:
-                raise UsageError(f"cannot resume {self.run.path}: --data is not the data that the run was trained on")
-            if (count := len(tree["processes"])) != self.world.size:
-                raise UsageError(f"cannot resume {self.run.path}: it had {count} processes, now {self.world.size}")
-            own = tree["processes"][self.world.rank]
-            self.job.model.load_state_dict(tree["model"])
-            self.updater.restore(tree["updater"])
-            self.average.restore(tree["average"])
-            self.course.carry = map_tensors(partial(Tensor.to, device=self.updater.device), own["carry"])
-            self.course.place = Place(**tree["place"])
-            self.at = Position.load(tree["position"])
-            set_random_state(own["random"])
-        except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise UserError(f"the checkpoint in {self.run.path} does not fit: {str(error).splitlines()[0]}") from None
+        snapshot.restore(self, tree)
         self.began = time.monotonic() - self.at.seconds
         if self.at.step and self.at.best_step == self.at.step:
             self.keep_model()  # the run may have ended between checkpoint and model
