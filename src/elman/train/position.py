@@ -65,8 +65,9 @@ class Position:
         since.updates += 1
         since.loss += loss * tokens
         since.tokens += tokens
-        since.norm += norm
-        since.norm_clipped += min(norm, clip)
+        if math.isfinite(norm):  # fp16 may overflow, and leaves the step out
+            since.norm += norm
+            since.norm_clipped += min(norm, clip)
         since.clipped += norm > clip
         self.loss_mean = loss if self.step == 1 else SMOOTHING * self.loss_mean + (1 - SMOOTHING) * loss
         if self.step <= FIRST_STEPS:

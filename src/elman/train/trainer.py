@@ -59,13 +59,14 @@ class Trainer:
         self.open_journal()
         try:
             with StopSignal() as stop:
-                while not self.finished():
+                while not (self.finished() and self.at.evaluated_step == self.at.step):
                     try:
-                        self.train_step(stop)
+                        if self.finished():
+                            self.evaluate()
+                        else:
+                            self.train_step(stop)
                     except TroubleError as trouble:
                         self.roll_back(trouble)
-                if self.at.evaluated_step != self.at.step:
-                    self.evaluate()
         except OSError as error:
             raise UserError(f"{error.filename or self.run.path}: {error.strerror or error}; {self.kept()}") from None
         except BrokenExecutor:
