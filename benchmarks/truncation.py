@@ -30,7 +30,7 @@ class Memory:
         self.recurrent = elman.Recurrent("lstm", 2, UNITS, dtype=torch.float64)
         self.head = nn.Linear(UNITS, 1).double()
         with torch.no_grad():
-            self.recurrent.bias_ih_l0[UNITS : 2 * UNITS] = 3.0
+            self.recurrent.get_parameter("bias_ih_l0")[UNITS : 2 * UNITS] = 3.0
         self.inputs = torch.randn(STEPS, ROWS, 2, dtype=torch.float64)
         self.targets = self.inputs[..., :1].cumsum(0) / STEPS**0.5
 
@@ -70,7 +70,7 @@ def main() -> None:
     full = gradient(job, Truncation("none"))
 
     def away(gradients: Tensor) -> float:
-        return ((gradients - full).norm() / full.norm()).item()
+        return float((gradients - full).norm() / full.norm())
 
     fixed = [away(gradient(job, Truncation("fixed", window))) for window in WINDOWS]
     double = [away(gradient(job, Truncation("fixed", window, backward=2 * window))) for window in WINDOWS]

@@ -188,7 +188,9 @@ def read_yaml(path: str | Path, kind: type[Options], header: Mapping[str, str]) 
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+        raise UsageError(
+            f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or ' '.join(str(error).split())}"
+        ) from None
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import typing
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import optuna
 import yaml
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import Trial, TrialState
 
@@ -34,7 +36,9 @@ NOT_SEARCHED = ("run", "resume", "device", "devices", "nodes")
 class SweepOptions(Options):
     """Options of ``elman sweep``, which come before the ``--``."""
 
-    space: str = option(None, "YAML file: for each option its choices, or low and high, and log or step", path=True)
+    space: str | None = option(
+        None, "YAML file: for each option its choices, or low and high, and log or step", path=True
+    )
     trials: int = option(20, "finished trials that the study shall have in all", low=1)
     folder: str | None = option(None, "where the runs and the study are kept; by default sweeps/TASK", path=True)
     storage: str | None = option(None, "URL of an Optuna storage; by default study.db in the folder")
@@ -52,19 +56,23 @@ class Choice:
 
     name: str
     choices: tuple[Any, ...] = ()
-    low: float | None = None
-    high: float | None = None
+    low: float = 0.0
+    high: float = 0.0
     log: bool = False
     step: float | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the range is of whole numbers."""
+        return all(isinstance(end, int) for end in (self.low, self.high, self.step or 1))
 
     def suggest(self, trial: Trial) -> Any:
         """A value for a trial."""
         if self.choices:
             return trial.suggest_categorical(self.name, self.choices)
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(self.name, self.low, self.high, log=self.log, step=int(self.step or 1))
-        assert self.low is not None
-        assert self.high is not None
+        if self.whole:
+            low, high, step = int(self.low), int(self.high), int(self.step or 1)
+            return trial.suggest_int(self.name, low, high, log=self.log, step=step)
         return trial.suggest_float(self.name, self.low, self.high, log=self.log, step=self.step)
 
 
@@ -107,12 +115,14 @@ def open_study(options: SweepOptions, task: str, folder: Path) -> optuna.Study:
     """The study in its storage. Raises UserError where that cannot be opened."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        storage = RDBStorage(
-            options.storage or f"sqlite:///{folder / 'study.db'}",
-            heartbeat_interval=HEARTBEAT,
-            grace_period=5 * HEARTBEAT,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats
+            storage = RDBStorage(
+                options.storage or f"sqlite:///{folder / 'study.db'}",
+                heartbeat_interval=HEARTBEAT,
+                grace_period=5 * HEARTBEAT,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            )
         sampler = optuna.samplers.TPESampler(seed=options.sampler_seed)
         return optuna.create_study(
             storage=storage, study_name=options.study or task, sampler=sampler, load_if_exists=True
@@ -127,7 +137,7 @@ def sweep(task: str, kind: type[TrainConfig], options: SweepOptions, given: Mapp
     Raises:
         UsageError: the space does not fit the task, or the first trial's options contradict.
     """
-    space = read_space(options.space, kind)
+    space = read_space(str(options.space), kind)
     if both := [dashed(choice.name) for choice in space if choice.name in given]:
         raise UsageError(f"{both[0]} is both searched and given")
     folder = Path(options.folder or f"sweeps/{task}").absolute()
