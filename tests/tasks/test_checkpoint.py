@@ -1,5 +1,6 @@
 """Checkpoints: what goes in comes out, and damage is found."""
 
+import pickle
 from collections import namedtuple
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def test_a_tree_comes_back_exactly(tmp_path: Path) -> None:
         return type(left) is type(right) and left == right
 
     assert same(tree, back)
+    assert same(tree, pickle.loads(pickle.dumps(back)))  # as processes hand it to each other
 
 
 def test_other_objects_are_refused(tmp_path: Path) -> None:

@@ -59,19 +59,7 @@ def test_torchrun(tmp_path: Path, text_file: Path) -> None:
     options = ["--length", "5", "--batch-size", "6", "--log-every", "1", "--max-steps", "20", "--hidden-size", "8"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            *torchrun,
-            "-m",
-            "--",
-            "elman",
-            "train",
-            "adding",
-            *options,
-            "--run",
-            str(tmp_path / "two"),
-        ],
+        [*torchrun, "elman", "train", "adding", *options, "--run", str(tmp_path / "two")],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

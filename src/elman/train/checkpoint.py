@@ -135,11 +135,17 @@ def _decode(code: Any, tensors: dict[str, Tensor]) -> Any:
     if "dict" in code:
         return {key: _decode(value, tensors) for key, value in code["dict"]}
     if "named" in code:
-        kind = namedtuple("State", code["named"])  # type: ignore[misc]
-        return kind(*(_decode(value, tensors) for value in code["values"]))
+        return named(code["named"], [_decode(value, tensors) for value in code["values"]])
     if "tuple" in code:
         return tuple(_decode(value, tensors) for value in code["tuple"])
     return [_decode(value, tensors) for value in code["list"]]
+
+
+def named(names: list[str], values: list[Any]) -> Any:
+    """A named tuple, which can be pickled though its class has no name that could be imported."""
+    kind: Any = namedtuple("State", names)  # type: ignore[misc]
+    kind.__reduce__ = lambda state: (named, (list(state._fields), list(state)))
+    return kind(*values)
 
 
 def _checksum(text: str, tensors: dict[str, Tensor]) -> str:

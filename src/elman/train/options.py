@@ -188,9 +188,8 @@ def read_yaml(path: str | Path, kind: type[Options], header: Mapping[str, str]) 
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(
-            f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or ' '.join(str(error).split())}"
-        ) from None
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UsageError(f"{path} is not valid YAML{where}: {problem}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

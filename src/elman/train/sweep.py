@@ -37,7 +37,7 @@ class SweepOptions(Options):
     """Options of ``elman sweep``, which come before the ``--``."""
 
     space: str | None = option(
-        None, "YAML file: for each option its choices, or low and high, and log or step", path=True
+        None, "YAML file of the options to search: each a list, or low and high, and log or step", path=True
     )
     trials: int = option(20, "finished trials that the study shall have in all", low=1)
     folder: str | None = option(None, "where the runs and the study are kept; by default sweeps/TASK", path=True)
@@ -182,17 +182,17 @@ def run_trial(task: str, words: Sequence[str], run: Path) -> tuple[int, str]:
     """Train in a process of its own, going on where there is something; returns its status and its last words."""
     resume = ["--resume"] if run.exists() else []
     command = [sys.executable, "-m", "elman", "train", task, *words, "--run", str(run), *resume]
-    # out of reach of Ctrl-C, which would be a second signal after ours
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     last = ""
-    assert process.stderr is not None
-    while True:
-        try:
-            for line in process.stderr:
-                last = line.strip() or last
-            return process.wait(), last.removeprefix("elman: ")
-        except KeyboardInterrupt:  # it saves and leaves
-            process.terminate()
+    # in a session of its own, out of reach of Ctrl-C, which would be a second signal after ours
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        while True:
+            try:
+                for line in process.stderr:
+                    last = line.strip() or last
+                return process.wait(), last.removeprefix("elman: ")
+            except KeyboardInterrupt:
+                process.terminate()  # it saves and leaves
 
 
 def _words(name: str, value: Any) -> list[str]:
