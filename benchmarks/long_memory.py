@@ -3,8 +3,9 @@
     python benchmarks/long_memory.py [--cells gru,lstm] [--tasks adding,copy,mnist1d] [--seeds 0] [--max-steps N]
                                      [--max-minutes X] [--runs runs/long-memory] [--output docs/results.md]
 
-Without a limit each run has the task's own number of steps. A run that is finished is not made again, one that was
-stopped goes on, so the same command can be stopped and started at will; the table is written again after each run.
+Without a limit each run has the task's own number of steps; --max-steps adding=3000,copy=12000 gives some tasks others.
+A run that is finished is not made again, one that was stopped goes on, so the same command can be stopped and started
+at will; the table is written again after each run. --no-runs writes it from the runs that are there.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ TASKS = "adding,copy,mnist1d"
 SOLVED = 1e-3  # mean squared error of the adding problem
 RESULT = "result.json"  # in the folder of a finished run
 COLUMNS = {
-    "adding": ("adding: squared error", f"below {SOLVED:g} after", "minutes"),
-    "copy": ("copying: symbols right", "cross-entropy", "minutes"),
-    "mnist1d": ("MNIST-1D: right", "minutes"),
+    "adding": ("adding: squared error", f"below {SOLVED:g} after", "of steps"),
+    "copy": ("copying: symbols right", "cross-entropy", "after steps"),
+    "mnist1d": ("MNIST-1D: right", "after steps"),
 }
 
 
@@ -45,7 +46,7 @@ class Run:
     task: str
     cell: str
     seed: int
-    options: tuple[str, ...]  # limits, the same for all runs
+    options: tuple[str, ...]  # limits, the same for all runs of the task
 
     def make(self) -> None:
         """Train and score, unless that is done. Exits where the run was stopped or made with other options."""
@@ -72,20 +73,20 @@ class Run:
         """What a finished run came to."""
         return json.loads((self.folder / RESULT).read_text())
 
-    def values(self) -> list[float | str]:
+    def values(self) -> list[float | int | str]:
         """The run's part of a row: COLUMNS of its task."""
         result = self.result()
         if "failure" in result:
             return ["failed", *[""] * (len(COLUMNS[self.task]) - 1)]
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-        minutes = lines[-1]["seconds"] / 60
+        made = f"{lines[-1]['step']:,}"
         test = result["test"]
         if self.task == "adding":
             steps = [e["step"] for e in lines if e["kind"] == "validation" and e["loss"] < SOLVED]
-            return [test["loss"], f"{steps[0]:,} steps" if steps else "never", minutes]
+            return [test["loss"], steps[0] if steps else "never", made]
         if self.task == "copy":
-            return [test["accuracy"], test["loss"], minutes]
-        return [test["accuracy"], minutes]
+            return [test["accuracy"], test["loss"], made]
+        return [test["accuracy"], made]
 
 
 def _elman(*arguments: str) -> tuple[int, str, str]:
@@ -104,7 +105,7 @@ def _elman(*arguments: str) -> tuple[int, str, str]:
 
 
 def table(runs: list[Run]) -> list[str]:
-    """The finished runs, a line for each cell; the median where there are several seeds."""
+    """The finished runs, a line for each cell; where there are several seeds, the median and the extremes."""
     done = [run for run in runs if (run.folder / RESULT).exists()]
     tasks = list(dict.fromkeys(run.task for run in runs))
     head = ["cell", *(column for task in tasks for column in COLUMNS[task])]
@@ -120,21 +121,22 @@ def table(runs: list[Run]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def _shown(name: str, column: tuple[float | str, ...]) -> str:
-    numbers = [value for value in column if isinstance(value, float)]
+def _shown(name: str, column: tuple[float | int | str, ...]) -> str:
+    numbers = [value for value in column if not isinstance(value, str)]
+    form = "{:,}" if isinstance(column[0], int) else "{:.1%}" if name.endswith("right") else "{:.2g}"
     if len(numbers) < len(column):
-        return ", ".join(dict.fromkeys(str(value) for value in column))
-    middle = statistics.median(numbers)
-    if name == "minutes":
-        return f"{middle:.1f}"
-    return f"{middle:.1%}" if name.endswith("right") else f"{middle:.2g}"
+        return ", ".join(dict.fromkeys(v if isinstance(v, str) else form.format(v) for v in column))
+    shown = form.format(statistics.median_low(numbers))
+    return shown if len(numbers) == 1 else f"{shown} ({form.format(min(numbers))} to {form.format(max(numbers))})"
 
 
 def report(runs: list[Run], command: str) -> str:
     """The document."""
     done = [run for run in runs if (run.folder / RESULT).exists()]
     made = sorted({run.result()["made"] for run in done})
-    seeds = sorted({run.seed for run in runs})
+    seeds = {
+        task: sorted({run.seed for run in done if run.task == task}) for task in dict.fromkeys(r.task for r in runs)
+    }
     lines = [
         "# Cells on problems of long memory",
         "",
@@ -142,15 +144,29 @@ def report(runs: list[Run], command: str) -> str:
         "",
         f"{' to '.join(dict.fromkeys((made[0], made[-1])))}, {_processor()}, {torch.get_num_threads()} threads; "
         f"Elman {elman.__version__}, torch {torch.__version__}, Python {platform.python_version()}. "
-        + (f"Seed {seeds[0]}." if len(seeds) == 1 else f"Medians of the seeds {', '.join(map(str, seeds))}."),
-        "All have the tasks' default options, tuned for none of them. Scores are of the test parts, by the model",
-        "that was best in validation; minutes are of training with its evaluations.",
+        f"Seeds: {'; '.join(f'{task} {_listed(kept)}' for task, kept in seeds.items())}. Of several runs the median,",
+        "and in brackets the extremes. All have the tasks' default options, tuned for none of the cells. Scores are of",
+        "the test parts, by the model that was best in validation.",
         "",
         *table(runs),
         "",
     ]
     failures = [f"- {run.folder.name}: {run.result()['failure']}" for run in done if "failure" in run.result()]
     return "\n".join([*lines, *failures, ""] if failures else lines)
+
+
+def _listed(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds)) or "none yet"
+
+
+def _limits(given: argparse.Namespace, task: str) -> tuple[str, ...]:
+    """The options that limit the runs of a task."""
+    steps = given.max_steps
+    if steps is not None and "=" in steps:
+        steps = dict(part.split("=") for part in steps.split(",")).get(task)
+    return tuple(
+        o for name, v in (("--max-steps", steps), ("--max-minutes", given.max_minutes)) if v for o in (name, v)
+    )
 
 
 def _processor() -> str:
@@ -164,27 +180,26 @@ def main() -> None:
     parser.add_argument("--cells", default=CELLS)
     parser.add_argument("--tasks", default=TASKS)
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--max-steps", help="steps of each run")
+    parser.add_argument("--max-steps", help="steps of each run, or TASK=STEPS,...")
     parser.add_argument("--max-minutes", help="minutes of each run")
     parser.add_argument("--runs", default="runs/long-memory", help="where the runs are kept")
     parser.add_argument("--output", default="docs/results.md")
+    parser.add_argument("--no-runs", action="store_true", help="make no run, write the table of those that are there")
     given = parser.parse_args()
-    options: list[str] = []
-    for name, value in (("--max-steps", given.max_steps), ("--max-minutes", given.max_minutes)):
-        options += [name, value] if value is not None else []
     unknown = set(given.tasks.split(",")) - set(COLUMNS)
     if unknown:
         parser.error(f"no such task: {', '.join(sorted(unknown))}; choose from {TASKS}")
     runs = [
-        Run(Path(given.runs) / f"{task}-{cell}-{seed}", task, cell, int(seed), tuple(options))
+        Run(Path(given.runs) / f"{task}-{cell}-{seed}", task, cell, int(seed), _limits(given, task))
         for seed in given.seeds.split(",")
         for cell in given.cells.split(",")
         for task in given.tasks.split(",")
     ]
-    command = " ".join(["python benchmarks/long_memory.py", *sys.argv[1:]])
-    for run in runs:
+    command = " ".join(["python benchmarks/long_memory.py", *(a for a in sys.argv[1:] if a != "--no-runs")])
+    for run in runs if not given.no_runs else ():
         run.make()
         write_atomically(Path(given.output), report(runs, command).encode())
+    write_atomically(Path(given.output), report(runs, command).encode())
 
 
 if __name__ == "__main__":

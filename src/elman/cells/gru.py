@@ -69,11 +69,8 @@ class LayerNormGRU(Cell):
     """
 
     gates = ("r", "z", "n")
-    vectors = (
-        *("alpha_r", "alpha_z", "alpha_n"),
-        *("beta_r", "beta_z", "beta_n"),
-        *("b_r", "b_z", "b_n", "b_un"),
-    )
+    vectors = (*("alpha_r", "alpha_z", "alpha_n"), *("beta_r", "beta_z", "beta_n"))
+    biases = ("b_r", "b_z", "b_n", "b_un")
     input_bias = False
     recurrent_bias = False
     initial = MappingProxyType(

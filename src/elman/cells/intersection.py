@@ -61,6 +61,10 @@ class IntersectionRNN(Cell):
     def input_gates(self) -> tuple[str, ...]:
         return (*self.recurrent_gates, "s") if self.projected else self.recurrent_gates
 
+    @property
+    def equal_sizes(self) -> bool:
+        return not self.projected
+
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         g_y = sigmoid(x.gy + u.gy(s.h))
         g_h = sigmoid(x.gh + u.gh(s.h))

@@ -189,9 +189,9 @@ class LayerNormLSTM(Cell):
     vectors = (
         *("alpha_i", "alpha_f", "alpha_g", "alpha_o"),
         *("beta_i", "beta_f", "beta_g", "beta_o"),
-        *("b_i", "b_f", "b_g", "b_o"),
-        *("gamma", "delta"),
+        "gamma",
     )
+    biases = ("b_i", "b_f", "b_g", "b_o", "delta")
     input_bias = False
     recurrent_bias = False
     initial = MappingProxyType(

@@ -41,14 +41,24 @@ def exp(v: Value) -> Value:
     return _apply("exp", v)
 
 
+def expm1(v: Value) -> Value:
+    """exp(v) - 1, with all its digits where v is near 0."""
+    return _apply("expm1", v)
+
+
 def log(v: Value) -> Value:
     """Natural logarithm."""
     return _apply("log", v)
 
 
+def log1p(v: Value) -> Value:
+    """log(1 + v), with all its digits where v is near 0."""
+    return _apply("log1p", v)
+
+
 def log_sigmoid(v: Value) -> Value:
     """log σ(v) = min(v, 0) - log(1 + exp(-|v|)), without overflow for any v."""
-    return minimum(v, 0.0) - log(1.0 + exp(-absolute(v)))
+    return minimum(v, 0.0) - log1p(exp(-absolute(v)))
 
 
 def softplus(v: Value) -> Value:

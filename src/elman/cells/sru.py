@@ -31,6 +31,7 @@ class SRU(Cell):
     input_gates = ("f", "r", "c", "x")
     recurrent_gates = ()
     state = ("h", "c")
+    biases = ("b_f", "b_r")
     input_bias = False
 
     def __post_init__(self) -> None:
@@ -39,7 +40,7 @@ class SRU(Cell):
 
     @property
     def vectors(self) -> tuple[str, ...]:
-        return ("b_f", "b_r") if self.version == 1 else ("b_f", "b_r", "v_f", "v_r")
+        return () if self.version == 1 else ("v_f", "v_r")
 
     @property
     def initial(self) -> Mapping[str, Initial]:

@@ -49,7 +49,9 @@ OPERATIONS: dict[str, Operation] = {
     "tanh": Operation("tanh({0})", lambda y, dy, a: (dy * (1 - y * y),)),
     "relu": Operation("relu({0})", lambda y, dy, a: (where(a > 0, dy, dy * 0.0),)),
     "exp": Operation("exp({0})", lambda y, dy, a: (dy * y,)),
+    "expm1": Operation("expm1({0})", lambda y, dy, a: (dy * (y + 1),)),
     "log": Operation("log({0})", lambda y, dy, a: (dy / a,)),
+    "log1p": Operation("log1p({0})", lambda y, dy, a: (dy / (a + 1),)),
     "sqrt": Operation("sqrt({0})", lambda y, dy, a: (dy * 0.5 / y,)),
     "rsqrt": Operation("rsqrt({0})", lambda y, dy, a: (dy * -0.5 * (y * y * y),)),
     "sin": Operation("sin({0})", lambda y, dy, a: (dy * apply("cos", a),)),
@@ -66,6 +68,7 @@ OPERATIONS: dict[str, Operation] = {
     "le": _comparison("<="),
     "gt": _comparison(">"),
     "ge": _comparison(">="),
+    "draw": Operation("draw(c, {0}, row, unit)", _none, mask=True),  # has no operands: {0} is the number of the draw
 }
 
 
@@ -73,9 +76,9 @@ OPERATIONS: dict[str, Operation] = {
 class Node:
     """One value.
 
-    `op` is a row of OPERATIONS, or: "leaf" (`name` says which input), "number" (`name` its value), "product" (of the
-    operand with the matrix `name`), "transposed" (the sum, over the matrices named in `name` as a space-separated
-    list, of their transposes times the operands), "sum" (over the units of a row, width 1).
+    `op` is a row of OPERATIONS (of a "draw", `name` says which), or: "leaf" (`name` says which input), "number" (`name`
+    its value), "product" (of the operand with the matrix `name`), "transposed" (the sum, over the matrices named in
+    `name` as a space-separated list, of their transposes times the operands), "sum" (over the units of a row, width 1).
     """
 
     op: str
@@ -244,6 +247,8 @@ def _simplified(name: str, values: list[Symbol]) -> Symbol | None:
             return values[1]
         if numbers[1] == 0:
             return values[0]
+    if name == "div" and numbers[1] == 1:
+        return values[0]
     if name == "sub" and numbers[1] == 0:
         return values[0]
     if name == "mul":

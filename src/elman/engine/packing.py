@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from elman.engine import memory
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -95,7 +97,7 @@ class Packing:
         return self.sizes.data_ptr(), self.offsets.data_ptr()
 
     @cached_property
-    def _places(self) -> tuple[Tensor, Tensor]:
+    def entries(self) -> tuple[Tensor, Tensor]:
         """Step and packed row of each of the N entries, [N] each."""
         step = torch.repeat_interleave(torch.arange(self.steps), self.sizes)
         row = torch.arange(len(step)) - self.offsets[step]
@@ -107,13 +109,13 @@ class Packing:
     @cached_property
     def reversal(self) -> Tensor:
         """[N]: the entries with each row reversed by its own length; it is its own inverse."""
-        step, row = self._places
+        step, row = self.entries
         return self._at(torch.tensor(self.lengths)[row] - 1 - step, row)
 
     @cached_property
     def successors(self) -> tuple[Tensor, Tensor]:
         """Entries that have a next step, and those next steps: [M] each, M = N - B."""
-        step, row = self._places
+        step, row = self.entries
         has_next = step + 1 < torch.tensor(self.lengths)[row]
         return has_next.nonzero()[:, 0].to(self.device), self._at(step[has_next] + 1, row[has_next])
 
@@ -125,14 +127,27 @@ class Packing:
     @cached_property
     def previous_steps(self) -> Tensor:
         """[N]: where each entry's previous step stands in a sequence that starts with B initial rows."""
-        step, row = self._places
+        step, row = self.entries
         before = self._at((step - 1).clamp(min=0), row) + self.batch
         return torch.where(step.to(self.device) == 0, row.to(self.device), before)
 
     @cached_property
+    def next_steps(self) -> Tensor:
+        """[N]: where each entry's next step stands in a sequence that ends with B initial rows."""
+        step, row = self.entries
+        has_next = step + 1 < torch.tensor(self.lengths)[row]
+        after = self._at((step + 1).clamp(max=self.steps - 1), row)
+        return torch.where(has_next.to(self.device), after, self.total + row.to(self.device))
+
+    @cached_property
+    def halves(self) -> Tensor:
+        """[B]: row b of the second of two times B rows where its length is odd, else of the first."""
+        return torch.tensor([(length & 1) * self.batch + row for row, length in enumerate(self.lengths)])
+
+    @cached_property
     def _padded_places(self) -> Tensor:
         """[N]: where each entry stands in the caller's [T, B, *] with its first two dimensions flattened."""
-        step, row = self._places
+        step, row = self.entries
         caller_row = row if self.order is None else self.order.cpu()[row]
         return (step * self.batch + caller_row).to(self.device)
 
@@ -148,8 +163,8 @@ class Packing:
         shape = packed.shape[1:]
         if self.order is None and self.is_dense and steps == self.steps:
             return packed.reshape(steps, self.batch, *shape)
-        padded = packed.new_zeros(steps * self.batch, *shape)
-        return padded.index_copy(0, self._padded_places, packed).reshape(steps, self.batch, *shape)
+        padded = memory.empty_like(packed, steps * self.batch, *shape).zero_()
+        return padded.index_copy_(0, self._padded_places, packed).view(steps, self.batch, *shape)
 
     def to_packed_order(self, rows: Tensor, dim: int) -> Tensor:
         """Rows in the caller's order to rows in packed order, along `dim`."""

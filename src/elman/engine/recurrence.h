@@ -5,19 +5,21 @@
 // registers) and then the pointwise expressions on top. Buffers are row-major, one row after the other; the last vector
 // of a row whose width is not a multiple of LANES is read and written in part.
 
-#include "vectors.h"
+#include "functions.h"
+#include "draws.h"
 
 // How a buffer's row for batch row b at step t is found.
 enum Kind {
     STEP,     // [N, *]: packed like the input; caller's or result's rows of this step
-    PREVIOUS, // [B + N, *]: a state's sequence with the initial state first; the row before the step
+    PREVIOUS, // [B + N, *]: a state's sequence with the initial state first; the row before the step. Where time runs
+              // backwards [N + B, *], the initial state last
     NEXT,     // the same buffer; the row after the step
-    ENTERED,  // as PREVIOUS, or where rows may be reset, a scratch [B, *] with resets applied
+    ENTERED,  // as PREVIOUS, or where some rows may start afresh, a scratch [B, *] for the steps at which they do
     CARRY,    // [2, B, *]: gradient of a state handed back in time; read this step
     HANDED,   // the same buffer; written for the step before
     BATCH,    // [B, *]: scratch
     UNITS,    // [*]: per-unit values, the same for all rows
-    TOTALS,   // [threads, *]: per-unit totals over rows, one for each thread
+    TOTALS,   // [threads, *]: per-unit totals over rows, and what is computed before the first step; one for each thread
     ABSENT,   // not given: reads as zero
 };
 
@@ -32,6 +34,7 @@ struct Call {
     int64_t steps, batch, threads, backward;
     int64_t split_rows;          // at steps of so many rows or fewer, threads share out the units instead of the rows
     int64_t first, last;         // the steps to run, of all `steps`
+    int64_t reverse;             // whether time runs from each row's last step to its first
     const int64_t *batch_sizes;  // [steps]
     const int64_t *offsets;      // [steps]: packed row at which a step starts
     const uint8_t *reset;        // [N] or null
@@ -41,112 +44,16 @@ struct Call {
     real *sums;                  // [sums, threads, batch, LANES]: partial row sums
     int64_t states;              // triples (previous, entered, initial) for resets
     const int64_t *entering;     // [states, 3]: buffers PREVIOUS, ENTERED, and UNITS with the default
-    int64_t carries;             // pairs (carry, final gradient)
-    const int64_t *finals;       // [carries, 2]: buffers CARRY and BATCH
+    int64_t carries;             // triples (carry, final gradient, gradient of the default)
+    const int64_t *finals;       // [carries, 3]: buffers CARRY, BATCH, and TOTALS or ABSENT
+    const Draw *draws;           // the random choices
+    int64_t runs;                // of units with one period each; 0: all units are due at every step
+    const int64_t *clock;        // [runs, 3]: first unit, end, period
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
     Meeting meeting;
 };
-
-// ---- functions of a vector --------------------------------------------------------------------------------------
-
-// Each of these gives NaN where an operand is NaN, as torch does.
-INLINE V maximum(V a, V b) { return a > b ? a : a != a ? a : b; }
-INLINE V minimum(V a, V b) { return a < b ? a : a != a ? a : b; }
-INLINE V abs(V a) { return a < (real)0 ? -a : a; }
-INLINE V relu(V a) { return a <= (real)0 ? V{} : a; }
-
-template <class F> INLINE V lanewise(V v, F f) {
-    for (int i = 0; i < LANES; ++i) v[i] = f(v[i]);
-    return v;
-}
-INLINE V sqrt(V v) { return lanewise(v, [](real x) { return (real)__builtin_sqrt(x); }); }
-INLINE V rsqrt(V v) { return 1 / sqrt(v); }
-INLINE V log(V v) { return lanewise(v, [](real x) { return (real)::log(x); }); }
-INLINE V sin(V v) { return lanewise(v, [](real x) { return (real)::sin(x); }); }
-INLINE V cos(V v) { return lanewise(v, [](real x) { return (real)::cos(x); }); }
-INLINE V floor(V v) { return lanewise(v, [](real x) { return (real)__builtin_floor(x); }); }
-
-// The remainder with the divisor's sign, exact for integers below 2^24 (2^53 in double).
-INLINE V remainder(V a, V b) {
-    V r = a - floor(a / b) * b;
-    r = r < (real)0 ? r + b : r;
-    return r >= b ? r - b : r;
-}
-
-// Four steps that AVX-512 has instructions for. Each keeps NaN.
-INLINE V clamped(V x, real low, real high) {
-#if VECTOR_BYTES == 64
-    if constexpr (sizeof(real) == 4)
-        return (V)_mm512_min_ps(_mm512_set1_ps((float)high), _mm512_max_ps(_mm512_set1_ps((float)low), (__m512)x));
-    else
-        return (V)_mm512_min_pd(_mm512_set1_pd(high), _mm512_max_pd(_mm512_set1_pd(low), (__m512d)x));
-#endif
-    x = x < low ? splat(low) : x;
-    return x > high ? splat(high) : x;
-}
-INLINE V rounded(V x) {  // to an integer, for |x| below 2^21
-#if VECTOR_BYTES == 64
-    if constexpr (sizeof(real) == 4) return (V)_mm512_roundscale_ps((__m512)x, 0);
-    else return (V)_mm512_roundscale_pd((__m512d)x, 0);
-#endif
-    const real magic = sizeof(real) == 4 ? (real)12582912.0f : (real)6755399441055744.0;  // 1.5 * 2^mantissa
-    return (x + magic) - magic;
-}
-INLINE V scaled(V x, V n) {  // x * 2^n for integers n
-#if VECTOR_BYTES == 64
-    if constexpr (sizeof(real) == 4) return (V)_mm512_scalef_ps((__m512)x, (__m512)n);
-    else return (V)_mm512_scalef_pd((__m512d)x, (__m512d)n);
-#endif
-    // In two halves, so that neither power overflows.
-    const V half = rounded(n * (real)0.5), rest = n - half;
-    const Integers bias = Integers{} + (sizeof(real) == 4 ? 127 : 1023);
-    const int shift = sizeof(real) == 4 ? 23 : 52;
-    return x * (V)((__builtin_convertvector(half, Integers) + bias) << shift) *
-           (V)((__builtin_convertvector(rest, Integers) + bias) << shift);
-}
-INLINE V reciprocal(V x) {  // of finite numbers that are far from overflow and underflow
-#if VECTOR_BYTES == 64
-    if constexpr (sizeof(real) == 4) {
-        const V r = (V)_mm512_rcp14_ps((__m512)x);
-        return r + r * (1 - x * r);
-    }
-#endif
-    return 1 / x;
-}
-
-// exp(x) = 2^n e^r, |r| <= ln(2)/2: gives n and e^r - 1 apart, so that small x keep their precision.
-INLINE V exp_parts(V x, V &n) {
-    const bool single = sizeof(real) == 4;
-    n = rounded(x * (real)1.44269504088896340736);
-    V r = x - n * (real)(single ? (real)0.693145751953125f : (real)6.93147180369123816490e-01);
-    r -= n * (real)(single ? (real)1.42860677000e-06f : (real)1.90821492927058770002e-10);
-    // Taylor coefficients 1/k!, from the highest: the error stays below an epsilon for |r| <= ln(2)/2.
-    const real coefficients[] = {(real)(1 / 6227020800.0), (real)(1 / 479001600.0), (real)(1 / 39916800.0),
-                                 (real)(1 / 3628800.0), (real)(1 / 362880.0), (real)(1 / 40320.0), (real)(1 / 5040.0),
-                                 (real)(1 / 720.0), (real)(1 / 120.0), (real)(1 / 24.0), (real)(1 / 6.0), (real)0.5};
-    V q = splat(coefficients[single ? 6 : 0]);
-#pragma GCC unroll 16
-    for (int i = single ? 7 : 1; i < 12; ++i) q = q * r + coefficients[i];
-    return r + r * r * q;
-}
-INLINE V exp(V x) {  // beyond the clamp it is 0 or infinite
-    V n, part = exp_parts(clamped(x, sizeof(real) == 4 ? -104 : -746, sizeof(real) == 4 ? 90 : 711), n);
-    return scaled(1 + part, n);
-}
-INLINE V sigmoid(V x) {  // beyond the clamp it is 1 within an epsilon, or so near 0
-    V n, part = exp_parts(clamped(-x, sizeof(real) == 4 ? -40 : -80, sizeof(real) == 4 ? 87 : 700), n);
-    return reciprocal(1 + scaled(1 + part, n));
-}
-INLINE V tanh(V x) {
-    V n, part = exp_parts(clamped(-2 * abs(x), sizeof(real) == 4 ? -40 : -80, 0), n);
-    const V scale = scaled(splat(1), n);
-    const V e = scale * part + scale, m = scale * part + (scale - 1);  // e^(-2|x|), and that less 1
-    const V r = reciprocal(1 + e);
-    const V y = e < (real)0.375 ? 1 - 2 * e * r : -m * r;  // each where it keeps its digits: 1 - y*y must keep its own
-    return x < (real)0 ? -y : y;
-}
 
 // ---- one thread's view of a step --------------------------------------------------------------------------------
 
@@ -156,8 +63,19 @@ struct Context {
     int64_t row_first, row_stride;                 // batch row of local row j: row_first + j * row_stride
     real *p[BUFFERS];
     int64_t s[BUFFERS];
-
+    int64_t time;                                  // the step, of all
+    uint64_t due;  // of a clock's runs of units, those that are due at this step in any of this thread's rows
 };
+
+// Whether any of some units is due. CLOCK is the buffer of the step index where the cell has a clock, else negative.
+INLINE bool due(const Context &c, int64_t first, int64_t end) {
+    if (CLOCK < 0 || c.call->runs == 0) return true;
+    for (int64_t r = 0; r < c.call->runs; ++r) {
+        const int64_t *run = c.call->clock + 3 * r;
+        if ((c.due >> r & 1) && run[0] < end && first < run[1]) return true;
+    }
+    return false;
+}
 
 // A vector of a row; unless WHOLE, only `left` of its units are there.
 template <bool WHOLE> INLINE V read(const Context &c, int buffer, int64_t row, int64_t unit, int64_t left) {
@@ -194,6 +112,12 @@ INLINE V read_sum(const Context &c, int index, int64_t row) {
     return splat(s);
 }
 
+INLINE Integers draw(const Context &c, int number, int64_t row, int64_t unit) {
+    return __builtin_convertvector(chosen(c.call->draws[number], c.row_first + row * c.row_stride, c.time, unit), Integers);
+}
+
+INLINE Integers draw_one(const Context &c, int number, int64_t row) { return draw(c, number, row, 0)[0] - Integers{}; }
+
 // acc[r][block * TOTAL + FIRST + i] += sum over k of operand[r][k] * weights[k][block][i]
 template <int ROWS, int BLOCKS, int TOTAL, int FIRST, int COUNT>
 INLINE void multiply(V (&acc)[ROWS][BLOCKS * TOTAL], const real *operand, int64_t stride, const real *w, int64_t k, int64_t end) {
@@ -212,7 +136,7 @@ INLINE void multiply(V (&acc)[ROWS][BLOCKS * TOTAL], const real *operand, int64_
 }
 
 // A segment of a group's operand: `width` columns of a buffer. The weights' rows follow the segments.
-template <int ROWS, int BLOCKS, int TOTAL, int FIRST, int COUNT, int GROUP, int... SEGMENTS>
+template <int ROWS, int BLOCKS, int TRANSPOSED, int TOTAL, int FIRST, int COUNT, int GROUP, int... SEGMENTS>
 INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t row, int64_t block) {
     const int segments[] = {SEGMENTS...};
     int64_t depth = 0;
@@ -223,8 +147,22 @@ INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t r
     for (int s : segments) {
         int64_t width = c.call->buffers[s].width;
         int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
-        if (from < to)
-            multiply<ROWS, BLOCKS, TOTAL, FIRST, COUNT>(acc, c.p[s] + row * c.s[s], c.s[s], w + start * (BLOCKS * COUNT * LANES), from, to);
+        auto part = [&](int64_t k, int64_t end) {
+            multiply<ROWS, BLOCKS, TOTAL, FIRST, COUNT>(acc, c.p[s] + row * c.s[s], c.s[s], w + start * (BLOCKS * COUNT * LANES), k, end);
+        };
+        if (CLOCK < 0 || !TRANSPOSED || c.call->runs == 0) {
+            if (from < to) part(from, to);
+        } else {  // the gradients of units that are not due are zero
+            const int64_t *run = c.call->clock;
+            for (int64_t r = 0; r < c.call->runs; ++r)
+                if (c.due >> r & 1) {
+                    int64_t k = run[3 * r];
+                    while (r + 1 < c.call->runs && (c.due >> (r + 1) & 1)) ++r;
+                    const int64_t end = run[3 * r + 1];
+                    if (k < from) k = from;
+                    if (k < end && k < to) part(k, end < to ? end : to);
+                }
+        }
         start += width;
     }
 }
@@ -247,7 +185,8 @@ template <class Part, int ROWS> static void tile(const Context &c, int64_t row, 
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 32
         for (int i = 0; i < Part::blocks * Part::count; ++i) acc[r][i] = V{};
-    Part::template multiply_all<ROWS>(c, acc, row, block);
+    const int64_t first = block * Part::blocks * LANES;
+    if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::template multiply_all<ROWS>(c, acc, row, block);
     for (int b = 0; b < Part::blocks; ++b) {
         const int64_t unit = (block * Part::blocks + b) * LANES;
         if (unit < units) points_of<Part>(c, row, ROWS, unit, units, &acc[0][b * Part::count], Part::blocks * Part::count);
@@ -259,6 +198,16 @@ template <class Part, int ROWS> static void tile_of(const Context &c, int64_t ro
     if constexpr (ROWS > 1) tile_of<Part, ROWS - 1>(c, rows, row, block, units);
 }
 
+// The same for a part without products, over all rows and a stretch of units.
+template <class Part> static __attribute__((noinline)) void rows_of_points(const Context &given, int64_t first, int64_t last) {
+    const Context c = given;  // a copy that no write can reach, so that addresses are computed once for a row
+    for (int64_t row = 0; row < c.rows; ++row) {
+        int64_t unit = first;
+        for (; unit + LANES <= last; unit += LANES) Part::template point<true>(c, row, unit, LANES, 0);
+        if (unit < last) Part::template point<false>(c, row, unit, last - unit, 0);
+    }
+}
+
 template <class Part> static void run_part(const Context &c) {
     const int64_t units = c.call->buffers[Part::domain_buffer].width;
     const int64_t block_units = Part::blocks * LANES, blocks = (units + block_units - 1) / block_units;
@@ -266,9 +215,8 @@ template <class Part> static void run_part(const Context &c) {
     for (int i = 0; i < Part::sums; ++i)
         for (int64_t row = 0; row < c.rows; ++row) store(sum_at(c, Part::first_sum + i, c.thread, row), V{});
     if constexpr (Part::count == 0) {
-        for (int64_t row = 0; row < c.rows; ++row)
-            for (int64_t unit = first * block_units; unit < last * block_units && unit < units; unit += LANES)
-                points_of<Part>(c, row, 1, unit, units, 0, 0);
+        const int64_t end = last * block_units;
+        rows_of_points<Part>(c, first * block_units, end < units ? end : units);
     } else {
         constexpr int fitting = ACCUMULATORS / (Part::blocks * Part::count);
         constexpr int most = fitting < 1 ? 1 : fitting > 8 ? 8 : fitting;
@@ -287,18 +235,28 @@ INLINE void synchronise(const Context &c) {
     if (c.block_parts > 1) meet(c.call->meeting, c.block_parts);
 }
 
+// Rows of a state's sequence; see PREVIOUS.
+INLINE int64_t initial_row(const Call &k) { return k.reverse ? k.offsets[k.steps - 1] + k.batch_sizes[k.steps - 1] : 0; }
+INLINE int64_t row_after(const Call &k, int64_t t) { return k.offsets[t] + (k.reverse ? 0 : k.batch); }
+INLINE int64_t row_before(const Call &k, int64_t t) {
+    const bool begins = t == (k.reverse ? k.steps - 1 : 0);
+    return begins ? initial_row(k) : row_after(k, k.reverse ? t + 1 : t - 1);
+}
+// Whether states pass through a scratch at some steps.
+INLINE bool may_enter(const Call &k) { return k.reset || (k.reverse && k.batch_sizes[k.steps - 1] < k.batch); }
+
 // Point the buffers at step t, for this thread's rows.
 static void place(Context &c, int64_t t) {
     const Call &k = *c.call;
-    const int64_t before = t == 0 ? 0 : k.batch + k.offsets[t - 1], here = k.offsets[t];
+    const int64_t before = row_before(k, t), here = k.offsets[t];
     for (int i = 0; i < BUFFERS; ++i) {
         const Buffer &b = k.buffers[i];
         int64_t row = 0;
         switch (b.kind) {
             case STEP: row = here; break;
             case PREVIOUS: row = before; break;
-            case ENTERED: row = k.reset ? 0 : before; break;
-            case NEXT: row = k.batch + here; break;
+            case ENTERED: row = may_enter(k) ? 0 : before; break;
+            case NEXT: row = row_after(k, t); break;
             case CARRY: row = (t & 1) * k.batch; break;
             case HANDED: row = (~t & 1) * k.batch; break;
             case TOTALS: row = c.thread; break;
@@ -315,26 +273,43 @@ INLINE void copy_units(const Context &c, real *to, const real *from, int64_t wid
     memcpy(to + first, from + first, (last - first) * sizeof(real));
 }
 
-// Before a step: copy the previous states, or the defaults where a row is reset, to where the step reads them.
-static void enter(const Context &c, int64_t t) {
+// Before a step: where a row starts afresh, from the default or, where time runs backwards, from its initial state,
+// copy all states to where the step reads them.
+static void enter(Context &c, int64_t t) {
     const Call &k = *c.call;
-    if (!k.reset) return;
+    if (!may_enter(k)) return;
+    // Rows from this one on were not there at the step before.
+    const int64_t old = k.reverse && t + 1 < k.steps ? k.batch_sizes[t + 1] : k.batch;
+    const uint8_t *reset = k.reset ? k.reset + k.offsets[t] : 0;
+    bool any = k.batch_sizes[t] > old;
+    for (int64_t row = 0; reset && row < c.rows; ++row) any |= reset[c.row_first + row * c.row_stride] != 0;
     for (int64_t i = 0; i < k.states; ++i) {
-        const int64_t *e = k.entering + 3 * i;
+        const int64_t from = k.entering[3 * i], to = k.entering[3 * i + 1], otherwise = k.entering[3 * i + 2];
+        if (!any) {
+            c.p[to] = c.p[from];
+            c.s[to] = c.s[from];
+            continue;
+        }
+        const Buffer &b = k.buffers[from];
         for (int64_t row = 0; row < c.rows; ++row) {
-            bool fresh = k.reset[k.offsets[t] + c.row_first + row * c.row_stride];
-            copy_units(c, c.p[e[1]] + row * c.s[e[1]], fresh ? c.p[e[2]] : c.p[e[0]] + row * c.s[e[0]], k.buffers[e[0]].width);
+            const int64_t number = c.row_first + row * c.row_stride;
+            const real *source = c.p[from] + row * c.s[from];
+            if (number >= old) source = b.base + (initial_row(k) + number) * b.stride;
+            if (reset && reset[number]) source = c.p[otherwise];
+            copy_units(c, c.p[to] + row * c.s[to], source, b.width);
         }
     }
-    synchronise(c);
+    if (any) synchronise(c);
 }
 
-// Before a backward step: rows whose last step this is start from the gradient of their final state.
+// Before a backward step: rows whose last step in the order of time this is start from the gradient of their final state.
 static void begin_rows(const Context &c, int64_t t) {
     const Call &k = *c.call;
-    int64_t later = t + 1 < k.steps ? k.batch_sizes[t + 1] : 0;
+    const int64_t ends = k.reverse ? 0 : k.steps - 1;
+    const int64_t later = t == ends ? 0 : k.reverse ? k.batch : k.batch_sizes[t + 1];
+    if (later >= k.batch_sizes[t]) return;
     for (int64_t i = 0; i < k.carries; ++i) {
-        int64_t carry = k.finals[2 * i], final = k.finals[2 * i + 1];
+        int64_t carry = k.finals[3 * i], final = k.finals[3 * i + 1];
         for (int64_t row = 0; row < c.rows; ++row)
             if (c.row_first + row * c.row_stride >= later) {
                 real *to = c.p[carry] + row * c.s[carry];
@@ -350,21 +325,49 @@ static void begin_rows(const Context &c, int64_t t) {
     synchronise(c);
 }
 
-// After a backward step: nothing flows back across a reset.
+// After a backward step: nothing flows back across a reset, but to a default that is learned.
 static void cut(const Context &c, int64_t t) {
     const Call &k = *c.call;
     if (!k.reset) return;
     for (int64_t i = 0; i < k.carries; ++i) {
-        int64_t handed = k.finals[2 * i] + 1;  // HANDED follows its CARRY
+        int64_t handed = k.finals[3 * i] + 1;  // HANDED follows its CARRY
+        real *total = c.p[k.finals[3 * i + 2]];
         int64_t width = k.buffers[handed].stride;
         int64_t first = width * c.blocks_of / c.block_parts, last = width * (c.blocks_of + 1) / c.block_parts;
         for (int64_t row = 0; row < c.rows; ++row)
-            if (k.reset[k.offsets[t] + c.row_first + row * c.row_stride])
-                memset(c.p[handed] + row * c.s[handed] + first, 0, (last - first) * sizeof(real));
+            if (k.reset[k.offsets[t] + c.row_first + row * c.row_stride]) {
+                real *to = c.p[handed] + row * c.s[handed];
+                for (int64_t i = first; total && i < last; ++i) total[i] += to[i];
+                memset(to + first, 0, (last - first) * sizeof(real));
+            }
     }
     synchronise(c);
 }
 
+// Before a step of a cell with a clock, once its states have entered.
+static void tick(Context &c) {
+    const int64_t clock = CLOCK < 0 ? 0 : CLOCK;
+    int64_t last = -1;
+    c.due = 0;
+    for (int64_t row = 0; row < c.rows; ++row) {
+        const int64_t now = (int64_t)c.p[clock][row * c.s[clock]];
+        if (now == last) continue;
+        last = now;
+        for (int64_t r = 0; r < c.call->runs; ++r)
+            if (now % c.call->clock[3 * r + 2] == 0) c.due |= (uint64_t)1 << r;
+    }
+}
+
+// Per-unit values that are the same at all steps, which each thread computes for itself.
+template <class Part> static __attribute__((noinline)) void over_units(const Context &given) {
+    const Context c = given;
+    const int64_t units = c.call->buffers[Part::domain_buffer].width;
+    int64_t unit = 0;
+    for (; unit + LANES <= units; unit += LANES) Part::template point<true>(c, 0, unit, LANES, 0);
+    if (unit < units) Part::template point<false>(c, 0, unit, units - unit, 0);
+}
+
+static void once(const Context &c);
 static void step(const Context &c);
 
 static void work(void *argument) {
@@ -377,7 +380,7 @@ static void work(void *argument) {
     bool split = false;
     c.block_parts = 0;
     for (int64_t i = k.first; i < k.last; ++i) {
-        const int64_t t = k.backward ? k.last - 1 - (i - k.first) : i;
+        const int64_t t = k.backward != k.reverse ? k.last - 1 - (i - k.first) : i;
         if (c.block_parts == 0 || split != (team > 1 && k.batch_sizes[t] <= k.split_rows)) {
             if (c.block_parts && team > 1) meet(k.meeting, team);  // what is shared out changes hands
             split = team > 1 && k.batch_sizes[t] <= k.split_rows;
@@ -387,9 +390,12 @@ static void work(void *argument) {
             c.row_stride = split ? 1 : team;
         }
         c.rows = (k.batch_sizes[t] - c.row_first + c.row_stride - 1) / c.row_stride;
+        c.time = t;
         place(c, t);
+        if (i == k.first) once(c);
         if (k.backward) begin_rows(c, t);
         enter(c, t);
+        if (CLOCK >= 0) tick(c);
         step(c);
         if (k.backward) cut(c, t);
     }

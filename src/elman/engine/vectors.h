@@ -10,6 +10,11 @@
 typedef real V __attribute__((vector_size(VECTOR_BYTES)));
 typedef real Loose __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 typedef __typeof__(V{} < V{}) Integers;  // as wide as `real`
+template <int BYTES> struct Whole { typedef int32_t Signed; typedef uint32_t Unsigned; };
+template <> struct Whole<8> { typedef int64_t Signed; typedef uint64_t Unsigned; };
+typedef Whole<sizeof(real)>::Signed integer;
+typedef Whole<sizeof(real)>::Unsigned natural;
+typedef natural Naturals __attribute__((vector_size(VECTOR_BYTES)));
 
 // LANES in a vector; ACCUMULATORS that fit in registers beside what they are made of.
 enum { LANES = VECTOR_BYTES / sizeof(real), ACCUMULATORS = VECTOR_BYTES == 64 ? 24 : 12 };
@@ -18,8 +23,10 @@ INLINE V splat(real v) { return v - V{}; }
 INLINE V load(const real *p) { return *(const Loose *)p; }
 INLINE void store(real *p, V v) { *(Loose *)p = v; }
 
-#if VECTOR_BYTES == 64
+#if VECTOR_BYTES == 64 || defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 // The first n < LANES numbers; what lies behind them is neither read nor written.

@@ -38,6 +38,7 @@ def open_gates(recurrent: Recurrent, cell: str, steps: int) -> tuple[str, ...]:
     """
     keeping = KEEPING.get(cell, {})
     for level, (_, parts) in enumerate(recurrent.layers):
+        units = parts.hidden_size
         for direction in range(recurrent.num_directions):
             suffix = f"_l{level}" + "_reverse" * direction
             blocks = {
@@ -48,8 +49,8 @@ def open_gates(recurrent: Recurrent, cell: str, steps: int) -> tuple[str, ...]:
                     *((f"{parameter.name}.{gate}", rows) for gate, rows in parameter.blocks.items()),
                 )
             }
-            start = torch.empty(recurrent.hidden_size)
-            Chrono(max(steps, 3)).fill(start, recurrent.hidden_size)
+            start = torch.empty(units)
+            Chrono(max(steps, 3)).fill(start, units)
             for name, sign in keeping.items():
                 blocks[name].copy_(sign * start)
                 second = name.replace("bias_ih", "bias_hh")
