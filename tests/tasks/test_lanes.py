@@ -11,7 +11,7 @@ from elman.data.lanes import Lanes, ScoringLanes
 def test_training_lanes_are_contiguous_and_complete(count: int, lanes: int, window: int) -> None:
     tokens = np.arange(count, dtype=np.int32)
     batches = Lanes(tokens, lanes, window)
-    windows = [batches.window(index) for index in range(len(batches))]
+    windows = [batches.window(start, start + window) for start in range(0, batches.length, window)]
     inputs = torch.cat([inputs for inputs, _ in windows])
     targets = torch.cat([targets for _, targets in windows])
     assert all(len(inputs) == window for inputs, _ in windows[:-1])

@@ -1,6 +1,8 @@
 """The language model: its scores, its state, its samples."""
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from elman.tasks.language_model.generate import generate
 from elman.tasks.language_model.job import EncodedText, LanguageModelJob, loss_of, score
 from elman.tasks.language_model.model import LanguageModel, build_model
 from elman.tasks.sampling import Sampler
+from elman.train.job import Stretch
+from elman.train.world import World
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 
@@ -23,10 +27,10 @@ def small(cell: str = "lstm", vocabulary: int = 30, tied: bool = False) -> Langu
     return LanguageModel(vocabulary, cell, 16 if tied else 8, 16, num_layers=2, dropout=0.3, tied=tied)
 
 
-def job_of(model: LanguageModel, tokenizer: Tokenizer, **options: int) -> LanguageModelJob:
+def job_of(model: LanguageModel, tokenizer: Tokenizer, **options: Any) -> LanguageModelJob:
     text = EncodedText.of(TEXT, tokenizer)
     config = LanguageModelConfig(**{"batch_size": 4, "window": 20, **options})
-    return LanguageModelJob(model, tokenizer, text, text, config)
+    return LanguageModelJob(model, tokenizer, text, text, config, World(torch.device("cpu")))
 
 
 def test_a_score_is_the_mean_over_the_whole_text_in_one_stream() -> None:
@@ -67,10 +71,10 @@ def test_training_carries_the_state_and_begins_epochs_without_one() -> None:
     tokenizer = Tokenizer.build("char", TEXT)
     model = small(vocabulary=tokenizer.size).eval()
     job = job_of(model, tokenizer)
-    assert job.begin_epoch() is None
+    assert job.begin() is None
     carry, losses = None, []
-    for index in range(3):
-        loss, count, carry = job.loss(0, index, carry)
+    for start in (0, 20, 40):
+        loss, count, carry = job.loss(Stretch(0, 0, start, start + 20), carry)
         assert count == 80
         losses.append(loss.item())
     # the same three windows as one long one
@@ -78,6 +82,29 @@ def test_training_carries_the_state_and_begins_epochs_without_one() -> None:
     with torch.no_grad():
         whole = loss_of(model(tokens[:60])[0], tokens[1:61]).view(3, 20, 4).mean((1, 2))
     assert losses == pytest.approx(whole.tolist(), rel=1e-5)
+
+
+def test_documents_begin_with_the_initial_state() -> None:
+    """Each step is what the model makes of its own document alone, wherever windows are cut."""
+    tokenizer = Tokenizer.build("char", TEXT)
+    model = small(vocabulary=tokenizer.size).eval()
+    job = job_of(model, tokenizer, state="documents", document_end="\n")
+    inputs, targets = job.lanes.window(0, 60)
+    carry, losses = None, []
+    for start, stop in ((0, 20), (20, 33), (33, 60)):
+        loss, _, carry = job.loss(Stretch(0, 0, start, stop), carry)
+        losses.append(loss.item() * (stop - start))
+    alone = 0.0
+    with torch.no_grad():
+        for lane in range(4):
+            begins = [0, *((inputs[:-1, lane] == tokenizer.encode("\n")[0]).nonzero().flatten() + 1).tolist(), 60]
+            for begin, end in pairwise(begins):
+                document = slice(begin, end), slice(lane, lane + 1)
+                alone += loss_of(model(inputs[document])[0], targets[document]).sum().item() / 4
+    assert sum(losses) == pytest.approx(alone, rel=1e-5)
+    assert carry is not None
+    with pytest.raises(UsageError, match="--document-end '<doc>' is no token"):
+        job_of(model, tokenizer, state="documents", document_end="<doc>")
 
 
 @pytest.mark.parametrize("cell", cells.names())
@@ -89,7 +116,7 @@ def test_every_cell_learns(cell: str) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     carry, losses = None, []
     for index in range(15):
-        loss, _, carry = job.loss(0, index, carry)
+        loss, _, carry = job.loss(Stretch(0, 0, 10 * index, 10 * index + 10), carry)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -117,7 +117,7 @@ def test_what_an_answer_sees(every_step: bool, bidirectional: bool) -> None:
     torch.manual_seed(0)
     model = SequenceModel("gru", 2, 4, 3, every_step=every_step, bidirectional=bidirectional)
     inputs = torch.randn(6, 5, 2, requires_grad=True)
-    answers = model(inputs)
+    answers, _ = model(inputs)
     assert answers.shape == ((6, 5, 3) if every_step else (5, 3))
     middle = answers[3] if every_step else answers
     seen = torch.autograd.grad(middle.sum(), inputs)[0].abs().sum((1, 2)) > 0
@@ -187,9 +187,8 @@ def test_train_and_evaluate(name: str, tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_resumed_run_equals_an_undisturbed_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elman.train.checkpoint.KEPT", 100)
     folder = tmp_path / "run"
-    limits = ["--max-steps", "12", "--checkpoint-every", "5"]
+    limits = ["--max-steps", "12", "--checkpoint-every", "5", "--keep", "100"]
     options = ["train", name, *SMALL, *PROBLEMS[name], "--dropout", "0.1", *limits, "--run", str(folder)]
     assert main(options) == 0
     whole = metrics_of(folder)

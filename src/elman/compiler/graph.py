@@ -70,8 +70,6 @@ OPERATIONS: dict[str, Operation] = {
     "ge": _comparison(">="),
     # A random choice has no operands: {0} is its number.
     "draw": Operation("draw(c, {0}, row, unit + k * LANES)", _none, mask=True),
-        "draw(c, {0}, row, unit + k * LANES)", _none, mask=True
-    ),  # has no operands: {0} is the number of the draw
 }
 
 

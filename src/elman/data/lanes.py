@@ -12,10 +12,9 @@ from elman.data.tokenizers import Tokens
 
 
 class Lanes:
-    """Training windows: the tokens cut into ``lanes`` contiguous lanes, each read ``window`` steps at a time.
+    """Training windows: the tokens cut into ``lanes`` contiguous lanes, read side by side.
 
-    Targets are the inputs one step later. The last window of a pass may be shorter; fewer than ``lanes`` tokens at
-    the end of the text are left out.
+    Targets are the inputs one step later. Fewer than ``lanes`` tokens at the end of the text are left out.
 
     Raises:
         ValueError: fewer tokens than one window of all lanes needs.
@@ -27,19 +26,13 @@ class Lanes:
             raise ValueError(
                 f"{len(tokens)} tokens are too few: {lanes} lanes of one {window}-step window need {lanes * window + 1}"
             )
-        self.window_size = window
         used = torch.from_numpy(tokens[: lanes * self.length + 1])
         self._inputs = used[:-1].view(lanes, self.length).t().contiguous()  # [length, B]
         self._targets = used[1:].view(lanes, self.length).t().contiguous()
 
-    def __len__(self) -> int:
-        """Windows in one pass over the text."""
-        return -(-self.length // self.window_size)
-
-    def window(self, index: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of one window, int64 ``[T, B]``."""
-        steps = slice(index * self.window_size, (index + 1) * self.window_size)
-        return self._inputs[steps].long(), self._targets[steps].long()
+    def window(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the steps from ``start`` to ``stop``, int64 ``[T, B]``."""
+        return self._inputs[start:stop].long(), self._targets[start:stop].long()
 
 
 class ScoringLanes:

@@ -31,7 +31,17 @@ class LanguageModelConfig(TrainConfig):
     tokenizer: Literal["char", "word", "bpe"] = option("char", "what a token is", group="data")
     vocab_size: int | None = option(None, "most tokens of the vocabulary", group="data", low=2)
     min_frequency: int = option(1, "rarer tokens become <unk>", group="data", low=1)
-    window: int = option(64, "steps of truncated backpropagation", group="data", low=1)
+
+    truncation: Literal["none", "fixed", "variable", "randomized"] = option(
+        "fixed", "how backpropagation through time is cut; docs/truncation.md", group="truncation"
+    )
+    state: Literal["kept", "fresh", "documents"] = option(  # type: ignore[assignment]
+        "kept",
+        "what a window begins with: the state before it, or the initial one; documents keeps it and begins anew after "
+        "--document-end",
+        group="truncation",
+    )
+    document_end: str | None = option(None, "the token that ends a document, such as <eos>", group="truncation")
 
     embedding_size: int | None = option(
         None,
@@ -41,13 +51,17 @@ class LanguageModelConfig(TrainConfig):
     )
     tied: bool = option(False, "one matrix for the token vectors and the output", group="model")
 
+    ar: float = option(0.0, "activation regularisation of the last layer's outputs", group="optimisation", low=0)
+    tar: float = option(0.0, "the same of their changes from step to step", group="optimisation", low=0)
     batch_size: int = option(16, "lanes of text side by side", group="optimisation", low=1)
     learning_rate: float = option(0.003, "its peak", group="optimisation", above=0)
 
     def check(self) -> None:
-        super().check()
         if self.bidirectional:
             raise UsageError("--bidirectional: a language model reads forwards only, it must not see what it predicts")
+        super().check()
+        if (self.state == "documents") != (self.document_end is not None):
+            raise UsageError("--state documents and --document-end TOKEN go together")
         if self.validation_share + self.test_share >= 1:
             raise UsageError("--validation-share and --test-share leave nothing to train on")
         if self.tied and self.embedding_size not in (None, self.hidden_size):

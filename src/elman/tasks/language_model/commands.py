@@ -22,43 +22,40 @@ from elman.tasks.models import engines_of, load_best
 from elman.tasks.sampling import Sampler
 from elman.train.checkpoint import write_atomically
 from elman.train.device import choose_device
-from elman.train.progress import Reporter
-from elman.train.run import RunFolder, open_run
-from elman.train.trainer import Trainer
+from elman.train.run import RunFolder
+from elman.train.session import session
 
 
 def train(given: Mapping[str, Any]) -> None:
     """Train a language model with the ``given`` options, and write the run folder."""
-    with Reporter() as reporter:
-        config, run, resuming = open_run(LanguageModelConfig, given, TASK.name, reporter.say)
-        device = choose_device(config.device)
-        tree = run.checkpoints.load_latest(reporter.say) if resuming else None
+    with session(LanguageModelConfig, given, TASK.name) as now:
+        config, run = now.config, now.run
+        if now.resuming and not run.tokenizer.exists():
+            write_atomically(run.tokenizer, now.tree["keepsakes"]["tokenizer"].encode())
         parts = _parts(config)
         tokenizer = (
             Tokenizer.load(run.tokenizer)
-            if resuming
+            if now.resuming
             else Tokenizer.build(
                 config.tokenizer, parts.train, vocab_size=config.vocab_size, min_frequency=config.min_frequency
             )
         )
-        torch.manual_seed(config.seed)
-        model = build_model(config, tokenizer).to(device)
-        engines = engines_of(model.recurrent, config.batch_size)
+        now.seed()
+        model = build_model(config, tokenizer).to(now.world.device)
         train_text, validation_text = (EncodedText.of(text, tokenizer) for text in (parts.train, parts.validation))
-        job = LanguageModelJob(model, tokenizer, train_text, validation_text, config)
-        trainer = Trainer(job, config, run, reporter)
-        if tree is not None:
-            trainer.restore(tree)
-        run.begin(config, TASK.name, resuming)
-        if not resuming:
-            write_atomically(run.tokenizer, tokenizer.to_json().encode())
-        reporter.say(
+        job = LanguageModelJob(model, tokenizer, train_text, validation_text, config, now.world)
+        trainer = now.trainer(job)
+        if not now.resuming:
+            now.world.first(lambda: write_atomically(run.tokenizer, tokenizer.to_json().encode()))
+        with trainer.updater.autocast():
+            engines = engines_of(model.recurrent, config.batch_size)
+        now.reporter.say(
             f"run {run.path}: {len(job.train.tokens):,} training and {len(job.validation.tokens):,} validation tokens, "
             f"{tokenizer.size:,} types; {config.cell} with {sum(p.numel() for p in model.parameters()):,} parameters "
-            f"on {device}, engine {engines}" + (f"; going on after step {trainer.at.step}" if tree is not None else "")
+            f"on {now.world.device}, engine {engines}{now.going_on(trainer.at)}"
         )
         end = trainer.fit()
-        reporter.say(
+        now.reporter.say(
             f"done: {end.step} steps in {end.seconds:.0f} s; best validation loss {end.best_cost:.4f} nats per token "
             f"at step {end.best_step}; kept in {run.model}"
         )

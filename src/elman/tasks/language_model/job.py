@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,15 @@ from torch.nn import functional as F
 
 from elman.data.lanes import Lanes, ScoringLanes
 from elman.data.tokenizers import Tokenizer, Tokens
-from elman.errors import UserError
+from elman.errors import UsageError, UserError
 from elman.tasks.language_model import LanguageModelConfig
 from elman.tasks.language_model.generate import generate
 from elman.tasks.language_model.model import LanguageModel
 from elman.tasks.sampling import Sampler
+from elman.train.job import Stretch
 from elman.train.metrics import Metrics, language_metrics
+from elman.train.penalties import activation_penalties
+from elman.train.world import World
 
 SCORING_LANES = 64
 SCORED_AT_ONCE = 1 << 24  # logits: 64 MB
@@ -69,6 +73,7 @@ class LanguageModelJob:
     """Lanes of text with the state carried from window to window; see `elman.train.job.Job`.
 
     Raises:
+        UsageError: --document-end is no token.
         UserError: a part is too short for one window.
     """
 
@@ -79,13 +84,16 @@ class LanguageModelJob:
         train: EncodedText,
         validation: EncodedText,
         config: LanguageModelConfig,
+        world: World,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.train = train
         self.validation = validation
+        self.world = world
         self.window = config.window
         self.seed = config.seed
+        self.ar, self.tar = config.ar, config.tar
         self.device = model.embedding.weight.device
         try:
             self.lanes = Lanes(train.tokens, config.batch_size, config.window)
@@ -96,19 +104,46 @@ class LanguageModelJob:
             ) from None
         if len(validation.tokens) < 2:
             raise UserError(f"the validation text has {len(validation.tokens)} tokens; it needs two")
-        self.steps_per_epoch = len(self.lanes)
+        self.document_end = _token(tokenizer, config.document_end) if config.document_end is not None else None
         digest = hashlib.sha256()
         for tokens in (train.tokens, validation.tokens):
             digest.update(tokens.tobytes() + b"|")
         self.fingerprint = digest.hexdigest()
 
-    def begin_epoch(self) -> Any:
+    def lengths(self, epoch: int) -> Sequence[int]:
+        return [self.lanes.length]
+
+    def begin(self) -> Any:
         return None  # the cell's own initial state
 
-    def loss(self, epoch: int, index: int, carry: Any) -> tuple[Tensor, int, Any]:
-        inputs, targets = self.lanes.window(index)
-        logits, state = self.model(inputs.to(self.device), carry)
-        return loss_of(logits, targets.to(self.device)).mean(), targets.numel(), state
+    def loss(self, stretch: Stretch, carry: Any) -> tuple[Tensor, int, Any]:
+        inputs, targets = self._window(stretch.start, stretch.stop)
+        outputs, state = self.model.read(inputs, carry, self.reset(stretch))
+        dropped = self.model.dropout(outputs)
+        loss = loss_of(self.model.logits(dropped), targets).mean()
+        return loss + activation_penalties(outputs, dropped, self.ar, self.tar), targets.numel(), state
+
+    def read(self, stretch: Stretch, carry: Any) -> Any:
+        inputs, _ = self._window(stretch.start, stretch.stop)
+        return self.model.read(inputs, carry, self.reset(stretch))[1]
+
+    def reset(self, stretch: Stretch) -> Tensor | None:
+        """Which steps ``[T, B]`` come after the end of a document; None where documents do not matter."""
+        if self.document_end is None:
+            return None
+        before, _ = self._window(max(stretch.start - 1, 0), stretch.stop - 1)
+        ends = before == self.document_end
+        if stretch.start == 0:  # nothing comes before the first step
+            ends = torch.cat([torch.zeros_like(ends[:1]) if len(ends) else ends, ends])
+        return ends
+
+    def _window(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets ``[T, B]`` of this process's lanes."""
+        inputs, targets = (self.world.share(tokens).to(self.device) for tokens in self.lanes.window(start, stop))
+        return inputs, targets
+
+    def keepsakes(self) -> dict[str, str]:
+        return {"tokenizer": self.tokenizer.to_json()}
 
     def training_metrics(self, loss: float) -> Metrics:
         return language_metrics(loss, len(self.train.tokens) - 1, self.train.characters)
@@ -127,6 +162,13 @@ class LanguageModelJob:
         sampler = Sampler(temperature=0.8, banned=self.tokenizer.unknown)
         generator = torch.Generator().manual_seed(self.seed)
         return "".join(generate(self.model, self.tokenizer, "", SAMPLE_TOKENS, sampler, generator))
+
+
+def _token(tokenizer: Tokenizer, text: str) -> int:
+    number: int | None = tokenizer.backend.token_to_id(text)
+    if number is None:
+        raise UsageError(f"--document-end {text!r} is no token of the vocabulary")
+    return number
 
 
 def describe(metrics: Metrics) -> str:

@@ -60,10 +60,15 @@ class LanguageModel(nn.Module):
             del self.head.weight
         self.tied = tied
 
-    def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Tokens int64 ``[T, B]`` to logits ``[T, B, V]`` and the state to carry on."""
-        output, state = self.recurrent(self.dropout(self.embedding(tokens)), state)
+    def forward(self, tokens: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Tokens int64 ``[T, B]`` to logits ``[T, B, V]`` and the state to carry on; ``reset`` is that of Recurrent."""
+        output, state = self.read(tokens, state, reset)
         return self.logits(self.dropout(output)), state
+
+    def read(self, tokens: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Tokens int64 ``[T, B]`` to recurrent outputs ``[T, B, H]`` and the state to carry on."""
+        output, state = self.recurrent(self.dropout(self.embedding(tokens)), state, reset=reset)
+        return output, state
 
     def logits(self, output: Tensor) -> Tensor:
         """Recurrent outputs ``[..., H]`` to logits ``[..., V]``."""

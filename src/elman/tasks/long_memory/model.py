@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -49,14 +51,19 @@ class SequenceModel(nn.Module):
         self.head = nn.Linear(self.recurrent.output_size, output_size)
         self.every_step = every_step
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs ``[T, B, I]`` to answers ``[T, B, O]``, or ``[B, O]`` where there is one for a sequence."""
-        output, _ = self.recurrent(inputs)
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Inputs ``[T, B, I]`` to answers ``[T, B, O]``, or ``[B, O]`` where there is one, and the state."""
+        output, state = self.read(inputs, state)
         if not self.every_step:
             forwards, *backwards = output.chunk(self.recurrent.num_directions, dim=-1)
             output = torch.cat([forwards[-1], *(direction[0] for direction in backwards)], dim=-1)
         answers: Tensor = self.head(self.dropout(output))
-        return answers
+        return answers, state
+
+    def read(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Inputs ``[T, B, I]`` to recurrent outputs ``[T, B, H·directions]`` and the state to carry on."""
+        output, state = self.recurrent(inputs, state)
+        return output, state
 
 
 def build_model(config: LongMemoryConfig, problem: Problem) -> tuple[SequenceModel, tuple[str, ...]]:
