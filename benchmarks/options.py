@@ -80,7 +80,7 @@ def bench_options(seconds: float) -> None:
     rows = []
     for batch, steps, inputs, units in SHAPES:
         x = torch.randn(steps, batch, inputs, requires_grad=True)
-        row: list[object] = [f"{batch}, {steps}, {inputs}, {units}"]
+        row = [f"{batch}, {steps}, {inputs}, {units}"]
         ours = elman.Recurrent("layer_norm_lstm", inputs, units)
         for ahead in (False, True):
             eager = EagerLayerNormLSTM(inputs, units, ahead)

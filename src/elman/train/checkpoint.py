@@ -143,7 +143,8 @@ def _decode(code: Any, tensors: dict[str, Tensor]) -> Any:
 
 def named(names: list[str], values: list[Any]) -> Any:
     """A named tuple, which can be pickled though its class has no name that could be imported."""
-    kind: Any = namedtuple("State", names)  # type: ignore[misc]
+    make: Any = namedtuple
+    kind = make("State", names)
     kind.__reduce__ = lambda state: (named, (list(state._fields), list(state)))
     return kind(*values)
 
