@@ -195,7 +195,7 @@ class Forward(Run):
         x = self.in_order(self.inputs["input"])
         weight, width, size = self.parameters["weight_ih"], self.gates_width, self.itemsize
         bias = self.parameters["bias_ih"].contiguous() if self.layout.input_bias else None
-        stretches = chunks(self.packing, width * size)
+        stretches = chunks(self.packing, width * size, self.kernel)
         start, a = x.data_ptr(), x.stride()
         right = (weight.data_ptr(), weight.stride(1), weight.stride(0))
         several = len(stretches) > 1 and weight.stride(1) == 1
