@@ -169,7 +169,7 @@ def bench_elementwise(seconds: float) -> None:
     print("\nGB/s: forward, of the projected inputs that are read and the states that are written; in training, with")
     print("backward, also of what is saved and of gradients. The copy is one of 256 MB, just before and after.")
     copied, source = torch.empty(1 << 26), torch.ones(1 << 26)
-    rows = []
+    rows, limits = [], []
     for name in elman.cells.names():
         cell = elman.cells.get(name)()
         plan = Plan(cell, layout(cell, inputs, hidden), dict.fromkeys(cell.below, hidden))
@@ -186,9 +186,11 @@ def bench_elementwise(seconds: float) -> None:
             copies += medians([lambda: copied.copy_(source)], 0)
             moved = 4 * batch * steps * sum(map(_moved, kernels))
             limit = 2 * 4 * source.numel() / statistics.mean(copies)
+            limits.append(limit / 1e9)
             row += [f"{moved / spent / 1e9:.1f}", f"{100 * moved / spent / limit:.0f} %"]
         rows.append(row)
     table(["cell", "forward GB/s", "of a copy's", "training GB/s", "of a copy's"], rows)
+    print(f"\nThe copies ran at {min(limits):.0f} to {max(limits):.0f} GB/s.")
 
 
 def _moved(kernel: Any) -> int:

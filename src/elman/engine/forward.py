@@ -245,7 +245,11 @@ class Forward(Run):
         x = self.inputs["input"]
         weight, width, size = self.parameters["weight_ih"], self.gates_width, self.itemsize
         bias = self.parameters["bias_ih"].contiguous() if self.layout.input_bias else None
+<<<<<<< HEAD
         stretches = self.stretches(width * size, backward=False)
+=======
+        stretches = chunks(self.packing, width * size, self.kernel)
+>>>>>>> bandwidth
         start, a = x.data_ptr(), x.stride()
         right = (weight.data_ptr(), weight.stride(1), weight.stride(0))
         several = len(stretches) > 1 and weight.stride(1) == 1

@@ -206,14 +206,19 @@ class Table:
         return functools.partial(fixed.run, call.buffer_info()[0])
 
 
-CHUNK_BYTES = 2 << 20  # of the products with the input that wait for the loop: they stay in the threads' own caches
+CHUNK_BYTES = 8 << 20  # of the products with the input that wait for the loop: they stay in the cache
 CHUNK_ROWS = 384  # at the least, so that the products stay large
 
 
-def chunks(packing: Packing, row_bytes: int) -> list[tuple[slice, slice]]:
-    """Stretches of time, as steps and as entries of the packed sequence, whose rows take about CHUNK_BYTES."""
+def chunks(packing: Packing, row_bytes: int, kernel: Kernel) -> list[tuple[slice, slice]]:
+    """Stretches of time, as steps and as entries of the packed sequence, whose rows take about CHUNK_BYTES.
+
+    They take a quarter of it where the kernel has no products, so that little else than memory holds it up: its rows
+    then stay in the threads' own caches.
+    """
     total = packing.total
-    wanted = max(CHUNK_BYTES // max(row_bytes, 1), CHUNK_ROWS)
+    size = CHUNK_BYTES if kernel.groups else CHUNK_BYTES // 4
+    wanted = max(size // max(row_bytes, 1), CHUNK_ROWS)
     if total <= wanted * 3 // 2:
         return [(slice(0, packing.steps), slice(0, total))]
     found, first, start, end = [], 0, 0, 0
