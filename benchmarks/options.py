@@ -77,15 +77,19 @@ def bench_options(seconds: float) -> None:
             row.append(with_it / without)
         rows.append(row)
     table(["option", *CELLS], rows)
-    rows = []
+    ratios = []
     for batch, steps, inputs, units in SHAPES:
         x = torch.randn(steps, batch, inputs, requires_grad=True)
+<<<<<<< HEAD
         row = [f"{batch}, {steps}, {inputs}, {units}"]
+=======
+        found: list[object] = [f"{batch}, {steps}, {inputs}, {units}"]
+>>>>>>> options
         ours = elman.Recurrent("layer_norm_lstm", inputs, units)
         for ahead in (False, True):
             eager = EagerLayerNormLSTM(inputs, units, ahead)
             mine, loop = medians([training(ours, x), training(eager, x)], seconds)
-            row.append(loop / mine)
-        rows.append(row)
+            found.append(loop / mine)
+        ratios.append(found)
     print("\nLayer-normalised LSTM (`layer_norm_lstm`), training, against loops of torch's operations:")
-    table(["B, T, I, H", "loop over a cell ×", "loop with the input's products ahead ×"], rows)
+    table(["B, T, I, H", "loop over a cell ×", "loop with the input's products ahead ×"], ratios)

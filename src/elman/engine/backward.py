@@ -173,11 +173,7 @@ class Backward(Run):
             self.place_saved(table, self.kept["saved"])
         carries = self._flows(table)
         rows = self.gates_width + self.arrangement.rest
-<<<<<<< HEAD
         stretches = self.stretches(rows * self.itemsize, backward=True)
-=======
-        stretches = chunks(self.packing, rows * self.itemsize, self.kernel)
->>>>>>> bandwidth
         longest = max(entries.stop - entries.start for _, entries in stretches)
         self._gates = self._columns(longest)
         self._rest = self.take(longest, self.arrangement.rest) if self.arrangement.rest else 0

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from elman.cells.contract import StateEntry
 from elman.cells.layout import Layout
+from elman.compiler.emit import Kernel
 from elman.compiler.plan import Plan
 from elman.engine import memory, reference
 from elman.engine.call import LayerCall
@@ -62,6 +63,8 @@ def default_names(layout: Layout) -> tuple[str, ...]:
 class Run:
     """What a forward and a backward run share."""
 
+    kernel: Kernel
+
     def __init__(self, scene: Scene, plan: Plan, inputs: Mapping[str, Tensor]) -> None:
         self.scene = scene
         self.plan = plan
@@ -100,7 +103,7 @@ class Run:
 
     def stretches(self, row_bytes: int, backward: bool) -> list[tuple[slice, slice]]:
         """Stretches of time, as steps and entries, in the order in which they run."""
-        found = chunks(self.packing, row_bytes)
+        found = chunks(self.packing, row_bytes, self.kernel)
         return found[::-1] if backward != self.scene.reverse else found
 
     def outputs(self, sequence: Tensor) -> Tensor:
@@ -245,11 +248,7 @@ class Forward(Run):
         x = self.inputs["input"]
         weight, width, size = self.parameters["weight_ih"], self.gates_width, self.itemsize
         bias = self.parameters["bias_ih"].contiguous() if self.layout.input_bias else None
-<<<<<<< HEAD
         stretches = self.stretches(width * size, backward=False)
-=======
-        stretches = chunks(self.packing, width * size, self.kernel)
->>>>>>> bandwidth
         start, a = x.data_ptr(), x.stride()
         right = (weight.data_ptr(), weight.stride(1), weight.stride(0))
         several = len(stretches) > 1 and weight.stride(1) == 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from elman.errors import UsageError
+from elman.nn.patterns import last_output
 from elman.nn.recurrent import Recurrent
 from elman.tasks.long_memory import LongMemoryConfig
 from elman.tasks.long_memory.problem import Problem
@@ -55,8 +55,7 @@ class SequenceModel(nn.Module):
         """Inputs ``[T, B, I]`` to answers ``[T, B, O]``, or ``[B, O]`` where there is one, and the state."""
         output, state = self.read(inputs, state)
         if not self.every_step:
-            forwards, *backwards = output.chunk(self.recurrent.num_directions, dim=-1)
-            output = torch.cat([forwards[-1], *(direction[0] for direction in backwards)], dim=-1)
+            output = last_output(output, None, self.recurrent)
         answers: Tensor = self.head(self.dropout(output))
         return answers, state
 
