@@ -80,11 +80,7 @@ def bench_options(seconds: float) -> None:
     ratios = []
     for batch, steps, inputs, units in SHAPES:
         x = torch.randn(steps, batch, inputs, requires_grad=True)
-<<<<<<< HEAD
-        row = [f"{batch}, {steps}, {inputs}, {units}"]
-=======
         found: list[object] = [f"{batch}, {steps}, {inputs}, {units}"]
->>>>>>> options
         ours = elman.Recurrent("layer_norm_lstm", inputs, units)
         for ahead in (False, True):
             eager = EagerLayerNormLSTM(inputs, units, ahead)
