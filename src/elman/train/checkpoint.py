@@ -143,9 +143,12 @@ def _decode(code: Any, tensors: dict[str, Tensor]) -> Any:
 
 def named(names: list[str], values: list[Any]) -> Any:
     """A named tuple, which can be pickled though its class has no name that could be imported."""
-    make: Any = namedtuple
-    kind = make("State", names)
-    kind.__reduce__ = lambda state: (named, (list(state._fields), list(state)))
+    kind = namedtuple("State", names)  # type: ignore[misc]
+
+    def reduce(state: Any) -> tuple[Any, ...]:
+        return named, (list(state._fields), list(state))
+
+    setattr(kind, "__reduce__", reduce)  # noqa: B010  (mypy would not have the assignment)
     return kind(*values)
 
 
