@@ -23,7 +23,7 @@ def small(cell: str = "lstm", vocabulary: int = 30, tied: bool = False) -> Langu
     return LanguageModel(vocabulary, cell, 16 if tied else 8, 16, num_layers=2, dropout=0.3, tied=tied)
 
 
-def job_of(model: LanguageModel, tokenizer: Tokenizer, **options: int) -> LanguageModelJob:
+def job_of(model: LanguageModel, tokenizer: Tokenizer, **options: int | str) -> LanguageModelJob:
     text = EncodedText.of(TEXT, tokenizer)
     config = LanguageModelConfig(**{"batch_size": 4, "window": 20, **options})
     return LanguageModelJob(model, tokenizer, text, text, config)
@@ -74,10 +74,20 @@ def test_training_carries_the_state_and_begins_epochs_without_one() -> None:
         assert count == 80
         losses.append(loss.item())
     # the same three windows as one long one
-    tokens = torch.from_numpy(job.train.tokens[: 4 * job.lanes.length].astype(np.int64)).view(4, -1).t()
+    length = (len(job.train.tokens) - 1) // 4
+    tokens = torch.from_numpy(job.train.tokens[: 4 * length].astype(np.int64)).view(4, -1).t()
     with torch.no_grad():
         whole = loss_of(model(tokens[:60])[0], tokens[1:61]).view(3, 20, 4).mean((1, 2))
     assert losses == pytest.approx(whole.tolist(), rel=1e-5)
+
+
+def test_random_windows_begin_without_a_state() -> None:
+    tokenizer = Tokenizer.build("char", TEXT)
+    job = job_of(small(vocabulary=tokenizer.size).eval(), tokenizer, minibatches="random")
+    first, count, carry = job.loss(1, 2, None)
+    assert (count, carry) == (80, None)
+    state = job.model(torch.ones(5, 4, dtype=torch.long))[1]
+    assert job.loss(1, 2, state)[0].item() == first.item() != job.loss(1, 3, None)[0].item()
 
 
 @pytest.mark.parametrize("cell", cells.names())

@@ -41,6 +41,7 @@ def same_model(left: Path, right: Path) -> bool:
         ["--optimizer", "adam"],
         ["--optimizer", "sgd", "--momentum", "0.9", "--learning-rate", "0.5"],
         ["--cell", "clockwork"],
+        ["--minibatches", "random"],
     ],
     ids=lambda options: options[1],
 )

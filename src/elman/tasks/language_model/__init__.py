@@ -41,7 +41,12 @@ class LanguageModelConfig(TrainConfig):
     )
     tied: bool = option(False, "one matrix for the token vectors and the output", group="model")
 
-    batch_size: int = option(16, "lanes of text side by side", group="optimisation", low=1)
+    minibatches: Literal["sequential", "random"] = option(
+        "sequential",
+        "sequential: lanes of text, the state carried from window to window; random: windows from anywhere",
+        group="optimisation",
+    )
+    batch_size: int = option(16, "lanes or windows of text side by side", group="optimisation", low=1)
     learning_rate: float = option(0.003, "its peak", group="optimisation", above=0)
 
     def check(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from elman.data.lanes import Lanes, ScoringLanes
+from elman.data.lanes import Lanes, RandomWindows, ScoringLanes
 from elman.data.tokenizers import Tokenizer, Tokens
 from elman.errors import UserError
 from elman.tasks.language_model import LanguageModelConfig
@@ -66,7 +66,7 @@ def score(model: LanguageModel, text: EncodedText, window: int, lanes: int = SCO
 
 
 class LanguageModelJob:
-    """Lanes of text with the state carried from window to window; see `elman.train.job.Job`.
+    """Windows of text: of lanes, with the state carried along, or random ones; see `elman.train.job.Job`.
 
     Raises:
         UserError: a part is too short for one window.
@@ -87,8 +87,12 @@ class LanguageModelJob:
         self.window = config.window
         self.seed = config.seed
         self.device = model.embedding.weight.device
+        self.batches: Lanes | RandomWindows
         try:
-            self.lanes = Lanes(train.tokens, config.batch_size, config.window)
+            if config.minibatches == "random":
+                self.batches = RandomWindows(train.tokens, config.batch_size, config.window, config.seed)
+            else:
+                self.batches = Lanes(train.tokens, config.batch_size, config.window)
         except ValueError as error:
             source = config.data or "the standard library"
             raise UserError(
@@ -96,7 +100,7 @@ class LanguageModelJob:
             ) from None
         if len(validation.tokens) < 2:
             raise UserError(f"the validation text has {len(validation.tokens)} tokens; it needs two")
-        self.steps_per_epoch = len(self.lanes)
+        self.steps_per_epoch = len(self.batches)
         digest = hashlib.sha256()
         for tokens in (train.tokens, validation.tokens):
             digest.update(tokens.tobytes() + b"|")
@@ -106,9 +110,10 @@ class LanguageModelJob:
         return None  # the cell's own initial state
 
     def loss(self, epoch: int, index: int, carry: Any) -> tuple[Tensor, int, Any]:
-        inputs, targets = self.lanes.window(index)
-        logits, state = self.model(inputs.to(self.device), carry)
-        return loss_of(logits, targets.to(self.device)).mean(), targets.numel(), state
+        anew = isinstance(self.batches, RandomWindows)  # each window from a fresh state
+        inputs, targets = self.batches.window(epoch, index)
+        logits, state = self.model(inputs.to(self.device), None if anew else carry)
+        return loss_of(logits, targets.to(self.device)).mean(), targets.numel(), None if anew else state
 
     def training_metrics(self, loss: float) -> Metrics:
         return language_metrics(loss, len(self.train.tokens) - 1, self.train.characters)
