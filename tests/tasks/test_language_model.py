@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from elman import cells
+from elman.data.store import EncodedText
 from elman.data.tokenizers import Kind, Tokenizer
 from elman.errors import UsageError, UserError
 from elman.tasks.language_model import LanguageModelConfig
 from elman.tasks.language_model.generate import generate
-from elman.tasks.language_model.job import EncodedText, LanguageModelJob, loss_of, score
+from elman.tasks.language_model.job import LanguageModelJob, loss_of, score
 from elman.tasks.language_model.model import LanguageModel, build_model
 from elman.tasks.sampling import Sampler
 

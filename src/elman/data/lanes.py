@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from elman.data.order import Permutation
-from elman.data.tokenizers import Tokens
-
-
-class TokenSequence(Protocol):
-    """Tokens in memory (an array) or on disk (`elman.data.store.StoredTokens`): what is not sliced is not read."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, part: slice, /) -> Tokens: ...
+from elman.data.store import TokenSequence
 
 
 class Lanes:

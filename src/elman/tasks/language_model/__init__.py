@@ -18,7 +18,7 @@ class LanguageModelConfig(TrainConfig):
 
     data: str | None = option(
         None,
-        "a UTF-8 text file, a .gz of one, or a folder; by default the Python library's sources",
+        "text, JSON lines, CSV or Parquet, compressed or not: a file or a folder; by default the Python library's sources",
         group="data",
         path=True,
         resumable=True,  # moved files are fine: the trainer compares the text itself
@@ -28,6 +28,16 @@ class LanguageModelConfig(TrainConfig):
     test: str | None = option(None, "a test text", group="data", path=True, resumable=True)
     validation_share: float = option(0.1, "share of --data that validates", group="data", above=0, below=1)
     test_share: float = option(0.0, "share of --data that tests", group="data", low=0, below=1)
+    data_format: Literal["text", "jsonl", "csv", "tsv", "parquet"] | None = option(
+        None, "what the files hold; by default their names tell", group="data", resumable=True
+    )
+    field: str = option("text", "which column or key of a record is the text", group="data", resumable=True)
+    cache: str | None = option(
+        None, "where tokens are kept; by default the folder `tokens` beside the run", group="data", path=True, resumable=True
+    )
+    processes: int | None = option(
+        None, "that read and tokenise; by default one a core", group="data", low=1, saved=False, resumable=True
+    )
     tokenizer: Literal["char", "word", "bpe"] = option("char", "what a token is", group="data")
     vocab_size: int | None = option(None, "most tokens of the vocabulary", group="data", low=2)
     min_frequency: int = option(1, "rarer tokens become <unk>", group="data", low=1)
@@ -68,6 +78,11 @@ class EvaluateOptions(Options):
     run: str = option(dataclasses.MISSING, "the run folder", positional=True)
     data: str | None = option(None, "a text to score as a whole; by default the run's test part, else validation")
     pattern: str = option("*", "which files of a folder")
+    data_format: Literal["text", "jsonl", "csv", "tsv", "parquet"] | None = option(
+        None, "what the files of --data hold; by default their names tell"
+    )
+    field: str = option("text", "which column or key of a record is the text")
+    processes: int | None = option(None, "that read and tokenise; by default one a core", low=1)
     part: Literal["train", "validation", "test"] | None = option(None, "a part of the run's own data")
     format: Literal["text", "json"] = option("text", "how to print the metrics on standard output")
     batch_size: int = option(64, "lanes scored side by side; 1 reads the text in one stream", low=1)

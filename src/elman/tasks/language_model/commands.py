@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from elman.data.text import Parts, named_parts, read_parts, read_text
+from elman.data.corpus import Corpus
+from elman.data.files import named_parts
+from elman.data.prepare import Say, prepare
+from elman.data.recipe import Recipe, part_to_score
 from elman.data.tokenizers import Tokenizer
 from elman.errors import UsageError, UserError
 from elman.tasks.language_model import TASK, EvaluateOptions, GenerateOptions, LanguageModelConfig
 from elman.tasks.language_model.generate import generate as generate_text
 from elman.tasks.language_model.generate import until
-from elman.tasks.language_model.job import EncodedText, LanguageModelJob, describe, score
+from elman.tasks.language_model.job import LanguageModelJob, describe, score
 from elman.tasks.language_model.model import LanguageModel, build_model
 from elman.tasks.models import engines_of, load_best
 from elman.tasks.sampling import Sampler
@@ -33,19 +37,12 @@ def train(given: Mapping[str, Any]) -> None:
         config, run, resuming = open_run(LanguageModelConfig, given, TASK.name, reporter.say)
         device = choose_device(config.device)
         tree = run.checkpoints.load_latest(reporter.say) if resuming else None
-        parts = _parts(config)
-        tokenizer = (
-            Tokenizer.load(run.tokenizer)
-            if resuming
-            else Tokenizer.build(
-                config.tokenizer, parts.train, vocab_size=config.vocab_size, min_frequency=config.min_frequency
-            )
-        )
+        corpus = _corpus(config, run, reporter.say, Tokenizer.load(run.tokenizer) if resuming else None)
+        tokenizer = corpus.tokenizer
         torch.manual_seed(config.seed)
         model = build_model(config, tokenizer).to(device)
         engines = engines_of(model.recurrent, config.batch_size)
-        train_text, validation_text = (EncodedText.of(text, tokenizer) for text in (parts.train, parts.validation))
-        job = LanguageModelJob(model, tokenizer, train_text, validation_text, config)
+        job = LanguageModelJob(model, tokenizer, corpus.parts["train"], corpus.parts["validation"], config)
         trainer = Trainer(job, config, run, reporter)
         if tree is not None:
             trainer.restore(tree)
@@ -55,7 +52,8 @@ def train(given: Mapping[str, Any]) -> None:
         reporter.say(
             f"run {run.path}: {len(job.train.tokens):,} training and {len(job.validation.tokens):,} validation tokens, "
             f"{tokenizer.size:,} types; {config.cell} with {sum(p.numel() for p in model.parameters()):,} parameters "
-            f"on {device}, engine {engines}" + (f"; going on after step {trainer.at.step}" if tree is not None else "")
+            f"on {device}, engine {engines}; tokens in {corpus.folder}"
+            + (f"; going on after step {trainer.at.step}" if tree is not None else "")
         )
         end = trainer.fit()
         reporter.say(
@@ -68,19 +66,23 @@ def evaluate(options: EvaluateOptions) -> None:
     """Print the best model's metrics on standard output."""
     run = RunFolder(options.run)
     config, tokenizer, model, about = _load(run, options.device)
-    if options.data is not None:
-        name, text = _whole(options.data, options.pattern)
-    else:
-        parts = _parts(config)
-        name = options.part or ("test" if parts.test is not None else "validation")
-        chosen: str | None = getattr(parts, name)
-        if chosen is None:
-            raise UsageError(f"--part test: the run {run.path} has no test part")
-        text = chosen
-    try:
-        metrics = score(model, EncodedText.of(text, tokenizer), config.window, options.batch_size)
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from None
+    with contextlib.ExitStack() as stack:
+        if options.data is not None:
+            name = _name_of_whole(options.data)
+            # other people's texts leave no tokens behind
+            cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="elman-"))
+            recipe = Recipe(options.data, options.pattern, data_format=options.data_format, field=options.field, whole=True)
+            text = prepare(recipe, cache, _to_stderr, tokenizer=tokenizer, processes=options.processes).parts["train"]
+        else:
+            parts = _corpus(config, run, _to_stderr, tokenizer).parts
+            name = options.part or ("test" if "test" in parts else "validation")
+            if name not in parts:
+                raise UsageError(f"--part {name}: the run {run.path} has no {name} part")
+            text = parts[name]
+        try:
+            metrics = score(model, text, config.window, options.batch_size)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
     if options.format == "json":
         print(json.dumps({**metrics, "data": name, "step": about["step"]}))
     else:
@@ -128,22 +130,21 @@ def _load(run: RunFolder, device: str) -> tuple[LanguageModelConfig, Tokenizer, 
     return config, tokenizer, model.to(choose_device(device)).eval(), about
 
 
-def _parts(config: LanguageModelConfig) -> Parts:
-    """The run's own data."""
-    return read_parts(
-        config.data,
-        pattern=config.pattern,
-        validation=config.validation,
-        test=config.test,
-        validation_share=config.validation_share,
-        test_share=config.test_share,
-    )
+def _corpus(config: LanguageModelConfig, run: RunFolder, say: Say, tokenizer: Tokenizer | None) -> Corpus:
+    """The run's own data; ``tokenizer`` is the run's, once it has one."""
+    cache = config.cache or run.path.absolute().parent / "tokens"
+    return prepare(Recipe.of(config), cache, say, tokenizer=tokenizer, processes=config.processes)
 
 
-def _whole(data: str, pattern: str) -> tuple[str, str]:
-    """The text to score, with its name; of a folder that has parts, the test part, else validation."""
-    files = named_parts(data)
-    path = files.get("test", files.get("validation", Path(data))) if "train" in files else Path(data)
-    if str(path) != str(Path(data)):
-        print(f"{data} has parts: scoring {path.name}", file=sys.stderr)
-    return str(path), read_text(path, pattern)
+def _name_of_whole(data: str) -> str:
+    """What is scored of a text: all, or of a folder that has parts one of them, with a word."""
+    named = named_parts(data)
+    if not named:
+        return data
+    files = part_to_score(named)
+    print(f"{data} has parts: scoring {', '.join(file.name for file in files[:3])}", file=sys.stderr)
+    return str(files[0])
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from elman.data.lanes import Lanes, RandomWindows, ScoringLanes
-from elman.data.tokenizers import Tokenizer, Tokens
+from elman.data.store import EncodedText
+from elman.data.tokenizers import Tokenizer
 from elman.errors import UserError
 from elman.tasks.language_model import LanguageModelConfig
 from elman.tasks.language_model.generate import generate
@@ -22,24 +21,6 @@ from elman.train.metrics import Metrics, language_metrics
 SCORING_LANES = 64
 SCORED_AT_ONCE = 1 << 24  # logits: 64 MB
 SAMPLE_TOKENS = 160
-
-
-@dataclass(frozen=True)
-class EncodedText:
-    """A text as tokens.
-
-    Attributes:
-        tokens: int32 [N].
-        characters: of all tokens but the first, which is never predicted.
-    """
-
-    tokens: Tokens
-    characters: int
-
-    @classmethod
-    def of(cls, text: str, tokenizer: Tokenizer) -> EncodedText:
-        tokens = tokenizer.encode(text)
-        return cls(tokens, len(text) - len(tokenizer.decode(tokens[:1])))
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -101,10 +82,7 @@ class LanguageModelJob:
         if len(validation.tokens) < 2:
             raise UserError(f"the validation text has {len(validation.tokens)} tokens; it needs two")
         self.steps_per_epoch = len(self.batches)
-        digest = hashlib.sha256()
-        for tokens in (train.tokens, validation.tokens):
-            digest.update(tokens.tobytes() + b"|")
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = f"{train.digest} {validation.digest}"
 
     def begin_epoch(self) -> Any:
         return None  # the cell's own initial state
