@@ -37,7 +37,9 @@ def test_a_permutation_has_each_element_once(count: int) -> None:
         assert orders[0] != orders[1] != orders[2]
         assert orders[0] == Permutation(count, 7, 0).at(np.arange(count)).tolist()
         # element by element, in any order
-        assert [int(Permutation(count, 7, 0).at(np.array([n]))[0]) for n in (2, 0, 1)] == [orders[0][n] for n in (2, 0, 1)]
+        assert [int(Permutation(count, 7, 0).at(np.array([n]))[0]) for n in (2, 0, 1)] == [
+            orders[0][n] for n in (2, 0, 1)
+        ]
 
 
 def test_permutations_look_random() -> None:

@@ -200,7 +200,10 @@ def test_a_folder_with_parts_in_shards(tmp_path: Path) -> None:
     for number in range(3):
         (folder / f"train-{number:05d}-of-00003.txt").write_text(f"train {number}")
         (folder / "dev" / f"{number}.txt").write_text(f"dev {number}")
-    assert parts(tmp_path / "t", folder) == {"train": "train 0\ntrain 1\ntrain 2\n", "validation": "dev 0\ndev 1\ndev 2\n"}
+    assert parts(tmp_path / "t", folder) == {
+        "train": "train 0\ntrain 1\ntrain 2\n",
+        "validation": "dev 0\ndev 1\ndev 2\n",
+    }
 
 
 def test_a_folder_with_a_training_part_alone_is_cut(tmp_path: Path) -> None:

@@ -79,7 +79,9 @@ class Manifest:
         """The tokens, not read yet."""
         streams = {name: Shards(self.shards_of(folder, name), dtype_for(self.types)) for name in self.shards}
         parts = {
-            name: EncodedText.stored(StoredTokens(streams[part.stream], part.start, part.stop), part.characters, tokenizer)
+            name: EncodedText.stored(
+                StoredTokens(streams[part.stream], part.start, part.stop), part.characters, tokenizer
+            )
             for name, part in self.parts.items()
         }
         return Corpus(folder, tokenizer, parts)

@@ -232,9 +232,7 @@ def _cut(data: bytes, lines: bool) -> int:
 
 def _decoded(source: Source, data: bytes, offset: int) -> str:
     if b"\0" in data:
-        raise UserError(
-            f"{source.path} is binary, not text: it holds a zero byte at offset {offset + data.index(0)}"
-        )
+        raise UserError(f"{source.path} is binary, not text: it holds a zero byte at offset {offset + data.index(0)}")
     try:
         return data.decode()
     except UnicodeDecodeError as error:

@@ -71,9 +71,7 @@ class Tokenizer:
         return cls(_word_level(kind, {UNKNOWN: 0, **{token: index for index, token in enumerate(known, 1)}}))
 
     @classmethod
-    def byte_pairs(
-        cls, texts: Iterable[str], *, vocab_size: int | None = None, min_frequency: int = 1
-    ) -> Tokenizer:
+    def byte_pairs(cls, texts: Iterable[str], *, vocab_size: int | None = None, min_frequency: int = 1) -> Tokenizer:
         """Byte pairs learned from the texts, 8,000 unless ``vocab_size`` says otherwise."""
         check_vocabulary_size("bpe", vocab_size)
         backend = tokenizers.Tokenizer(models.BPE())

@@ -33,7 +33,11 @@ class LanguageModelConfig(TrainConfig):
     )
     field: str = option("text", "which column or key of a record is the text", group="data", resumable=True)
     cache: str | None = option(
-        None, "where tokens are kept; by default the folder `tokens` beside the run", group="data", path=True, resumable=True
+        None,
+        "where tokens are kept; by default the folder `tokens` beside the run",
+        group="data",
+        path=True,
+        resumable=True,
     )
     processes: int | None = option(
         None, "that read and tokenise; by default one a core", group="data", low=1, saved=False, resumable=True

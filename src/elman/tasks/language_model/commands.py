@@ -71,7 +71,9 @@ def evaluate(options: EvaluateOptions) -> None:
             name = _name_of_whole(options.data)
             # other people's texts leave no tokens behind
             cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="elman-"))
-            recipe = Recipe(options.data, options.pattern, data_format=options.data_format, field=options.field, whole=True)
+            recipe = Recipe(
+                options.data, options.pattern, data_format=options.data_format, field=options.field, whole=True
+            )
             text = prepare(recipe, cache, _to_stderr, tokenizer=tokenizer, processes=options.processes).parts["train"]
         else:
             parts = _corpus(config, run, _to_stderr, tokenizer).parts
