@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -188,7 +187,7 @@ def test_another_vocabulary_is_another_text(tmp_path: Path, text_file: Path) -> 
 
 def test_folders_that_cannot_hold_tokens(tmp_path: Path, text_file: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot keep tokens in .*--cache chooses another folder"):
+    with pytest.raises(UserError, match=r"cannot keep tokens in .*--cache chooses another folder"):
         prepare(Recipe(str(text_file)), tmp_path / "file", print)
     with pytest.raises(UsageError, match="among the text itself: choose another --cache"):
         prepare(Recipe(str(text_file.parent)), text_file.parent / "tokens", print)
@@ -201,7 +200,7 @@ from elman.data.recipe import Recipe
 if __name__ == "__main__":
     prepare.SMALL = 0
     data, cache, processes = sys.argv[1:]
-    prepare.prepare(Recipe(data, tokenizer="word"), cache, lambda line: print(line, flush=True), processes=int(processes))
+    prepare.prepare(Recipe(data, tokenizer="word"), cache, print, processes=int(processes))
 """
 
 

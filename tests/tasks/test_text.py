@@ -216,7 +216,9 @@ def test_a_folder_with_a_training_part_alone_is_cut(tmp_path: Path) -> None:
 def test_two_files_for_one_part(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         (tmp_path / name).write_text("x")
-    with pytest.raises(UserError, match="holds two (validation|train) parts: (dev.txt and valid.txt|train-00000.txt)"):
+    with pytest.raises(
+        UserError, match=r"holds two (validation|train) parts: (dev\.txt and valid\.txt|train-00000\.txt)"
+    ):
         named_parts(tmp_path)
 
 

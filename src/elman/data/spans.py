@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import zlib
@@ -174,7 +175,7 @@ def _blocks(span: Span, cuts: tuple[int, ...]) -> Iterator[list[Piece]]:
 
 def _cut(piece: Piece, places: list[int]) -> list[Piece]:
     inside = [0, *(place for place in sorted(places) if 0 < place < len(piece.text)), len(piece.text)]
-    parts = [Piece(piece.text[begin:end], False) for begin, end in zip(inside, inside[1:], strict=False)]
+    parts = [Piece(piece.text[begin:end], False) for begin, end in itertools.pairwise(inside)]
     return [*parts[:-1], parts[-1]._replace(ends=piece.ends)]
 
 

@@ -105,7 +105,7 @@ class Tokenizer:
         return self.encode_each(list(_pieces(text)))[0]
 
     def encode_each(self, texts: Sequence[str]) -> tuple[Tokens, list[int]]:
-        """Several texts, each by itself, to their token numbers one after another, int32 ``[N]``, and each one's count."""
+        """Several texts, each by itself: the token numbers of all, int32 ``[N]``, and how many each has."""
         if self._character_ids is not None:
             codes, counts = _codes("".join(texts)), [len(text) for text in texts]
             return self._character_ids[codes], counts

@@ -53,7 +53,7 @@ def in_processes(function: Callable[[Task], Result], tasks: Sequence[Task], proc
 
 
 def _begin() -> None:
-    """First thing in a process: Ctrl-C is the parent's business, and nobody is left behind when the parent is killed."""
+    """First thing in a process: Ctrl-C is the parent's business, and nobody outlives a parent that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is enough
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -18,7 +18,7 @@ class LanguageModelConfig(TrainConfig):
 
     data: str | None = option(
         None,
-        "text, JSON lines, CSV or Parquet, compressed or not: a file or a folder; by default the Python library's sources",
+        "text, JSON lines, CSV or Parquet, a file or a folder; by default the Python library's sources",
         group="data",
         path=True,
         resumable=True,  # moved files are fine: the trainer compares the text itself
