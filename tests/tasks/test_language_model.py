@@ -12,9 +12,14 @@ from elman.data.tokenizers import Kind, Tokenizer
 from elman.errors import UsageError, UserError
 from elman.tasks.language_model import LanguageModelConfig
 from elman.tasks.language_model.generate import generate
-from elman.tasks.language_model.job import LanguageModelJob, loss_of, score
+from elman.tasks.language_model.job import LanguageModelJob, score
 from elman.tasks.language_model.model import LanguageModel, build_model
 from elman.tasks.sampling import Sampler
+
+
+def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 
@@ -160,8 +165,8 @@ def test_generation_costs_one_step_a_token(monkeypatch: pytest.MonkeyPatch) -> N
     tokenizer = Tokenizer.build("char", TEXT)
     model = small(vocabulary=tokenizer.size).eval()
     read: list[int] = []
-    forward = model.embedding.forward
-    monkeypatch.setattr(model.embedding, "forward", lambda tokens: (read.append(tokens.numel()), forward(tokens))[1])
+    forward = model.embed
+    monkeypatch.setattr(model, "embed", lambda tokens: (read.append(tokens.numel()), forward(tokens))[1])
     "".join(generate(model, tokenizer, "the ", 50, Sampler(), torch.Generator()))
     assert read == [1] * (4 + 49)
 

@@ -55,6 +55,10 @@ class LanguageModelConfig(TrainConfig):
     )
     tied: bool = option(False, "one matrix for the token vectors and the output", group="model")
 
+    softmax: Literal["full", "adaptive"] = option(
+        "full", "adaptive gives rare tokens fewer dimensions; for large vocabularies of words", group="model"
+    )
+
     minibatches: Literal["sequential", "random"] = option(
         "sequential",
         "sequential: lanes of text, the state carried from window to window; random: windows from anywhere",
@@ -69,6 +73,8 @@ class LanguageModelConfig(TrainConfig):
             raise UsageError("--bidirectional: a language model reads forwards only, it must not see what it predicts")
         if self.validation_share + self.test_share >= 1:
             raise UsageError("--validation-share and --test-share leave nothing to train on")
+        if self.tied and self.softmax != "full":
+            raise UsageError(f"--tied is for --softmax full: {self.softmax} has no matrix of the token vectors' form")
         if self.tied and self.embedding_size not in (None, self.hidden_size):
             raise UsageError(
                 f"--tied needs --embedding-size = --hidden-size = {self.hidden_size}, got {self.embedding_size}"

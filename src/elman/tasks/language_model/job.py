@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from elman.data.lanes import Lanes, RandomWindows, ScoringLanes
 from elman.data.store import EncodedText
@@ -19,13 +18,8 @@ from elman.tasks.sampling import Sampler
 from elman.train.metrics import Metrics, language_metrics
 
 SCORING_LANES = 64
-SCORED_AT_ONCE = 1 << 24  # logits: 64 MB
+SCORED_AT_ONCE = 1 << 24  # recurrent outputs: 64 MB
 SAMPLE_TOKENS = 160
-
-
-def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss, in nats, of each target: logits ``[T, B, V]``, targets ``[T, B]`` to ``[T, B]``."""
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
 @torch.no_grad()
@@ -36,11 +30,11 @@ def score(model: LanguageModel, text: EncodedText, window: int, lanes: int = SCO
     """
     model.eval()
     device = model.embedding.weight.device
-    at_once = max(1, SCORED_AT_ONCE // (lanes * model.embedding.num_embeddings))
+    at_once = max(1, SCORED_AT_ONCE // (lanes * model.recurrent.output_size))
     total, count, state = 0.0, 0, None
     for inputs, targets, scored in ScoringLanes(text.tokens, lanes, min(window, at_once), burn_in=max(2 * window, 128)):
-        logits, state = model(inputs.to(device), state)
-        losses = loss_of(logits, targets.to(device))[scored.to(device)]
+        output, state = model.read(inputs.to(device), state)
+        losses = model.losses(output, targets.to(device))[scored.to(device)]
         total += losses.sum(dtype=torch.float64).item()
         count += len(losses)
     return {**language_metrics(total / count, count, text.characters), "tokens": count, "characters": text.characters}
@@ -90,8 +84,8 @@ class LanguageModelJob:
     def loss(self, epoch: int, index: int, carry: Any) -> tuple[Tensor, int, Any]:
         anew = isinstance(self.batches, RandomWindows)  # each window from a fresh state
         inputs, targets = self.batches.window(epoch, index)
-        logits, state = self.model(inputs.to(self.device), None if anew else carry)
-        return loss_of(logits, targets.to(self.device)).mean(), targets.numel(), None if anew else state
+        output, state = self.model.read(inputs.to(self.device), None if anew else carry)
+        return self.model.loss(output, targets.to(self.device)), targets.numel(), None if anew else state
 
     def training_metrics(self, loss: float) -> Metrics:
         return language_metrics(loss, len(self.train.tokens) - 1, self.train.characters)
