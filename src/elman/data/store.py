@@ -20,7 +20,8 @@ from elman.errors import UserError
 
 BLOCK = 1 << 20  # bytes that have a checksum of their own
 MAPS = 256  # shards mapped at a time
-RESIDENT = 64 << 20  # bytes read before mapped pages are given back
+RESIDENT = 64 << 20  # bytes that may be mapped before pages are given back
+AROUND = 1 << 16  # bytes that the system maps around one that is touched
 
 
 class TokenSequence(Protocol):
@@ -118,7 +119,7 @@ class Shards:
                 _check(shard.path, data[block * BLOCK : (block + 1) * BLOCK], shard.checksums[block])
                 checked[block] = True
                 self._touched += BLOCK
-        self._touched += (stop - start) * size + mmap.PAGESIZE
+        self._touched += (stop - start) * size + AROUND
         tokens = data[start * size : stop * size].view(self.dtype).astype(np.int32)
         if self._touched > RESIDENT:
             self._touched = 0
