@@ -80,9 +80,9 @@ def elman_steps() -> Callable[[], float]:
         nonlocal state
         tokens = next(text)
         state = type(state)(*(entry.detach() for entry in state)) if state is not None else None
+        optimizer.zero_grad(set_to_none=True)  # before the loss, which makes new gradients
         output, state = model.read(tokens[:-1], state)
         loss = model.loss(output, tokens[1:])
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()

@@ -40,22 +40,25 @@ if __name__ == "__main__":
     }))
 """
 READ = """
-import resource, sys
+import pathlib, re, sys
 from elman.data.lanes import Lanes, RandomWindows
 from elman.data.prepare import prepare
 from elman.data.recipe import Recipe
 
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+
 if __name__ == "__main__":
     corpus = prepare(Recipe(sys.argv[1], validation=sys.argv[2]), sys.argv[3], print)
     tokens = corpus.parts["train"].tokens
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     for start in range(0, len(tokens), 1 << 20):
         tokens[start : start + (1 << 20)]
     lanes, windows = Lanes(tokens, 64, 64), RandomWindows(tokens, 64, 64, seed=0)
     for index in range(2000):
         lanes.window(0, index * 200)
         windows.window(0, index)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print((peak() - before) * 1024)
 """
 
 

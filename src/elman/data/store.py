@@ -21,7 +21,7 @@ from elman.errors import UserError
 BLOCK = 1 << 20  # bytes that have a checksum of their own
 MAPS = 256  # shards mapped at a time
 RESIDENT = 64 << 20  # bytes that may be mapped before pages are given back
-AROUND = 1 << 16  # bytes that the system maps around one that is touched
+AROUND = 1 << 21  # bytes that the system may map around one that is touched: a huge page
 
 
 class TokenSequence(Protocol):
@@ -77,6 +77,7 @@ class Shards:
         self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
         self._checked: dict[Path, bytearray] = {}
         self._touched = 0
+        self._resident: set[Path] = set()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -121,10 +122,11 @@ class Shards:
                 self._touched += BLOCK
         self._touched += (stop - start) * size + AROUND
         tokens = data[start * size : stop * size].view(self.dtype).astype(np.int32)
+        self._resident.add(shard.path)
         if self._touched > RESIDENT:
-            self._touched = 0
-            for mapped in self._maps.values():
-                mapped.madvise(mmap.MADV_DONTNEED)
+            for path in self._resident & self._maps.keys():
+                self._maps[path].madvise(mmap.MADV_DONTNEED)
+            self._touched, self._resident = 0, set()
         return tokens
 
     def _map(self, path: Path) -> mmap.mmap:

@@ -12,7 +12,8 @@ from elman.compiler.build import BuildError
 from elman.engine import memory, products
 from elman.engine.dispatch import wanted
 
-CHUNK = 1 << 23  # logits held at a time: 32 MB in single precision
+CHUNK = 1 << 22  # logits held at a time: 16 MB in single precision
+COLUMNS = 1 << 12  # tokens whose weights the product packs at a time
 SLICE = 1 << 18  # logits that the softmax goes over at a time: what a core's cache holds
 
 
@@ -88,7 +89,9 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     logits = memory.empty(len(hidden), len(weight), dtype=hidden.dtype) if hidden.device.type == "cpu" else None
     if logits is None:
         logits = hidden.new_empty(len(hidden), len(weight))
-    multiply(logits, hidden, weight.t(), bias=bias)
+    for start in range(0, len(weight), COLUMNS):
+        some = slice(start, start + COLUMNS)
+        multiply(logits[:, some], hidden, weight[some].t(), bias=bias[some] if bias is not None else None)
     return logits
 
 
@@ -113,7 +116,7 @@ def multiply(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add:
     """out = a b + bias, or out += a b; on Elman's own kernel where it runs.
 
     Args:
-        out: [M, N], rows contiguous.
+        out: [M, N], each row contiguous.
         a: [M, K]. b: [K, N]. Either may be transposed.
         bias: [N].
     """

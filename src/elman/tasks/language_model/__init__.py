@@ -95,7 +95,19 @@ class EvaluateOptions(Options):
     processes: int | None = option(None, "that read and tokenise; by default one a core", low=1)
     part: Literal["train", "validation", "test"] | None = option(None, "a part of the run's own data")
     format: Literal["text", "json"] = option("text", "how to print the metrics on standard output")
-    batch_size: int = option(64, "lanes scored side by side; 1 reads the text in one stream", low=1)
+    batch_size: int | None = option(
+        None, "lanes scored side by side; by default 64, or 1 with --cache-size or --dynamic-rate", low=1
+    )
+    cache_size: int = option(0, "tokens that a cache pointer remembers; 0 for none", group="adaptation", low=0)
+    cache_theta: float = option(0.3, "how sharply the cache prefers similar states", group="adaptation", low=0)
+    cache_share: float = option(0.1, "weight of the cache's prediction", group="adaptation", above=0, below=1)
+    dynamic_rate: float = option(0.0, "learning rate of dynamic evaluation; 0 for none", group="adaptation", low=0)
+    dynamic_decay: float = option(
+        0.001, "share of the way back to the trained model, a step", group="adaptation", low=0, below=1
+    )
+    window: int | None = option(
+        None, "steps read at a time, and learned from in dynamic evaluation; by default the run's", low=1
+    )
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")
 
     def check(self) -> None:

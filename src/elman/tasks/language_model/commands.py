@@ -18,9 +18,10 @@ from elman.data.recipe import Recipe, part_to_score
 from elman.data.tokenizers import Tokenizer
 from elman.errors import UsageError, UserError
 from elman.tasks.language_model import TASK, EvaluateOptions, GenerateOptions, LanguageModelConfig
+from elman.tasks.language_model.adapt import Cache, Dynamic
 from elman.tasks.language_model.generate import generate as generate_text
 from elman.tasks.language_model.generate import until
-from elman.tasks.language_model.job import LanguageModelJob, describe, score
+from elman.tasks.language_model.job import SCORING_LANES, LanguageModelJob, describe, score
 from elman.tasks.language_model.model import LanguageModel, build_model
 from elman.tasks.models import engines_of, load_best
 from elman.tasks.sampling import Sampler
@@ -66,15 +67,17 @@ def evaluate(options: EvaluateOptions) -> None:
     """Print the best model's metrics on standard output."""
     run = RunFolder(options.run)
     config, tokenizer, model, about = _load(run, options.device)
+    cache = Cache(options.cache_size, options.cache_theta, options.cache_share) if options.cache_size else None
+    dynamic = Dynamic(options.dynamic_rate, options.dynamic_decay) if options.dynamic_rate else None
     with contextlib.ExitStack() as stack:
         if options.data is not None:
             name = _name_of_whole(options.data)
             # other people's texts leave no tokens behind
-            cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="elman-"))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="elman-"))
             recipe = Recipe(
                 options.data, options.pattern, data_format=options.data_format, field=options.field, whole=True
             )
-            text = prepare(recipe, cache, _to_stderr, tokenizer=tokenizer, processes=options.processes).parts["train"]
+            text = prepare(recipe, folder, _to_stderr, tokenizer=tokenizer, processes=options.processes).parts["train"]
         else:
             parts = _corpus(config, run, _to_stderr, tokenizer).parts
             name = options.part or ("test" if "test" in parts else "validation")
@@ -82,7 +85,14 @@ def evaluate(options: EvaluateOptions) -> None:
                 raise UsageError(f"--part {name}: the run {run.path} has no {name} part")
             text = parts[name]
         try:
-            metrics = score(model, text, config.window, options.batch_size)
+            metrics = score(
+                model,
+                text,
+                options.window or config.window,
+                options.batch_size or (1 if cache or dynamic else SCORING_LANES),
+                cache,
+                dynamic,
+            )
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
     if options.format == "json":

@@ -12,9 +12,11 @@ from elman.data.store import EncodedText
 from elman.data.tokenizers import Tokenizer
 from elman.errors import UserError
 from elman.tasks.language_model import LanguageModelConfig
+from elman.tasks.language_model.adapt import Cache, CachedLosses, Dynamic, DynamicModel
 from elman.tasks.language_model.generate import generate
 from elman.tasks.language_model.model import LanguageModel
 from elman.tasks.sampling import Sampler
+from elman.train.checkpoint import map_tensors
 from elman.train.metrics import Metrics, language_metrics
 
 SCORING_LANES = 64
@@ -23,20 +25,41 @@ SAMPLE_TOKENS = 160
 
 
 @torch.no_grad()
-def score(model: LanguageModel, text: EncodedText, window: int, lanes: int = SCORING_LANES) -> Metrics:
+def score(
+    model: LanguageModel,
+    text: EncodedText,
+    window: int,
+    lanes: int = SCORING_LANES,
+    cache: Cache | None = None,
+    dynamic: Dynamic | None = None,
+) -> Metrics:
     """Loss, perplexity and bits per character of a text; each token but the first is scored once.
 
-    Lanes are warmed up on two windows or more. Raises ValueError for fewer than two tokens.
+    Lanes are warmed up on two windows or more. A cache begins empty in each lane. Dynamic evaluation learns from each
+    window behind it, and the model is what it was in the end. Raises ValueError for fewer than two tokens.
     """
     model.eval()
     device = model.embedding.weight.device
     at_once = max(1, SCORED_AT_ONCE // (lanes * model.recurrent.output_size))
+    remembered = CachedLosses(cache) if cache is not None else None
+    learner = DynamicModel(model, dynamic) if dynamic is not None else None
     total, count, state = 0.0, 0, None
-    for inputs, targets, scored in ScoringLanes(text.tokens, lanes, min(window, at_once), burn_in=max(2 * window, 128)):
-        output, state = model.read(inputs.to(device), state)
-        losses = model.losses(output, targets.to(device))[scored.to(device)]
-        total += losses.sum(dtype=torch.float64).item()
-        count += len(losses)
+    try:
+        for window_of in ScoringLanes(text.tokens, lanes, min(window, at_once), burn_in=max(2 * window, 128)):
+            inputs, targets, scored = (tensor.to(device) for tensor in window_of)
+            with torch.set_grad_enabled(learner is not None):
+                output, state = model.read(inputs, map_tensors(Tensor.detach, state))
+            losses = model.losses(output, targets)
+            if remembered is not None:
+                losses = remembered(output.detach(), targets, losses)
+            total += losses[scored].sum(dtype=torch.float64).item()
+            count += int(scored.sum())
+            if learner is not None:
+                with torch.enable_grad():
+                    learner.learn(output, targets)
+    finally:
+        if learner is not None:
+            learner.restore()
     return {**language_metrics(total / count, count, text.characters), "tokens": count, "characters": text.characters}
 
 
