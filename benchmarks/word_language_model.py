@@ -1,7 +1,7 @@
 """Training a word language model against the same in torch.nn: tokens per second and peak memory.
 
-The peer is the loop of pytorch/examples/word_language_model with its LSTM of two layers and 650 units, tied, 20 lanes of
-35 words, dropout 0.5 and plain SGD with clipping, on a vocabulary of WikiText-2's size; written here anew with torch.nn.
+The peer is the loop of pytorch/examples/word_language_model, written anew with torch.nn: an LSTM of two layers and 650
+units, tied, 20 lanes of 35 words, dropout 0.5, plain SGD with clipping, and a vocabulary of WikiText-2's size.
 Steps alternate between the two, so that both see the same machine; memory is measured in a process each.
 
     python benchmarks/word_language_model.py [--seconds 30] [--threads 2]

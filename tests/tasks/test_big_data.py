@@ -29,7 +29,7 @@ from elman.data.recipe import Recipe
 
 if __name__ == "__main__":
     began = time.monotonic()
-    corpus = prepare(Recipe(sys.argv[1], validation=sys.argv[2]), sys.argv[3], lambda line: print(line, file=sys.stderr))
+    corpus = prepare(Recipe(sys.argv[1], validation=sys.argv[2]), sys.argv[3], sys.stderr.write)
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(json.dumps({
         "tokens": len(corpus.parts["train"].tokens),

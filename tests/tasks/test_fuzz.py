@@ -93,6 +93,11 @@ def whole_files() -> dict[str, bytes]:
 WHOLE = whole_files()
 
 
+def expect(true: bool, error: UserError) -> None:
+    """An error's form is wrong unless ``true``."""
+    assert true, error
+
+
 def read(name: str, content: bytes) -> None:
     """Prepare a file in every way; whatever is wrong with it must be a UserError of one line."""
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +110,7 @@ def read(name: str, content: bytes) -> None:
                     assert max(part.tokens[:].tolist()) < corpus.tokenizer.size
                     corpus.tokenizer.decode(part.tokens[:])
             except UserError as error:
-                assert "\n" not in str(error), error
+                expect("\n" not in str(error), error)
 
 
 def load(content: bytes) -> None:
@@ -117,7 +122,7 @@ def load(content: bytes) -> None:
             try:
                 reader(file)
             except UserError as error:
-                assert "is damaged" in str(error)
+                expect("is damaged" in str(error), error)
 
 
 @QUICK

@@ -144,7 +144,7 @@ def reading(source: Source) -> Iterator[None]:
 
 def _open(source: Source) -> BinaryIO:
     openers: dict[str | None, Callable[[str], Any]] = {
-        None: lambda path: open(path, "rb"),
+        None: lambda path: open(path, "rb"),  # noqa: SIM115  (the caller closes it)
         "gzip": gzip.open,
         "bzip2": bz2.open,
         "xz": lzma.open,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def spans_of(sources: list[Source], field: str) -> list[Span]:
         else:
             places = _boundaries(source)
         own_lines = len(sources) > 1
-        spans += [Span(source, begin, end, field, own_lines) for begin, end in zip(places, places[1:], strict=False)]
+        spans += [Span(source, begin, end, field, own_lines) for begin, end in itertools.pairwise(places)]
     return spans
 
 

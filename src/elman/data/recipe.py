@@ -18,8 +18,8 @@ from elman.data.tokenizers import Kind
 class Recipe:
     """Where a text is, how it is cut into parts and what its tokens are; see docs/data.md.
 
-    All fields but ``whole`` are options of the tasks that read text, under the same names. ``whole`` takes a text as one
-    part, ``train``; of a folder that names parts it takes the one to test, else the one to validate.
+    All fields but ``whole`` are options of the tasks that read text, under the same names. ``whole`` takes a text as
+    one part, ``train``; of a folder that names parts it takes the one to test, else the one to validate.
     """
 
     data: str | None = None
