@@ -50,7 +50,7 @@ def test_the_cache_is_the_papers(window: int, size: int) -> None:
 def test_a_cache_of_what_repeats_helps() -> None:
     model, text = example()
     plain = score(model, text, 20, lanes=1)
-    assert score(model, text, 20, lanes=1, cache=Cache(100, 5.0, 0.3))["loss"] < plain["loss"] - 0.3
+    assert score(model, text, 20, lanes=1, cache=Cache(100, 5.0, 0.3))["loss"] < plain["loss"] - 0.2
     assert score(model, text, 20, lanes=3, cache=Cache(100, 5.0, 0.3))["tokens"] == plain["tokens"]
 
 

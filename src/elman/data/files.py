@@ -106,8 +106,7 @@ def named_parts(folder: str | Path) -> dict[str, list[Path]]:
         if len(entries) > 1 and (
             any(entry.is_dir() or entry.name.split(".")[0] in PART_NAMES[part] for entry in entries)
         ):
-            names = " and ".join(entry.name for entry in entries[:2])
-            raise UserError(f"{folder} holds two {part} parts: {names}")
+            raise UserError(f"{folder} holds two {part} parts: {' and '.join(entry.name for entry in entries[:2])}")
     return found
 
 

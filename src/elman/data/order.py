@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 ROUNDS = 8
 Integers = npt.NDArray[np.int64]
+Bits = npt.NDArray[np.uint64]
 
 
 class Permutation:
@@ -33,15 +34,17 @@ class Permutation:
             value[outside] = self._encipher(value[outside])
         return value.astype(np.int64)
 
-    def _encipher(self, value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    def _encipher(self, value: Bits) -> Bits:
         left, right = value >> self._half, value & self._mask
         for key in self._keys:
             left, right = right, left ^ (_scrambled(right + key) & self._mask)
-        return (left << self._half) | right
+        both: Bits = (left << self._half) | right
+        return both
 
 
-def _scrambled(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def _scrambled(value: Bits) -> Bits:
     """The finaliser of splitmix64 (Steele, Lea & Flood 2014): every bit depends on every other."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    mixed: Bits = value ^ (value >> np.uint64(31))
+    return mixed

@@ -211,5 +211,5 @@ def checksums(path: Path) -> list[int]:
 
 
 def _check(path: Path, data: npt.NDArray[Any], expected: int) -> None:
-    if zlib.crc32(data) != expected:
+    if zlib.crc32(data.tobytes()) != expected:
         raise UserError(f"{path} is damaged: its checksum does not match; delete it and start again")

@@ -28,7 +28,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
         weight, bias: [V, H] and [V].
         targets: y, int64 [N].
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -65,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (total / count).to(hidden.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("linear_cross_entropy keeps its gradients for one backward pass; compute the loss again")
@@ -130,8 +130,8 @@ def multiply(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add:
             sizes = (out.shape[0], out.shape[1], a.shape[1])
             tools.multiply(
                 sizes,
-                (a.data_ptr(), *a.stride()),
-                (b.data_ptr(), *b.stride()),
+                (a.data_ptr(), a.stride(0), a.stride(1)),
+                (b.data_ptr(), b.stride(0), b.stride(1)),
                 (out.data_ptr(), out.stride(0)),
                 bias=bias.data_ptr() if bias is not None else 0,
                 add=add,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -58,30 +59,38 @@ class AdaptiveSoftmax(nn.AdaptiveLogSoftmaxWithLoss):
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         in_head = targets
         total = hidden.new_zeros(())
-        for cluster, tail in enumerate(self.tail):
+        for cluster, (project, head) in enumerate(self._tails()):
             rows, found = self._of_cluster(cluster, targets)
             in_head = in_head.where(~found, self.shortlist_size + cluster)
             if len(rows):
                 own = targets[rows] - self.cutoffs[cluster]
                 share = len(rows) / len(targets)
-                total = total + share * linear_cross_entropy(tail[0](hidden[rows]), tail[1].weight, None, own)
+                total = total + share * linear_cross_entropy(project(hidden[rows]), head.weight, None, own)
         return total + linear_cross_entropy(hidden, self.head.weight, self.head.bias, in_head)
 
     @torch.no_grad()
     def losses(self, hidden: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         in_head = targets
         total = hidden.new_zeros(len(targets))
-        for cluster, tail in enumerate(self.tail):
+        for cluster, (project, head) in enumerate(self._tails()):
             rows, found = self._of_cluster(cluster, targets)
             in_head = in_head.where(~found, self.shortlist_size + cluster)
             if len(rows):
                 own = targets[rows] - self.cutoffs[cluster]
-                total[rows] = linear_losses(tail[0](hidden[rows]), tail[1].weight, None, own)
+                total[rows] = linear_losses(project(hidden[rows]), head.weight, None, own)
         return total + linear_losses(hidden, self.head.weight, self.head.bias, in_head)
 
     def logits(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
         flat: Tensor = self.log_prob(hidden.reshape(-1, hidden.shape[-1]))
         return flat.view(*hidden.shape[:-1], -1)
+
+    def _tails(self) -> Iterator[tuple[nn.Linear, nn.Linear]]:
+        """Of each cluster the projection to its dimensions, and its weights."""
+        for tail in self.tail:
+            project, head = tail.children()
+            assert isinstance(project, nn.Linear)
+            assert isinstance(head, nn.Linear)
+            yield project, head
 
     def _of_cluster(self, cluster: int, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The rows whose target is in a cluster, as numbers and as a mask."""

@@ -55,8 +55,8 @@ class CachedLosses:
         votes = torch.logsumexp(scores, 2)
         found = torch.logsumexp(scores.masked_fill(~right, -torch.inf), 2) - votes  # log p_cache, [B, T]
         # an empty cache has no opinion
-        share = torch.where(votes.isneginf(), 0.0, self.cache.share).to(losses)
-        found = torch.where(votes.isneginf(), 0.0, found)
+        share = torch.full_like(votes, self.cache.share).masked_fill(votes.isneginf(), 0.0)
+        found = found.masked_fill(votes.isneginf(), 0.0)
         mixed = torch.logaddexp(torch.log1p(-share) - losses.t(), share.log() + found)
         self._outputs, self._targets = keys[-size:], values[-size:]
         return -mixed.t()
