@@ -124,3 +124,20 @@ def test_a_tied_weight_takes_the_place_of_the_own() -> None:
 def test_too_small_for_clusters() -> None:
     with pytest.raises(ValueError, match="64 tokens and 16 units or more, got 63 and 16"):
         AdaptiveSoftmax(16, 63)
+
+
+@pytest.mark.usefixtures("chunk")
+def test_autocast_multiplies_in_its_precision_and_sums_in_the_weights() -> None:
+    *tensors, targets = example()
+    inputs = [tensor.detach().float().requires_grad_() for tensor in tensors if tensor is not None]
+    expected = F.cross_entropy(F.linear(*inputs), targets)
+    gradients = torch.autograd.grad(expected, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cross_entropy(inputs[0].bfloat16(), inputs[1], inputs[2], targets)
+    assert found.dtype == torch.float32
+    half = torch.finfo(torch.bfloat16).eps
+    assert found.item() != expected.item()
+    torch.testing.assert_close(found, expected, atol=4 * half, rtol=half)
+    for ours, theirs in zip(torch.autograd.grad(found, inputs), gradients, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.linalg.vector_norm(ours - theirs) < 4 * half * torch.linalg.vector_norm(theirs)

@@ -23,6 +23,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     Loss and gradients are made together, for a chunk of tokens at a time, when the loss is: of ``[N, V]`` only CHUNK
     numbers exist at once. So it can be differentiated once, and not twice.
 
+    Under autocast the products are of its precision, logits and losses of the weight's.
+
     Args:
         hidden: [N, H].
         weight, bias: [V, H] and [V].
@@ -51,9 +53,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_weight = torch.empty_like(weight) if want_weight else None
         d_bias = torch.zeros_like(bias) if bias is not None and want_bias else None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        # the gradients of a mean would vanish in half precision: these are of the sum until the backward pass
+        later = 1 / count if torch.is_autocast_enabled(hidden.device.type) else 1.0
         for rows in _chunks(count, len(weight)):
             logits = _logits(hidden[rows], weight, bias)
-            total += _losses(logits, targets[rows], 1 / count).sum(dtype=torch.float64)
+            total += _losses(logits, targets[rows], 1 / count / later).sum(dtype=torch.float64)
             # the logits are their own gradients now
             if d_hidden is not None:
                 multiply(d_hidden[rows], logits, weight)
@@ -61,8 +65,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 multiply(d_weight, logits.t(), hidden[rows], add=rows.start > 0)
             if d_bias is not None:
                 d_bias += logits.sum(0)
-        ctx.gradients = (d_hidden, d_weight, d_bias)
-        return (total / count).to(hidden.dtype)
+        ctx.gradients, ctx.later = (d_hidden, d_weight, d_bias), later
+        return (total / count).to(weight.dtype)
 
     @staticmethod
     @once_differentiable
@@ -70,10 +74,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("linear_cross_entropy keeps its gradients for one backward pass; compute the loss again")
         gradients, ctx.gradients = ctx.gradients, None
-        if d_loss.device.type != "cpu" or d_loss.item() != 1:
+        factor = d_loss * ctx.later
+        if factor.device.type != "cpu" or factor.item() != 1:
             for gradient in gradients:
                 if gradient is not None:
-                    gradient *= d_loss.to(gradient.dtype)
+                    gradient *= factor  # of no dimension, so it leaves the dtype alone
         return (*gradients, None)
 
 
@@ -86,9 +91,9 @@ def _chunks(rows: int, vocabulary: int) -> list[slice]:
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``[n, V]``."""
-    logits = memory.empty(len(hidden), len(weight), dtype=hidden.dtype) if hidden.device.type == "cpu" else None
+    logits = memory.empty(len(hidden), len(weight), dtype=weight.dtype) if weight.device.type == "cpu" else None
     if logits is None:
-        logits = hidden.new_empty(len(hidden), len(weight))
+        logits = weight.new_empty(len(hidden), len(weight))
     for start in range(0, len(weight), COLUMNS):
         some = slice(start, start + COLUMNS)
         multiply(logits[:, some], hidden, weight[some].t(), bias=bias[some] if bias is not None else None)
@@ -120,6 +125,15 @@ def multiply(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add:
         a: [M, K]. b: [K, N]. Either may be transposed.
         bias: [N].
     """
+    if torch.is_autocast_enabled(out.device.type):
+        product = a @ b  # in the precision of autocast; an `out` would have none of it
+        if bias is not None:
+            product = product + bias
+        if add:
+            out += product
+        else:
+            out.copy_(product)
+        return
     if out.device.type == "cpu" and out.dtype in products.REALS and wanted() in ("auto", "cpu"):
         try:
             tools = products.tools(out.dtype)

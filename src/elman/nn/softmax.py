@@ -58,7 +58,7 @@ class AdaptiveSoftmax(nn.AdaptiveLogSoftmaxWithLoss):
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         in_head = targets
-        total = hidden.new_zeros(())
+        total = self.head.weight.new_zeros(())
         for cluster, (project, head) in enumerate(self._tails()):
             rows, found = self._of_cluster(cluster, targets)
             in_head = in_head.where(~found, self.shortlist_size + cluster)
@@ -71,7 +71,7 @@ class AdaptiveSoftmax(nn.AdaptiveLogSoftmaxWithLoss):
     @torch.no_grad()
     def losses(self, hidden: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         in_head = targets
-        total = hidden.new_zeros(len(targets))
+        total = self.head.weight.new_zeros(len(targets))
         for cluster, (project, head) in enumerate(self._tails()):
             rows, found = self._of_cluster(cluster, targets)
             in_head = in_head.where(~found, self.shortlist_size + cluster)
