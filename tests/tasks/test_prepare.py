@@ -1,6 +1,7 @@
 """Prepared texts: the same tokens however they are made, kept, made again when something changes."""
 
 import contextlib
+import dataclasses
 import gzip
 import json
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from elman.cli import main
 from elman.data import corpus as corpora
@@ -21,6 +23,13 @@ from elman.data.prepare import prepare
 from elman.data.recipe import Recipe
 from elman.data.tokenizers import Kind, Tokenizer
 from elman.errors import UsageError, UserError
+from elman.tasks.language_model import LanguageModelConfig
+from elman.tasks.language_model.job import LanguageModelJob
+from elman.tasks.language_model.model import LanguageModel
+from elman.train.course import Course
+from elman.train.job import Stretch
+from elman.train.truncation import Truncation
+from elman.train.world import World
 
 from .conftest import SMALL, metrics_of
 
@@ -325,3 +334,52 @@ def test_records_from_end_to_end(tmp_path: Path, text_file: Path, capsys: pytest
     )
     assert main([*score, "--data", str(tmp_path / "data" / "train-1.jsonl"), "--field", "words"]) == 1
     assert "has no field 'words'; it has text; --field" in capsys.readouterr().err
+
+
+def test_documents_and_random_windows_read_stored_tokens(tmp_path: Path, text_file: Path, small_pieces: None) -> None:
+    """A job gives the same losses whether its text lies in memory or in shards on disk."""
+    stored = prepare(Recipe(str(text_file)), tmp_path / "tokens", print)
+    model = LanguageModel(stored.tokenizer.size, "lstm", 8, 16).eval()
+    for options in (
+        {"state": "documents", "document_end": "\n", "truncation": "randomized", "burn_in": 3},
+        {"truncation": "variable", "state": "fresh"},
+        {"minibatches": "random"},
+    ):
+        config = LanguageModelConfig(batch_size=4, window=20, **options)  # type: ignore[arg-type]
+        losses = []
+        for on_disk in (True, False):
+            parts = [stored.parts[name] for name in ("train", "validation")]
+            if not on_disk:
+                parts = [dataclasses.replace(part, tokens=part.tokens[:]) for part in parts]
+            job = LanguageModelJob(model, stored.tokenizer, parts[0], parts[1], config, World(torch.device("cpu")))
+            course = Course(job, Truncation.of(config), fresh=config.state == "fresh")
+            losses.append([course.advance().loss.item() for _ in range(6)])
+        assert losses[0] == losses[1]
+        assert len(set(losses[0])) == 6
+
+
+class Half(World):
+    """One of two processes, without the other."""
+
+    size = 2
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(torch.device("cpu"))
+        self.rank = rank
+
+    def share(self, rows: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        return rows.tensor_split(self.size, dim)[self.rank]
+
+
+@pytest.mark.parametrize("minibatches", ["sequential", "random"])
+def test_processes_share_the_rows_and_read_no_others(minibatches: str, tmp_path: Path, text_file: Path) -> None:
+    corpus = prepare(Recipe(str(text_file)), tmp_path / "tokens", print)
+    train, validation = corpus.parts["train"], corpus.parts["validation"]
+    model = LanguageModel(corpus.tokenizer.size, "lstm", 8, 16).eval()
+    config = LanguageModelConfig(batch_size=4, window=20, minibatches=minibatches)  # type: ignore[arg-type]
+    (whole, _, _), *halves = (
+        LanguageModelJob(model, corpus.tokenizer, train, validation, config, world).steps(Stretch(1, 0, 0, 20))
+        for world in (World(torch.device("cpu")), Half(0), Half(1))
+    )
+    assert [half[0].shape for half in halves] == [(20, 2), (20, 2)]
+    assert torch.equal(torch.cat([half[0] for half in halves], 1), whole)
