@@ -46,6 +46,7 @@ def same_model(left: Path, right: Path) -> bool:
         pytest.param(["--truncation", "fixed", "--backward", "21", "--burn-in", "2"], marks=pytest.mark.slow),
         pytest.param(["--state", "documents", "--document-end", "\n"], marks=pytest.mark.slow),
         pytest.param(["--state", "fresh"], marks=pytest.mark.slow),
+        ["--minibatches", "random"],
     ],
     ids=lambda options: " ".join(options),
 )

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from elman.cli import main
 from elman.data.tokenizers import Tokenizer
-from elman.tasks.language_model.job import loss_of
 from elman.train.average import Average
 from elman.train.config import TrainConfig
 from elman.train.job import Stretch
 from elman.train.penalties import activation_penalties
 
 from .conftest import SMALL, metrics_of
-from .test_language_model import TEXT, job_of, small
+from .test_language_model import TEXT, job_of, loss_of, small
 from .test_resume import same_model
 from .test_training import Line, fit
 
@@ -157,7 +156,7 @@ def test_penalties_change_the_gradient_and_not_the_loss() -> None:
     job = job_of(model, tokenizer, ar=2.0, tar=3.0)
     loss, _, _ = job.loss(Stretch(0, 0, 0, 20), None)
     loss.backward()
-    inputs, targets = job.lanes.window(0, 20)
+    inputs, targets = job.batches.window(0, 0, 0, 20)
     outputs, _ = other.read(inputs)
     plain = loss_of(other.logits(outputs), targets).mean()
     penalty = 2 * outputs.square().mean() + 3 * (outputs[1:] - outputs[:-1]).square().mean()

@@ -85,8 +85,8 @@ def run(job: Job, update: Update, epoch: int, index: int, carry: Any = None) -> 
     if carry is None:
         carry = job.begin()
     kept = carry
-    sums: list[Tensor] = []
-    tokens = 0
+    losses: list[Tensor] = []
+    counts: list[int] = []
     for piece in update.pieces:
         if piece.start == update.next_begin:
             kept = carry
@@ -94,14 +94,16 @@ def run(job: Job, update: Update, epoch: int, index: int, carry: Any = None) -> 
         carry = map_tensors(partial(link, factor=piece.link), carry)
         if piece.role == "scored":
             loss, count, carry = job.loss(stretch, carry)
-            sums.append(loss * count)
-            tokens += count
+            losses.append(loss)
+            counts.append(count)
         else:
             with torch.set_grad_enabled(piece.role == "lead"):
                 carry = job.read(stretch, carry)
     if update.next_begin == update.stop:
         kept = carry
-    mean = torch.stack(sums).sum() / tokens
+    tokens = sum(counts)
+    # one loss keeps the factor 1, by which gradients that are there already need no multiplication
+    mean = torch.stack([loss * (count / tokens) for loss, count in zip(losses, counts, strict=True)]).sum()
     return Part(update.weight * mean, mean.detach(), tokens, update.rate), map_tensors(Tensor.detach, kept)
 
 
