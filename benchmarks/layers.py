@@ -25,8 +25,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import elman
 import machine
+from elman.cells.clockwork import Clockwork
 from elman.cells.math import tanh
 from elman.compiler import build
+from options import bench_options
 
 SHAPES = (
     (1, 128, 64, 128),
@@ -42,7 +44,6 @@ SHAPES = (
     (128, 64, 1024, 1024),
     (33, 50, 100, 100),
 )
-SECTIONS = "layers,recurrence,elementwise,cells,lengths,streaming,language_model,memory,compile"
 PAIRS: dict[str, tuple[Any, Any, int]] = {
     "RNN": (elman.RNN, nn.RNN, 1),
     "GRU": (elman.GRU, nn.GRU, 3),
@@ -262,6 +263,19 @@ def bench_cells(seconds: float, peak: float) -> None:
     table(["B, T, I, H", "torchrecurrent ×", "eager loop ×"], rows)
 
 
+def bench_clock(seconds: float) -> None:
+    """Clockwork against a dense layer of the same size."""
+    print("\n## Clockwork, 8 blocks, periods 1 to 128, against a vanilla layer (B = 32, T = 256, I = H = 512)")
+    x = torch.randn(256, 32, 512, requires_grad=True)
+    clockwork = elman.Recurrent(Clockwork(tuple(1 << k for k in range(8))), 512, 512)
+    layers = (clockwork, elman.Recurrent("elman", 512, 512))
+    rows = []
+    for what, way in (("forward", forward), ("training", training)):
+        mine, whole = medians([way(layer, x) for layer in layers], seconds * 4)
+        rows.append([what, mine / whole])
+    table(["", "time ÷ dense time"], rows)
+
+
 def bench_lengths(seconds: float) -> None:
     """Batches of unequal lengths."""
     print("\n## Variable lengths (bidirectional, training, B = 32, T = 60, I = 100, H = 200)")
@@ -449,14 +463,28 @@ def main() -> None:
     """Run what is asked for and print it as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each comparison")
-    parser.add_argument(
-        "--only", default="layers,recurrence,elementwise,cells,lengths,streaming,language_model,memory,compile"
-    )
+    parser.add_argument("--only", help="sections, with commas between them; default: all")
     options = parser.parse_args()
-    only = options.only.split(",")
+    seconds = options.seconds
     torch.manual_seed(0)
     workers = torch.get_num_threads()
     peak = machine.peak_gflops(workers)
+    sections: dict[str, Callable[[], None]] = {
+        "layers": lambda: bench_layers(seconds, peak),
+        "recurrence": lambda: bench_recurrence(seconds, workers),
+        "elementwise": lambda: bench_elementwise(seconds),
+        "cells": lambda: bench_cells(seconds, peak),
+        "options": lambda: bench_options(seconds),
+        "clock": lambda: bench_clock(seconds),
+        "lengths": lambda: bench_lengths(seconds),
+        "streaming": bench_streaming,
+        "language_model": lambda: bench_language_model(seconds),
+        "memory": bench_memory,
+        "compile": bench_compile,
+    }
+    only = options.only.split(",") if options.only else list(sections)
+    if unknown := [name for name in only if name not in sections]:
+        parser.error(f"--only: no section {', '.join(unknown)}; there are {', '.join(sections)}")
     model = next((n for n in Path("/proc/cpuinfo").read_text().splitlines() if n.startswith("model name")), "")
     print("# Benchmarks\n\nMade by `benchmarks/layers.py`, on the `cpu` engine throughout.")
     print("Ratios above 1 mean that Elman is faster; losses are included.")
@@ -465,24 +493,8 @@ def main() -> None:
     )
     print(f"torch {torch.__version__}. Multiply-add peak {peak:.0f} GFLOP/s; reads by {workers} threads together:")
     print(", ".join(f"{kb} kB each {machine.read_bandwidth(kb * 1024, workers):.0f} GB/s" for kb in (512, 4096)) + ".")
-    if "layers" in only:
-        bench_layers(options.seconds, peak)
-    if "recurrence" in only:
-        bench_recurrence(options.seconds, workers)
-    if "elementwise" in only:
-        bench_elementwise(options.seconds)
-    if "cells" in only:
-        bench_cells(options.seconds, peak)
-    if "lengths" in only:
-        bench_lengths(options.seconds)
-    if "streaming" in only:
-        bench_streaming()
-    if "language_model" in only:
-        bench_language_model(options.seconds)
-    if "memory" in only:
-        bench_memory()
-    if "compile" in only:
-        bench_compile()
+    for name in only:
+        sections[name]()
 
 
 if __name__ == "__main__":

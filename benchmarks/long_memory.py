@@ -145,8 +145,9 @@ def report(runs: list[Run], command: str) -> str:
         f"{' to '.join(dict.fromkeys((made[0], made[-1])))}, {_processor()}, {torch.get_num_threads()} thread(s); "
         f"Elman {elman.__version__}, torch {torch.__version__}, Python {platform.python_version()}. "
         f"Seeds: {'; '.join(f'{task} {_listed(kept)}' for task, kept in seeds.items())}. Of several runs the median,",
-        "and in brackets the extremes. All have the tasks' default options, tuned for none of the cells; the steps made are",
-        "each run's whole budget, unless it failed. Scores are of the test parts, by the model that was best in validation.",
+        "and in brackets the extremes. All have the tasks' default options, tuned for none of the cells; the steps",
+        "made are each run's whole budget, unless it failed. Scores are of the test parts, by the model that was best",
+        "in validation.",
         "",
         *table(runs),
         "",

@@ -9,6 +9,8 @@ from torch import Tensor
 
 import elman
 from elman import Cell, Recurrent, cells, use_engine
+from elman.cells.clockwork import Clockwork
+from elman.cells.math import tanh, where
 from elman.testing import Case, compare
 
 CELLS = {name: cells.get(name)() for name in cells.names()}
@@ -70,6 +72,38 @@ def test_time_in_stretches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for reset in (None, torch.rand(9, 5) < 0.2):
             ways = _ways(case, module, x, state, lengths=lengths, reset=reset, extras=extras)
             compare(module, [x, *state], ways, f"{name}, lengths {lengths}")
+
+
+@pytest.mark.parametrize("periods", [(1, 2, 4, 8), (2, 3), (1, 1, 2), (5,)], ids=str)
+def test_blocks_that_are_not_due(periods: tuple[int, ...], threads: int) -> None:
+    """Rows at different steps of their clocks, by lengths, by resets and by the state that they start from."""
+    case = Case(Clockwork(periods), input_size=7, hidden_size=120, num_layers=1)
+    module = case.module()
+    for batch in (1, 21):
+        x, (h, _) = case.input(11, batch).requires_grad_(), case.state(module, batch)
+        for start in (torch.zeros(1, batch, 1), torch.arange(batch).view(1, batch, 1)):
+            state = (h, start.long())
+            for lengths in (None, [11 - k % 7 for k in range(batch)]):
+                for reset in (None, torch.rand(11, batch) < 0.1):
+                    ways = _ways(case, module, x, state, lengths=lengths, reset=reset)
+                    compare(module, [x, h], ways, f"{periods}, {batch} rows, lengths {lengths}, {reset is not None}")
+
+
+def test_a_clock_is_found_in_the_equations() -> None:
+    from elman.cells.layout import layout
+    from elman.compiler.plan import Plan
+
+    class Ticking(Clockwork):
+        """Its output also takes the product at steps that are not due."""
+
+        def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
+            due = s.t % p.period == 0
+            fresh = tanh(x.h + u.h(s.h))
+            return self.State(h=where(due, fresh, s.h) + 0.1 * fresh, t=s.t + 1)
+
+    assert Plan(Clockwork(), layout(Clockwork(), 5, 8), {}).clock == "period"
+    assert Plan(Ticking(), layout(Ticking(), 5, 8), {}).clock is None
+    assert Plan(CELLS["lstm"], layout(CELLS["lstm"], 5, 8), {}).clock is None
 
 
 @pytest.mark.parametrize("hidden_size", [1, 2, 15, 16, 17, 33, 64, 100])

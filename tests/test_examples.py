@@ -16,3 +16,11 @@ def test_hello_is_learnt_and_sampled_back() -> None:
     assert "".join(best) == "ello"
     assert all(abs(sum(map(float, row[1:])) - 1) < 0.01 for row in rows)
     assert run.stdout.strip().endswith("sampled: hello")
+
+
+def test_words_are_written_backwards() -> None:
+    run = subprocess.run([sys.executable, str(EXAMPLES / "reverse.py")], capture_output=True, text=True, check=True)
+    pairs = [line.split(" -> ") for line in run.stdout.splitlines() if " -> " in line]
+    assert len(pairs) == 3
+    right = sum(a == b for word, written in pairs for a, b in zip(word[::-1], written, strict=True))
+    assert right >= 14

@@ -106,7 +106,7 @@ PEERS = {
 
 def setting(cell: Cell) -> tuple[Recurrent, Weights, Tensor]:
     """A layer of the cell with all parameters random, the blocks of its parameters, and input, [T, B, I]."""
-    case = Case(cell, input_size=4 if getattr(cell, "projected", True) else H, hidden_size=H, num_layers=1)
+    case = Case(cell, input_size=4, hidden_size=H, num_layers=1)
     module = case.module()
     weights: Weights = {"0": torch.zeros(H, dtype=case.dtype), "1": torch.eye(H, dtype=case.dtype)}
     for parameter in module.layers[0][1].parameters:

@@ -11,7 +11,9 @@ from elman import cells
 from elman.cells.contract import Cell
 
 if TYPE_CHECKING:
+    from elman import nn
     from elman.engine.dispatch import Explanation, explain, use_engine
+    from elman.engine.draws import Noise
     from elman.nn.convolution import ConvLSTM
     from elman.nn.recurrent import Recurrent
     from elman.nn.stepper import Stepper
@@ -26,6 +28,7 @@ _LAZY = {
     "ConvLSTM": "elman.nn.convolution",
     "Recurrent": "elman.nn.recurrent",
     "Stepper": "elman.nn.stepper",
+    "Noise": "elman.engine.draws",
     "Explanation": "elman.engine.dispatch",
     "explain": "elman.engine.dispatch",
     "use_engine": "elman.engine.dispatch",
@@ -38,16 +41,20 @@ __all__ = [
     "Cell",
     "ConvLSTM",
     "Explanation",
+    "Noise",
     "Recurrent",
     "Stepper",
     "__version__",
     "cells",
     "explain",
+    "nn",
     "use_engine",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nn":
+        return importlib.import_module("elman.nn")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'elman' has no attribute {name!r}")

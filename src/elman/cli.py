@@ -1,4 +1,4 @@
-"""The command line: ``elman train | evaluate | generate | predict | cells | tasks``.
+"""The command line: ``elman train | evaluate | generate | predict | runs | sweep | cells | tasks``.
 
 Results go to standard output; progress and errors to standard error. Exit status: 2 for a wrong command or option, 1
 for a failure, 128 + N when signal N stopped a run. Nothing here imports torch before a command needs it.
@@ -18,6 +18,9 @@ usage: elman train TASK [options]       train a model; makes a run folder
        elman evaluate RUN [options]     metrics of a run's best model
        elman generate RUN [options]     text from a run's best model
        elman predict RUN [options]      predictions, for tasks that have them
+       elman runs [FOLDER] [options]    the runs of a folder, in a table and as curves
+       elman sweep TASK [options] -- [options of train]
+                                        many runs over a space of options
        elman cells [NAME] [options]     the recurrent cells, or one in full
        elman tasks                      the tasks
        elman --version
@@ -30,7 +33,7 @@ RUN_COMMANDS = {
     "generate": "Continue a text with a run's best model.",
     "predict": "Print the predictions of a run's best model.",
 }
-COMMANDS = ("train", *RUN_COMMANDS, "cells", "tasks")
+COMMANDS = ("train", *RUN_COMMANDS, "runs", "sweep", "cells", "tasks")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except UserError as error:
-        print(f"elman: {error}", file=sys.stderr)
+        if str(error):  # another process may have told it
+            print(f"elman: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         print("elman: interrupted", file=sys.stderr)
@@ -79,6 +83,10 @@ def _run(arguments: list[str]) -> None:
         print("\n".join(f"{task.name}\t{task.summary}" for task in tasks.TASKS))
     elif command == "train":
         _train(rest)
+    elif command == "runs":
+        _runs(rest)
+    elif command == "sweep":
+        _sweep(rest)
     elif command in RUN_COMMANDS:
         _use_run(command, rest)
     else:
@@ -105,6 +113,42 @@ def _train(arguments: list[str]) -> None:
     )
     task.config(**given)  # type: ignore[arg-type]  # options that contradict are found before torch is imported
     task.command("train")(given)
+
+
+def _runs(arguments: list[str]) -> None:
+    from elman.train import options, runs
+
+    about = "Print the runs of a folder, best first."
+    given = options.parse(runs.RunsOptions, arguments, program="elman runs", description=about)
+    runs.command(runs.RunsOptions(**given))  # type: ignore[arg-type]
+
+
+def _sweep(arguments: list[str]) -> None:
+    from elman import tasks
+    from elman.train import options
+
+    try:
+        from elman.train import sweep
+    except ImportError as error:
+        raise UsageError(f"sweeps need Optuna ({error}): pip install 'elman[sweep]'") from None
+    _see_modules_here()
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    own, rest = arguments[:cut], arguments[cut + 1 :]
+    if not own or own[0].startswith("-"):
+        if "-h" in own or "--help" in own:
+            print(
+                options.build_parser(sweep.SweepOptions, "elman sweep TASK", "Search for good options.").format_help()
+            )
+            return
+        raise UsageError("a task comes first: elman sweep TASK [options] -- [options of train]")
+    task = tasks.get(own[0])
+    about = f"Search for good options of a {task.summary}."
+    asked = options.parse(sweep.SweepOptions, own[1:], program=f"elman sweep {task.name}", description=about)
+    given = options.parse(
+        task.config, rest, program=f"elman train {task.name}", description="", header={"task": task.name}
+    )
+    task.config(**given)  # type: ignore[arg-type]
+    sweep.sweep(task.name, task.config, sweep.SweepOptions(**asked), given)  # type: ignore[arg-type]
 
 
 def _use_run(command: str, arguments: list[str]) -> None:

@@ -6,7 +6,7 @@ all parameters, under random weights.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.autograd.gradcheck import GradcheckError
 
 from elman.cells.contract import Cell
 from elman.engine.dispatch import explain, use_engine
+from elman.engine.draws import Noise
 from elman.nn.recurrent import Recurrent, as_cell
 
 # Allowed difference of two ways to compute the same numbers, in epsilons of the dtype, relative to the largest of them.
@@ -24,7 +25,11 @@ TOLERANCE_EPSILONS = 2048
 
 @dataclass(frozen=True)
 class Case:
-    """A cell with the sizes, the engine and the dtype that a check runs it at."""
+    """A cell with the sizes, the engine, the dtype and the options of `Recurrent` that a check runs it at.
+
+    Of a cell with `equal_sizes`, the input has `hidden_size` values whatever `input_size` says, and bidirectional
+    layers, whose outputs are twice as wide, are not stacked.
+    """
 
     cell: Cell
     engine: str = "reference"
@@ -33,12 +38,25 @@ class Case:
     hidden_size: int = 8
     num_layers: int = 2
     seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def noise(self, step: int = 0, row: int = 0) -> Noise:
+        """The same masks for the same row and step in all calls of a check; without random options it says nothing."""
+        return Noise(self.seed, step, row)
+
+    @property
+    def inputs(self) -> int:
+        """The width of the input."""
+        return self.hidden_size if self.cell.equal_sizes else self.input_size
 
     def module(self, **arguments: Any) -> Recurrent:
         """Layers of the cell with every parameter random, those that start constant included."""
         torch.manual_seed(self.seed)
-        sizes: dict[str, Any] = {"num_layers": self.num_layers, "dtype": self.dtype} | arguments
-        module = Recurrent(self.cell, self.input_size, self.hidden_size, **sizes)
+        sizes: dict[str, Any] = {"cell": self.cell, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
+        sizes |= {**self.options, **arguments}
+        if self.cell.equal_sizes and sizes.get("bidirectional"):
+            sizes["num_layers"] = 1
+        module = Recurrent(input_size=self.inputs, dtype=self.dtype, **sizes)
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
@@ -46,7 +64,7 @@ class Case:
 
     def input(self, steps: int, batch: int) -> Tensor:
         """Random input, [T, B, I]."""
-        return torch.randn(steps, batch, self.input_size, dtype=self.dtype)
+        return torch.randn(steps, batch, self.inputs, dtype=self.dtype)
 
     def extras(self, steps: int, batch: int) -> dict[str, Tensor]:
         """Random positive extra inputs, as many as the cell has, [T, B, width]."""
@@ -56,14 +74,19 @@ class Case:
     def state(self, module: Recurrent, batch: int) -> tuple[Tensor, ...]:
         """A state that the cell itself has reached, which any cell accepts; one leaf tensor for each entry."""
         with torch.no_grad():
-            _, state = module(self.input(3, batch), extras=self.extras(3, batch))
-        values = state if isinstance(state, tuple) else (state,)
+            _, state = module(self.input(3, batch), extras=self.extras(3, batch), noise=self.noise())
+        values = _flat(*state) if module.layered else state if isinstance(state, tuple) else (state,)
         return tuple(v.detach().clone().requires_grad_(v.is_floating_point()) for v in values)
 
     def pass_in(self, state: Iterable[Tensor]) -> Any:
         """State entries in the form that a module takes."""
         values = tuple(state)
-        return values if len(values) > 1 else values[0]
+        module = self.module()
+        if not module.layered:
+            return values if len(values) > 1 else values[0]
+        left = iter(values)
+        layers = [tuple(next(left) for _ in parts.states) for _, parts in module.layers]
+        return tuple(v if len(v) > 1 else v[0] for v in layers)
 
 
 def compare(
@@ -118,8 +141,9 @@ def assert_near(a: Tensor, b: Tensor, what: str, epsilons: float = TOLERANCE_EPS
         assert difference <= allowed, f"{what}: relative difference {difference:.3g}, allowed {allowed:.3g}"
 
 
-def _flat(output: Any, state: Any) -> list[Tensor]:
-    return [output, *(state if isinstance(state, tuple) else (state,))]
+def _flat(*values: Any) -> list[Tensor]:
+    """The tensors in an output and a state, in order."""
+    return [v for value in values for v in (_flat(*value) if isinstance(value, tuple) else [value])]
 
 
 def check_derivatives(case: Case) -> None:
@@ -133,7 +157,7 @@ def check_derivatives(case: Case) -> None:
     def run(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         values = iter(tensors)
         entered = case.pass_in(next(values) if v.is_floating_point() else v for v in state)
-        arguments = {"lengths": [2, 3], "reset": reset, "extras": extras}
+        arguments = {"lengths": [2, 3], "reset": reset, "extras": extras, "noise": case.noise()}
         parameters = dict(zip(names, values, strict=True))
         result = torch.func.functional_call(module, parameters, (x, entered), arguments)
         return tuple(v for v in _flat(*result) if v.is_floating_point())
@@ -150,11 +174,12 @@ def check_chunks(case: Case) -> None:
     x, extras, state = case.input(7, 3).requires_grad_(), case.extras(7, 3), case.state(module, 3)
 
     def whole() -> list[Tensor]:
-        return _flat(*module(x, case.pass_in(state), extras=extras))
+        return _flat(*module(x, case.pass_in(state), extras=extras, noise=case.noise()))
 
     def chunks() -> list[Tensor]:
-        first, carried = module(x[:3], case.pass_in(state), extras={k: v[:3] for k, v in extras.items()})
-        second, final = module(x[3:], carried, extras={k: v[3:] for k, v in extras.items()})
+        start, rest = ({k: v[part] for k, v in extras.items()} for part in (slice(3), slice(3, None)))
+        first, carried = module(x[:3], case.pass_in(state), extras=start, noise=case.noise())
+        second, final = module(x[3:], carried, extras=rest, noise=case.noise(3))
         return _flat(torch.cat([first, second]), final)
 
     compare(module, [x, *state], (chunks, whole), "two chunks against the whole")
@@ -166,16 +191,21 @@ def check_step(case: Case) -> None:
     x, extras = case.input(5, 3).requires_grad_(), case.extras(5, 3)
 
     def whole() -> list[Tensor]:
-        return _flat(*module(x, extras=extras))
+        return _flat(*module(x, extras=extras, noise=case.noise()))
 
     def steps() -> list[Tensor]:
         outputs, state = [], None
         for t in range(5):
-            output, state = module.step(x[t], state, extras={k: v[t] for k, v in extras.items()})
+            taken = {k: v[t] for k, v in extras.items()}
+            output, state = module.step(x[t], state, extras=taken, noise=case.noise(t))
             outputs.append(output)
         return _flat(torch.stack(outputs), state)
 
     compare(module, [x], (steps, whole), "steps against the whole")
+    module.eval()
+    with torch.no_grad():  # as `step` does where kernels are prepared
+        for a, b in zip(steps(), whole(), strict=True):
+            assert_near(a, b, "steps without gradients against the whole")
     stepper = module.stepper(3)
     outputs = torch.stack([stepper(x[t].detach(), extras={k: v[t] for k, v in extras.items()}) for t in range(5)])
     for a, b in zip(_flat(outputs, stepper.state), whole(), strict=True):
@@ -189,14 +219,15 @@ def check_lengths(case: Case, bidirectional: bool = False) -> None:
     x, extras, state = case.input(7, 5).requires_grad_(), case.extras(7, 5), case.state(module, 5)
 
     def batch() -> list[Tensor]:
-        return _flat(*module(x, case.pass_in(state), lengths=lengths, extras=extras))
+        return _flat(*module(x, case.pass_in(state), lengths=lengths, extras=extras, noise=case.noise()))
 
     def alone() -> list[Tensor]:
         rows = []
         for row, n in enumerate(lengths):
             one = slice(row, row + 1)
             taken = {k: v[:n, one] for k, v in extras.items()}
-            output, final = module(x[:n, one], case.pass_in(v[:, one] for v in state), extras=taken)
+            given = case.pass_in(v[:, one] for v in state)
+            output, final = module(x[:n, one], given, extras=taken, noise=case.noise(row=row))
             rows.append(_flat(_pad(output, 7), final))
         return [torch.cat(entry, 1) for entry in zip(*rows, strict=True)]
 
@@ -209,9 +240,9 @@ def check_lengths_bidirectional(case: Case) -> None:
 
 
 def check_reverse(case: Case) -> None:
-    """Layers whose directions are exchanged give, on reversed sequences, reversed results."""
-    module, mirror = case.module(bidirectional=True), case.module(bidirectional=True)
-    lengths = [4, 6, 2]
+    """Layers whose directions are exchanged give, on reversed sequences, reversed results; without masks."""
+    module, mirror = (case.module(bidirectional=True).eval() for _ in range(2))
+    lengths, concatenates = [4, 6, 2], module.options.merge == "concatenate"
     x, extras = case.input(6, 3).requires_grad_(), case.extras(6, 3)
 
     def reversed_rows(v: Tensor) -> Tensor:
@@ -224,7 +255,7 @@ def check_reverse(case: Case) -> None:
         parameters = {}
         for name, value in module.named_parameters():
             other = name.removesuffix("_reverse") if name.endswith("_reverse") else f"{name}_reverse"
-            reads_directions = name.startswith("weight_ih_l") and not name.startswith("weight_ih_l0")
+            reads_directions = concatenates and name.startswith("weight_ih_l") and not name.startswith("weight_ih_l0")
             parameters[other] = exchanged(value, 1) if reads_directions else value
         return parameters
 
@@ -235,7 +266,11 @@ def check_reverse(case: Case) -> None:
         arguments = {"lengths": lengths, "extras": {k: reversed_rows(v) for k, v in extras.items()}}
         result = torch.func.functional_call(mirror, exchanged_parameters(), (reversed_rows(x),), arguments)
         output, *final = _flat(*result)
-        return [exchanged(reversed_rows(output), 2), *(v.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for v in final)]
+        output = reversed_rows(output)
+        return [
+            exchanged(output, 2) if concatenates else output,
+            *(v.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for v in final),
+        ]
 
     compare(module, [x], (mirrored, plain), "exchanged directions")
 
@@ -254,7 +289,7 @@ def check_reset(case: Case, bidirectional: bool = False) -> None:
 
     def together() -> list[Tensor]:
         given = case.pass_in(entered) if entered else None
-        return _flat(*module(x, given, lengths=lengths, reset=reset, extras=extras))
+        return _flat(*module(x, given, lengths=lengths, reset=reset, extras=extras, noise=case.noise()))
 
     def apart() -> list[Tensor]:
         rows = []
@@ -265,7 +300,7 @@ def check_reset(case: Case, bidirectional: bool = False) -> None:
             for start, stop in pairwise(bounds):
                 given = case.pass_in(v[:, one] for v in entered) if entered and start not in cuts[row] else None
                 taken = {k: v[start:stop, one] for k, v in extras.items()}
-                parts.append(_flat(*module(x[start:stop, one], given, extras=taken)))
+                parts.append(_flat(*module(x[start:stop, one], given, extras=taken, noise=case.noise(start, row))))
             output = _pad(torch.cat([part[0] for part in parts]), 6)
             # Forward directions end in the last part, backward ones in the first.
             ends = (parts[-1], parts[0] if bidirectional else parts[-1])
@@ -290,7 +325,7 @@ def check_engine(case: Case, reset: bool = False) -> None:
     module = case.module(bidirectional=True)
     lengths = [5, 1, 6, 3, 6, 2, 4]
     x, extras, state = case.input(6, 7).requires_grad_(), case.extras(6, 7), case.state(module, 7)
-    arguments: dict[str, Any] = {"lengths": lengths, "extras": extras}
+    arguments: dict[str, Any] = {"lengths": lengths, "extras": extras, "noise": case.noise()}
     if reset:
         arguments["reset"] = torch.rand(6, 7) < 0.3
 

@@ -13,7 +13,7 @@ import pytest
 from elman.cli import main
 
 SMALL = ["--hidden-size", "16", "--batch-size", "4", "--window", "16", "--embedding-size", "8"]
-CLOCKS = ("seconds", "tokens_per_second")
+CLOCKS = ("seconds", "tokens_per_second", "memory_mb", "cuda_memory_mb")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Checkpoints: what goes in comes out, and damage is found."""
 
+import pickle
 from collections import namedtuple
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def test_a_tree_comes_back_exactly(tmp_path: Path) -> None:
         return type(left) is type(right) and left == right
 
     assert same(tree, back)
+    assert same(tree, pickle.loads(pickle.dumps(back)))  # as processes hand it to each other
 
 
 def test_other_objects_are_refused(tmp_path: Path) -> None:
@@ -63,12 +65,20 @@ def test_damage_anywhere_is_found(tmp_path: Path, where: float, how: str) -> Non
         load(file)
 
 
-def test_the_last_two_are_kept_and_the_older_serves_when_the_newer_is_damaged(tmp_path: Path) -> None:
+def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in range(1, 8):
+        checkpoints.save(step, {"step": step}, keep=3, best=2 if step < 7 else 7)
+        kept = [load(file)["step"] for file in checkpoints.files()]
+        assert kept == [*([2] if 5 <= step < 7 else []), *range(max(1, step - 2), step + 1)]
+
+
+def test_the_older_serves_when_the_newer_is_damaged(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     said: list[str] = []
     assert checkpoints.load_latest(said.append) is None
     for step in (5, 10, 1000):
-        checkpoints.save(step, {"step": step})
+        checkpoints.save(step, {"step": step}, keep=2, best=0)
     assert [file.name for file in checkpoints.files()] == ["step-000000010.safetensors", "step-000001000.safetensors"]
     assert checkpoints.load_latest(said.append) == {"step": 1000}
     assert said == []

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
 
 import elman
 from elman.cli import main
+from elman.train.checkpoint import load, save
 
 from .conftest import SMALL, metrics_of
 
@@ -44,7 +46,14 @@ def files(tmp_path: Path, text_file: Path, trained: Path) -> dict[str, str]:
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "nothing").mkdir()
-    (tmp_path / "typo.yaml").write_text("hiden_size: 3\n")
+    for name, text in (
+        ("typo", "hiden_size: 3\n"),
+        ("list", "- hidden_size\n"),
+        ("tabs", "hidden_size:\n\t3: [\n"),
+        ("copy", "task: copy\nhidden_size: 3\n"),
+        ("word", "hidden_size: many\n"),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(text)
     for damage in ("no_config", "bad_config", "no_model", "bad_model", "other_model", "bad_tokenizer"):
         shutil.copytree(trained, tmp_path / damage)
     (tmp_path / "no_config" / "config.yaml").unlink()
@@ -58,9 +67,30 @@ def files(tmp_path: Path, text_file: Path, trained: Path) -> dict[str, str]:
     shutil.copytree(trained, tmp_path / "bad_checkpoints")
     for file in (tmp_path / "bad_checkpoints" / "checkpoints").iterdir():
         file.write_bytes(b"x")
+    for damage, change in CHANGED_CHECKPOINTS.items():
+        shutil.copytree(trained, tmp_path / damage)
+        for file in (tmp_path / damage / "checkpoints").iterdir():
+            save(file, change(load(file)))
+    shutil.copytree(trained, tmp_path / "gone")
+    config = tmp_path / "gone" / "config.yaml"
+    config.write_text(config.read_text().replace(f"data: {text_file}", f"data: {tmp_path / 'gone.txt'}"))
     return {"TMP": str(tmp_path), "TEXT": str(text_file), "RUN": str(trained), "NEW": str(tmp_path / "new")}
 
 
+def narrower(tree: Any) -> Any:
+    tree["model"]["head.weight"] = tree["model"]["head.weight"][:, 1:]
+    return tree
+
+
+CHANGED_CHECKPOINTS: dict[str, Callable[[Any], Any]] = {
+    "other_weights": narrower,
+    "other_optimizer": lambda tree: {**tree, "updater": {**tree["updater"], "optimizer": {"state": {}}}},
+    "no_position": lambda tree: {**tree, "position": {"step": 3}},
+    "no_place": lambda tree: {key: value for key, value in tree.items() if key != "place"},
+    "a_list": lambda tree: [1, 2, 3],
+    "other_data": lambda tree: {**tree, "fingerprint": "another text"},
+    "two_processes": lambda tree: {**tree, "processes": tree["processes"] * 2},
+}
 TRAIN = "train lm --run NEW "
 BAD_INPUT = [
     ("", 2, ["a command is missing", "train"]),
@@ -82,6 +112,38 @@ BAD_INPUT = [
     (TRAIN + "--device cuda:99 --data TEXT", 2, ["--device cuda:99"]),
     (TRAIN + "--config TMP/missing.yaml", 2, ["TMP/missing.yaml"]),
     (TRAIN + "--config TMP/typo.yaml", 2, ["typo.yaml", "'hiden_size'; did you mean hidden_size?"]),
+    (TRAIN + "--config TMP/list.yaml", 2, ["list.yaml must hold options as `name: value` lines"]),
+    (TRAIN + "--config TMP/tabs.yaml", 2, ["tabs.yaml is not valid YAML at line 2"]),
+    (TRAIN + "--config TMP/copy.yaml", 2, ["copy.yaml is for task 'copy', not 'lm'"]),
+    (TRAIN + "--config TMP/word.yaml", 2, ["--hidden-size must be a whole number, got 'many'"]),
+    (TRAIN + "--config TMP/binary.txt", 2, ["binary.txt"]),
+    (TRAIN + "--config TMP", 2, ["cannot read TMP: Is a directory"]),
+    (TRAIN + "--truncation fixt", 2, ["unknown --truncation 'fixt'; did you mean fixed?"]),
+    (TRAIN + "--backward 9", 2, ["--backward must be at least --window 64, got 9"]),
+    (TRAIN + "--truncation none --burn-in 9", 2, ["--burn-in is for truncated sequences"]),
+    (TRAIN + "--state documents", 2, ["--state documents and --document-end TOKEN go together"]),
+    (TRAIN + "--data TEXT --state documents --document-end 漢", 2, ["--document-end '漢' is no token"]),
+    (TRAIN + "--precision fp61", 2, ["unknown --precision 'fp61'; did you mean fp16?"]),
+    (TRAIN + "--precision fp16 --device cpu", 2, ["--precision fp16 is for CUDA devices"]),
+    (TRAIN + "--average emma", 2, ["unknown --average 'emma'; did you mean ema?"]),
+    (TRAIN + "--average-decay 1", 2, ["--average-decay must be less than 1"]),
+    (TRAIN + "--keep 0", 2, ["--keep must be at least 1"]),
+    (TRAIN + "--roll-back -1", 2, ["--roll-back must be at least 0"]),
+    (TRAIN + "--accumulate 0", 2, ["--accumulate must be at least 1"]),
+    (TRAIN + "--devices 0", 2, ["--devices must be at least 1"]),
+    (TRAIN + "--devices 3", 2, ["--batch-size 16", "divisible by their number, 3"]),
+    ("train adding --run NEW --truncation fixed", 2, ["--truncation fixed: the only answer comes at the end"]),
+    ("train copy --run NEW --bidirectional --truncation fixed", 2, ["--bidirectional reads whole sequences"]),
+    ("train lm --run TEXT/below --data TEXT", 1, ["TEXT"]),
+    ("train lm --run TMP/other_weights --resume", 1, ["the checkpoint in TMP/other_weights does not fit"]),
+    ("train lm --run TMP/other_optimizer --resume", 1, ["the checkpoint in TMP/other_optimizer does not fit"]),
+    ("train lm --run TMP/no_position --resume", 1, ["the checkpoint in TMP/no_position does not fit"]),
+    ("train lm --run TMP/no_place --resume", 1, ["the checkpoint in TMP/no_place does not fit"]),
+    ("train lm --run TMP/a_list --resume", 1, ["the checkpoint in TMP/a_list does not fit"]),
+    ("train lm --run TMP/other_data --resume", 2, ["--data is not the data that the run was trained on"]),
+    ("train lm --run TMP/two_processes --resume", 2, ["it had 2 processes, now 1"]),
+    ("train lm --run TMP/gone --resume", 1, ["no such file or folder: TMP/gone.txt"]),
+    ("train copy --run RUN --resume", 2, ["RUN is a run of task lm, not copy"]),
     ("train lm --resume", 2, ["--resume needs --run"]),
     ("train lm --run RUN", 2, ["RUN exists", "--resume"]),
     ("train lm --run TEXT", 2, ["TEXT is a file"]),
@@ -126,6 +188,12 @@ def test_bad_input_gets_one_line_that_names_it(
             text = text.replace(name, path)
         return text
 
+    def contents() -> dict[Path, bytes]:
+        folders = (Path(files["TMP"]), Path(files["RUN"]))
+        files_there = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+        return {file: file.read_bytes() for file in files_there if "tokens" not in file.parts}  # these serve again
+
+    before = contents()
     found, out, err = run_main(capsys, *filled(command).split())
     assert found == status, err
     assert out == ""
@@ -135,7 +203,7 @@ def test_bad_input_gets_one_line_that_names_it(
         assert filled(word) in err
     if "--learning-rate" not in command:
         assert len(err.splitlines()) == 1
-        assert not os.path.exists(files["NEW"])  # nothing is left behind
+        assert contents() == before  # nothing is lost, nothing left behind
 
 
 def test_the_engine_of_the_environment(
@@ -153,6 +221,32 @@ def test_the_engine_of_the_environment(
     assert status == 0
     assert "engine reference" in err
     assert run_main(capsys, "evaluate", str(trained))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a positive number, got 'two'"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 without torchrun; unset it, or use --devices"),
+        ({"ELMAN_ENGINE": "fast"}, "ELMAN_ENGINE must be one of"),
+    ],
+    ids=str,
+)
+def test_a_bad_environment(
+    variables: dict[str, str],
+    words: str,
+    tmp_path: Path,
+    text_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    run = str(tmp_path / "run")
+    status, _, err = run_main(capsys, "train", "lm", *SMALL, "--data", str(text_file), "--run", run)
+    assert (status, err.count("\n")) == (2, 1)
+    assert words in err
+    assert not os.path.exists(run)
 
 
 def test_a_model_that_memory_cannot_hold(tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,19 +1,31 @@
 """The language model: its scores, its state, its samples."""
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from elman import cells
+from elman.data.store import EncodedText
 from elman.data.tokenizers import Kind, Tokenizer
 from elman.errors import UsageError, UserError
 from elman.tasks.language_model import LanguageModelConfig
 from elman.tasks.language_model.generate import generate
-from elman.tasks.language_model.job import EncodedText, LanguageModelJob, loss_of, score
+from elman.tasks.language_model.job import LanguageModelJob, score
 from elman.tasks.language_model.model import LanguageModel, build_model
 from elman.tasks.sampling import Sampler
+from elman.train.course import Course
+from elman.train.job import Stretch
+from elman.train.truncation import Truncation
+from elman.train.world import World
+
+
+def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 
@@ -23,10 +35,10 @@ def small(cell: str = "lstm", vocabulary: int = 30, tied: bool = False) -> Langu
     return LanguageModel(vocabulary, cell, 16 if tied else 8, 16, num_layers=2, dropout=0.3, tied=tied)
 
 
-def job_of(model: LanguageModel, tokenizer: Tokenizer, **options: int) -> LanguageModelJob:
+def job_of(model: LanguageModel, tokenizer: Tokenizer, **options: Any) -> LanguageModelJob:
     text = EncodedText.of(TEXT, tokenizer)
     config = LanguageModelConfig(**{"batch_size": 4, "window": 20, **options})
-    return LanguageModelJob(model, tokenizer, text, text, config)
+    return LanguageModelJob(model, tokenizer, text, text, config, World(torch.device("cpu")))
 
 
 def test_a_score_is_the_mean_over_the_whole_text_in_one_stream() -> None:
@@ -67,17 +79,74 @@ def test_training_carries_the_state_and_begins_epochs_without_one() -> None:
     tokenizer = Tokenizer.build("char", TEXT)
     model = small(vocabulary=tokenizer.size).eval()
     job = job_of(model, tokenizer)
-    assert job.begin_epoch() is None
+    assert job.begin() is None
     carry, losses = None, []
-    for index in range(3):
-        loss, count, carry = job.loss(0, index, carry)
+    for start in (0, 20, 40):
+        loss, count, carry = job.loss(Stretch(0, 0, start, start + 20), carry)
         assert count == 80
         losses.append(loss.item())
     # the same three windows as one long one
-    tokens = torch.from_numpy(job.train.tokens[: 4 * job.lanes.length].astype(np.int64)).view(4, -1).t()
+    length = (len(job.train.tokens) - 1) // 4
+    tokens = torch.from_numpy(job.train.tokens[: 4 * length].astype(np.int64)).view(4, -1).t()
     with torch.no_grad():
         whole = loss_of(model(tokens[:60])[0], tokens[1:61]).view(3, 20, 4).mean((1, 2))
     assert losses == pytest.approx(whole.tolist(), rel=1e-5)
+
+
+def test_documents_begin_with_the_initial_state() -> None:
+    """Each step is what the model makes of its own document alone, wherever windows are cut."""
+    tokenizer = Tokenizer.build("char", TEXT)
+    model = small(vocabulary=tokenizer.size).eval()
+    job = job_of(model, tokenizer, state="documents", document_end="\n")
+    inputs, targets = job.batches.window(0, 0, 0, 60)
+    carry, losses = None, []
+    for start, stop in ((0, 20), (20, 33), (33, 60)):
+        loss, _, carry = job.loss(Stretch(0, 0, start, stop), carry)
+        losses.append(loss.item() * (stop - start))
+    alone = 0.0
+    with torch.no_grad():
+        for lane in range(4):
+            begins = [0, *((inputs[:-1, lane] == tokenizer.encode("\n")[0]).nonzero().flatten() + 1).tolist(), 60]
+            for begin, end in pairwise(begins):
+                document = slice(begin, end), slice(lane, lane + 1)
+                alone += loss_of(model(inputs[document])[0], targets[document]).sum().item() / 4
+    assert sum(losses) == pytest.approx(alone, rel=1e-5)
+    assert carry is not None
+    with pytest.raises(UsageError, match="--document-end '<doc>' is no token"):
+        job_of(model, tokenizer, state="documents", document_end="<doc>")
+
+
+def test_random_windows_begin_without_a_state() -> None:
+    tokenizer = Tokenizer.build("char", TEXT)
+    job = job_of(small(vocabulary=tokenizer.size).eval(), tokenizer, minibatches="random")
+    assert set(job.lengths(1)) == {20}
+    course = Course(job, Truncation("fixed", 20))
+    parts = []
+    for _ in range(3):
+        assert course.carry is None
+        parts.append(course.advance())
+    for index, part in enumerate(parts):
+        inputs, targets = job.batches.window(0, index, 0, 20)
+        assert part.tokens == inputs.numel() == 80
+        assert part.loss.item() == pytest.approx(loss_of(job.model(inputs)[0], targets).mean().item(), rel=1e-5)
+    assert parts[0].loss != parts[1].loss
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"state": "kept"}, "--state kept"),
+        ({"state": "documents", "document_end": "x"}, "--state documents"),
+        ({"truncation": "variable"}, "--truncation variable"),
+        ({"truncation": "randomized", "burn_in": 3}, "--truncation randomized and --burn-in 3"),
+        ({"backward": 100}, "--backward 100"),
+    ],
+)
+def test_random_windows_are_read_whole_and_fresh(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=f"it cannot go with {named}$"):
+        LanguageModelConfig(minibatches="random", **options)
+    for plain in ({}, {"state": "fresh"}, {"truncation": "none"}):
+        LanguageModelConfig(minibatches="random", **plain)
 
 
 @pytest.mark.parametrize("cell", cells.names())
@@ -89,7 +158,7 @@ def test_every_cell_learns(cell: str) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     carry, losses = None, []
     for index in range(15):
-        loss, _, carry = job.loss(0, index, carry)
+        loss, _, carry = job.loss(Stretch(0, 0, 10 * index, 10 * index + 10), carry)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -149,8 +218,8 @@ def test_generation_costs_one_step_a_token(monkeypatch: pytest.MonkeyPatch) -> N
     tokenizer = Tokenizer.build("char", TEXT)
     model = small(vocabulary=tokenizer.size).eval()
     read: list[int] = []
-    forward = model.embedding.forward
-    monkeypatch.setattr(model.embedding, "forward", lambda tokens: (read.append(tokens.numel()), forward(tokens))[1])
+    forward = model.embed
+    monkeypatch.setattr(model, "embed", lambda tokens: (read.append(tokens.numel()), forward(tokens))[1])
     "".join(generate(model, tokenizer, "the ", 50, Sampler(), torch.Generator()))
     assert read == [1] * (4 + 49)
 

@@ -16,7 +16,7 @@ from elman.tasks.long_memory.copying import BLANK, GO, Copying
 from elman.tasks.long_memory.digits import Digits
 from elman.tasks.long_memory.model import SequenceModel
 from elman.tasks.long_memory.problem import Batch, Problem
-from elman.tasks.long_memory.start import KEEPING, open_gates
+from elman.tasks.long_memory.start import open_gates
 
 from .conftest import metrics_of
 
@@ -117,7 +117,7 @@ def test_what_an_answer_sees(every_step: bool, bidirectional: bool) -> None:
     torch.manual_seed(0)
     model = SequenceModel("gru", 2, 4, 3, every_step=every_step, bidirectional=bidirectional)
     inputs = torch.randn(6, 5, 2, requires_grad=True)
-    answers = model(inputs)
+    answers, _ = model(inputs)
     assert answers.shape == ((6, 5, 3) if every_step else (5, 3))
     middle = answers[3] if every_step else answers
     seen = torch.autograd.grad(middle.sum(), inputs)[0].abs().sum((1, 2)) > 0
@@ -125,6 +125,9 @@ def test_what_an_answer_sees(every_step: bool, bidirectional: bool) -> None:
     if not every_step:
         _, state = model.recurrent(inputs)
         torch.testing.assert_close(answers, model.head(torch.cat(list(state), -1)))
+
+
+KEEPING = [name for name in elman.cells.names() if elman.cells.get(name)().keeping]
 
 
 @pytest.mark.parametrize("cell", KEEPING)
@@ -137,7 +140,7 @@ def test_open_gates_keep_the_state(cell: str, bidirectional: bool) -> None:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()
-    assert open_gates(layer, cell, longest) == tuple(KEEPING[cell])
+    assert open_gates(layer, longest) == tuple(layer.cell.keeping)
     with elman.use_engine("reference"):
         rows = 2 * layer.num_directions
         state: Any = tuple(torch.zeros(rows, 1, units, dtype=torch.float64) for _ in layer.cell.State._fields)
@@ -154,7 +157,7 @@ def test_open_gates_keep_the_state(cell: str, bidirectional: bool) -> None:
 def test_other_cells_keep_their_own_initial_values() -> None:
     layer = elman.Recurrent("elman", 1, 4)
     before = [parameter.clone() for parameter in layer.parameters()]
-    assert open_gates(layer, "elman", 100) == ()
+    assert open_gates(layer, 100) == ()
     assert all(torch.equal(*pair) for pair in zip(before, layer.parameters(), strict=True))
 
 
@@ -184,9 +187,8 @@ def test_train_and_evaluate(name: str, tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_resumed_run_equals_an_undisturbed_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elman.train.checkpoint.KEPT", 100)
     folder = tmp_path / "run"
-    limits = ["--max-steps", "12", "--checkpoint-every", "5"]
+    limits = ["--max-steps", "12", "--checkpoint-every", "5", "--keep", "100"]
     options = ["train", name, *SMALL, *PROBLEMS[name], "--dropout", "0.1", *limits, "--run", str(folder)]
     assert main(options) == 0
     whole = metrics_of(folder)

@@ -9,7 +9,7 @@ import yaml
 
 from elman import tasks
 from elman.errors import UsageError
-from elman.train.options import Options, dashed, option, parse, to_yaml
+from elman.train.options import Options, dashed, option, parse, read_yaml, to_yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,3 +106,14 @@ def test_every_option_of_every_task_has_help_and_a_sound_default(task: tasks.Tas
     assert task.config() is not None
     for name in (task.name, *task.aliases):
         assert tasks.get(name) is task
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_ready_made_configurations_are_valid(file: Path) -> None:
+    task = tasks.get(yaml.safe_load(file.read_text())["task"])
+    given = read_yaml(file, task.config, {"task": task.name})
+    assert len(given) > 4
+    task.config(**given)  # type: ignore[arg-type]

@@ -41,16 +41,29 @@ def same_model(left: Path, right: Path) -> bool:
         ["--optimizer", "adam"],
         ["--optimizer", "sgd", "--momentum", "0.9", "--learning-rate", "0.5"],
         ["--cell", "clockwork"],
+        pytest.param(["--truncation", "variable"], marks=pytest.mark.slow),
+        ["--truncation", "randomized", "--cut-every", "4", "--burn-in", "3"],
+        pytest.param(["--truncation", "fixed", "--backward", "21", "--burn-in", "2"], marks=pytest.mark.slow),
+        pytest.param(["--state", "documents", "--document-end", "\n"], marks=pytest.mark.slow),
+        pytest.param(["--state", "fresh"], marks=pytest.mark.slow),
+        ["--minibatches", "random"],
     ],
-    ids=lambda options: options[1],
+    ids=lambda options: " ".join(options),
 )
 def test_from_any_checkpoint(
     tmp_path: Path, text_file: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elman.train.checkpoint.KEPT", 100)
     whole = tmp_path / "whole"
     # two windows of a pass are left when the second epoch begins
-    assert train(whole, text_file, "--max-steps", "30", "--batch-size", "44", "--checkpoint-every", "4", *options) == 0
+    assert (
+        train(
+            whole,
+            text_file,
+            *["--max-steps", "30", "--batch-size", "44", "--checkpoint-every", "4", "--keep", "100"],
+            *options,
+        )
+        == 0
+    )
     checkpoints = sorted((whole / "checkpoints").iterdir())
     assert len(checkpoints) == 9
     for kept in checkpoints:

@@ -65,17 +65,16 @@ def test_words_are_what_whitespace_separates_and_a_line_end_is_a_token() -> None
     assert tokenizer.decode(tokenizer.encode("a b\n\n b a.\n")) == "a b\n\nb a.\n"
 
 
-def test_wikitext_counts() -> None:
+def test_wikitext_counts(tmp_path: Path) -> None:
     folder = Path(__file__).parents[3] / "shared/data/wikitext2"
     if not folder.is_dir():
         pytest.skip("WikiText-2 is not on this machine")
-    from elman.data.text import read_parts
+    from elman.data.prepare import prepare
+    from elman.data.recipe import Recipe
 
-    parts = read_parts(str(folder))
-    tokenizer = Tokenizer.build("word", parts.train)
-    assert tokenizer.size == 33_278
-    assert parts.test is not None
-    counts = [len(tokenizer.encode(text)) for text in (parts.train, parts.validation, parts.test)]
+    corpus = prepare(Recipe(str(folder), tokenizer="word"), tmp_path, print)
+    assert corpus.tokenizer.size == 33_278
+    counts = [len(corpus.parts[name].tokens) for name in ("train", "validation", "test")]
     assert counts == [2_088_628, 217_646, 245_569]
 
 

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from elman.errors import UserError
 from elman.train import optim
 from elman.train.config import TrainConfig
+from elman.train.job import Stretch
 from elman.train.metrics import language_metrics
 from elman.train.progress import Reporter, clock
 from elman.train.run import RunFolder
-from elman.train.signals import StopSignal
+from elman.train.signals import StopSignal, signal_name
 from elman.train.trainer import Trainer
+from elman.train.world import World
 
 from .conftest import metrics_of
 
@@ -27,7 +29,6 @@ from .conftest import metrics_of
 class Line:
     """Fits y = 2x; says what it was asked for."""
 
-    steps_per_epoch = 4
     fingerprint = "line"
 
     def __init__(self, costs: list[float] | None = None) -> None:
@@ -38,17 +39,26 @@ class Line:
         self.evaluations = 0
         self.bad_step: int | None = None
 
-    def begin_epoch(self) -> Any:
+    def lengths(self, epoch: int) -> list[int]:
+        return [4]
+
+    def begin(self) -> Any:
         return torch.zeros(1)
 
-    def loss(self, epoch: int, index: int, carry: Any) -> tuple[Tensor, int, Any]:
+    def read(self, stretch: Stretch, carry: Any) -> Any:
+        return carry + 1
+
+    def loss(self, stretch: Stretch, carry: Any) -> tuple[Tensor, int, Any]:
         assert not carry.requires_grad
-        self.asked.append((epoch, index, carry.item()))
-        x = torch.tensor([[float(index + 1)]])
+        self.asked.append((stretch.epoch, stretch.start, carry.item()))
+        x = torch.tensor([[float(stretch.start + 1)]])
         loss = ((self.model(x) - 2 * x) ** 2).mean()
         if len(self.asked) == self.bad_step:
             loss = loss * math.nan
         return loss, 1, carry + 1 + 0 * self.model.bias
+
+    def keepsakes(self) -> dict[str, str]:
+        return {}
 
     def training_metrics(self, loss: float) -> dict[str, float]:
         return {"loss": loss}
@@ -69,10 +79,10 @@ class Line:
 
 
 def fit(job: Line, run: Path, **options: Any) -> tuple[Trainer, str]:
-    config = TrainConfig(**{"learning_rate": 0.01, **options})
+    config = TrainConfig(**{"learning_rate": 0.01, "truncation": "fixed", "window": 1, **options})
     folder, shown = RunFolder(run), io.StringIO()
     folder.begin(config, "line", resuming=False)
-    trainer = Trainer(job, config, folder, Reporter(shown))
+    trainer = Trainer(job, config, folder, Reporter(shown), World(torch.device("cpu")))
     trainer.fit()
     return trainer, shown.getvalue()
 
@@ -109,9 +119,9 @@ def test_a_time_limit_counts_the_evaluations(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("elman.train.trainer.time.monotonic", lambda: now[0])
 
     class Slow(Line):
-        def loss(self, epoch: int, index: int, carry: Any) -> tuple[Tensor, int, Any]:
+        def loss(self, stretch: Stretch, carry: Any) -> tuple[Tensor, int, Any]:
             now[0] += 0.1
-            return super().loss(epoch, index, carry)
+            return super().loss(stretch, carry)
 
         def evaluate(self) -> dict[str, float]:
             now[0] += 2.0
@@ -166,7 +176,7 @@ def test_the_first_signal_is_noted_and_the_second_interrupts(number: signal.Sign
     before = signal.getsignal(number)
     with StopSignal() as stop:
         os.kill(os.getpid(), number)
-        assert (stop.received, stop.name) == (number, number.name)
+        assert (stop.received, signal_name(stop.received)) == (number, number.name)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(number) is before
@@ -209,7 +219,7 @@ def test_optimisers(options: dict[str, Any], kind: type) -> None:
 @pytest.mark.parametrize(("clip", "length"), [(0.0, 4.0), (1.0, 1.0), (100.0, 4.0)])
 def test_clipping_by_norm(tmp_path: Path, clip: float, length: float) -> None:
     class Slope(Line):
-        def loss(self, epoch: int, index: int, carry: Any) -> tuple[Tensor, int, Any]:
+        def loss(self, stretch: Stretch, carry: Any) -> tuple[Tensor, int, Any]:
             return 4 * self.model.weight.sum(), 1, carry
 
     job = Slope()

@@ -56,7 +56,9 @@ def _measured(chosen: list[Facts]) -> cost.Costs:
 
 
 def _engine(name: str, refusals: dict[str, str]) -> str:
-    return name if name in ("cpu", "torch") else f"{name}: {refusals.get('cpu', '')}"
+    if name in ("cpu", "torch"):
+        return name
+    return f"{name}: {refusals.get('cpu') or ', '.join(refusals.values())}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -57,7 +57,7 @@ class Facts:
     def _unit(self) -> int:
         for unit in _UNITS:
             try:
-                layout(self.cell, 1, unit)
+                self.layout(unit, 1)
             except ValueError as error:
                 problem = error
             else:
@@ -67,7 +67,7 @@ class Facts:
     def layout(self, hidden: int = 0, inputs: int = 0) -> Layout:
         """The cell's layout, by default at some H = I that the cell can have."""
         hidden = hidden or self._unit
-        return layout(self.cell, inputs or hidden, hidden)
+        return layout(self.cell, hidden if self.cell.equal_sizes else inputs or hidden, hidden)
 
     @cached_property
     def formulas(self) -> Formulas | str:

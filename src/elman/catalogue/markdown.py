@@ -22,7 +22,7 @@ list and `elman cells NAME` one cell, docstring and engine included. For a cell 
 - $\\circ$ multiplies unit by unit, $\\sigma$ is the logistic function, LN is layer normalisation over all its arguments
   together.
 - *Gates* are row blocks of `weight_ih` / of `weight_hh`. *Parameters* are those of one layer with I inputs and H units.
-- *Cost* is the time of {step}, relative to `lstm` (torch's own kernel) in the same run; {machine}, {date};
+- *Cost* is the time of {step}, relative to `lstm` in the same run; {machine}, {date};
   `elman cells --cost` measures it anywhere.
 """
 

@@ -15,11 +15,12 @@ BATCH, STEPS, SIZE = 32, 32, 128  # B, T, and I = H
 def layers_of(cell: Cell, num_layers: int) -> Recurrent:
     """Layers of the size that is measured, or of the next that the cell can have."""
     for size in range(SIZE, 2 * SIZE):
+        inputs = size if cell.equal_sizes else SIZE
         try:
-            layout(cell, SIZE, size)
+            layout(cell, inputs, size)
         except ValueError:
             continue
-        return Recurrent(cell, SIZE, size, num_layers)
+        return Recurrent(cell, inputs, size, num_layers)
     return Recurrent(cell, SIZE, SIZE, num_layers)  # raises what is wrong
 
 
@@ -27,7 +28,7 @@ def arguments_of(module: Recurrent) -> dict[str, Any]:
     """An input of the size that is measured, and the extra inputs that the cell cannot do without."""
     needed = [e for e in module.layers[0][1].extras if e.default is None]
     extras = {e.name: torch.ones(STEPS, BATCH, e.width) for e in needed}
-    return {"input": torch.randn(STEPS, BATCH, SIZE, requires_grad=True), "extras": extras or None}
+    return {"input": torch.randn(STEPS, BATCH, module.input_size, requires_grad=True), "extras": extras or None}
 
 
 def engine_of(cell: Cell) -> tuple[str, dict[str, str]]:

@@ -24,7 +24,7 @@ def size_formula(size: Callable[[int, int], int], unit: int) -> str | None:
     found = np.linalg.solve(np.array(matrix, dtype=float), np.array([size(h * unit, i) for h, i in points], float))
     # whole sizes at whole points: twice the coefficients are whole
     terms = {(a, b): Fraction(round(2 * c), 2 * unit**a) for (a, b), c in zip(_POWERS, found, strict=True)}
-    for h, i in ((4 * unit, 5), (5 * unit, 2)):
+    for h, i in ((7 * unit, 5), (11 * unit, 8)):
         if sum(c * h**a * i**b for (a, b), c in terms.items()) != size(h, i):
             return None
     return _written(terms)

@@ -21,7 +21,8 @@ class BRC(Cell):
 
     input_gates = ("a", "c", "n")
     recurrent_gates = ()
-    vectors = ("w_a", "w_c", "b_a", "b_c")
+    vectors = ("w_a", "w_c")
+    biases = ("b_a", "b_c")
     input_bias = False
     initial = MappingProxyType(
         {

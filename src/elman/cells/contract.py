@@ -75,6 +75,20 @@ class Extra:
     default: float | None = None
 
 
+@dataclass(frozen=True)
+class Draw:
+    """A random choice for each unit of each row, read as `x.<name>`: true with `probability`, in [0, 1).
+
+    It is made afresh at each step, or where `locked` once for a row. What chooses is named in the call (see
+    `elman.Noise`), so that the same place draws the same in chunks, in any order of rows and on every engine.
+    """
+
+    name: str
+    probability: float
+    width: Width = "H"
+    locked: bool = False
+
+
 class Cell:
     """A recurrent cell: subclass it, declare its parts, write `step`.
 
@@ -113,13 +127,28 @@ class Cell:
         return ()
 
     @property
+    def biases(self) -> tuple[str, ...]:
+        """Per-unit biases beside those of gates and products, [H], read as `p.<name>`; `bias=False` makes them 0."""
+        return ()
+
+    @property
     def products(self) -> tuple[Product, ...]:
         """Matrices beside the recurrent gates, called as `u.<name>(v)`."""
         return ()
 
     @property
+    def equal_sizes(self) -> bool:
+        """Whether a layer's input must be as wide as its hidden size, as where the step adds `x.raw` to its state."""
+        return False
+
+    @property
     def extras(self) -> tuple[str | Extra, ...]:
         """Further inputs of each step, read as `x.<name>`."""
+        return ()
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """Random choices of each step, read as `x.<name>`, for `where(x.<name>, a, b)`."""
         return ()
 
     @property
@@ -146,6 +175,14 @@ class Cell:
         return {}
 
     @property
+    def keeping(self) -> Mapping[str, int]:
+        """Biases that decide how long the state is kept, the forget gate's first: 1 where a large one keeps, else -1.
+
+        Each is named as in `initial`. `forget_bias` sets the first, chrono initialisation all.
+        """
+        return {}
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         """Parameters that are stored with the others but not trained, such as `weight_hh` of a random reservoir."""
         return ()
@@ -158,11 +195,15 @@ class Cell:
         """The cell that layer `layer` (from 0, the lowest) of a stack runs; its states have the same names."""
         return self
 
+    def evaluated(self) -> "Cell":
+        """The cell that runs in evaluation, with the same states and parameters; options that draw masks end here."""
+        return self
+
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         """One time step. Shapes are [B, width].
 
         Args:
-            x: the inputs of the step: `x.<gate>`, `x.raw` ([B, I]), `x.<extra>`, `x.below.<state>`.
+            x: the inputs of the step: `x.<gate>`, `x.raw` ([B, I]), `x.<extra>`, `x.<draw>`, `x.below.<state>`.
             u: the products: `u.<gate>(v)`, `u.<product>(v)`, or `u["name"](v)`.
             s: the state before the step: `s.<entry>`.
             p: vectors and constants: `p.<name>`.

@@ -25,7 +25,8 @@ class DeltaRNN(Cell):
     outer: Literal["tanh", "relu", "identity"] = "tanh"
 
     gates = ("h",)
-    vectors = ("alpha", "beta_1", "beta_2", "b", "b_r")
+    vectors = ("alpha", "beta_1", "beta_2")
+    biases = ("b", "b_r")
     input_bias = False
     recurrent_bias = False
     initial = MappingProxyType(

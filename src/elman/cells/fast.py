@@ -62,7 +62,8 @@ class FastRNN(_Fast):
     count is for dense matrices. Parameters: H·(I + H + 1) + 2.
     """
 
-    vectors = ("b", Vector("alpha", 1), Vector("beta", 1))
+    vectors = (Vector("alpha", 1), Vector("beta", 1))
+    biases = ("b",)
 
     @property
     def initial(self) -> Mapping[str, Initial]:
@@ -91,7 +92,8 @@ class FastGRNN(_Fast):
     count is for dense matrices. Parameters: H·(I + H + 2) + 2.
     """
 
-    vectors = ("b_z", "b_n", Vector("zeta", 1), Vector("nu", 1))
+    vectors = (Vector("zeta", 1), Vector("nu", 1))
+    biases = ("b_z", "b_n")
 
     @property
     def initial(self) -> Mapping[str, Initial]:

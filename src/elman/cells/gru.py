@@ -21,6 +21,7 @@ class GRU(Cell):
     """
 
     gates = ("r", "z", "n")
+    keeping = MappingProxyType({"bias_ih.z": 1})
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         r = sigmoid(x.r + u.r(s.h))
@@ -46,6 +47,7 @@ class GRUResetBefore(Cell):
     """
 
     gates = ("r", "z", "n")
+    keeping = MappingProxyType({"bias_ih.z": 1})
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         r = sigmoid(x.r + u.r(s.h))
@@ -69,13 +71,11 @@ class LayerNormGRU(Cell):
     """
 
     gates = ("r", "z", "n")
-    vectors = (
-        *("alpha_r", "alpha_z", "alpha_n"),
-        *("beta_r", "beta_z", "beta_n"),
-        *("b_r", "b_z", "b_n", "b_un"),
-    )
+    vectors = (*("alpha_r", "alpha_z", "alpha_n"), *("beta_r", "beta_z", "beta_n"))
+    biases = ("b_r", "b_z", "b_n", "b_un")
     input_bias = False
     recurrent_bias = False
+    keeping = MappingProxyType({"b_z": -1})
     initial = MappingProxyType(
         {
             **{f"{v}_{gate}": Constant(1.0) for v in ("alpha", "beta") for gate in "rzn"},
@@ -108,6 +108,7 @@ class MinGRU(Cell):
 
     input_gates = ("z", "n")
     recurrent_gates = ()
+    keeping = MappingProxyType({"bias_ih.z": -1})
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         z = sigmoid(x.z)
@@ -130,6 +131,7 @@ class MinLSTM(Cell):
 
     input_gates = ("f", "i", "n")
     recurrent_gates = ()
+    keeping = MappingProxyType({"bias_ih.f": 1, "bias_ih.i": -1})
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         least = minimum(minimum(x.f, x.i), 0.0)

@@ -137,6 +137,18 @@ class Orthogonal(Initial):
 
 
 @dataclass(frozen=True)
+class Identity(Initial):
+    """The identity, times `gain`: a state that nothing changes stays (Le, Jaitly & Hinton 2015)."""
+
+    gain: float = 1.0
+
+    def fill(self, block: "Tensor", hidden_size: int) -> None:
+        from torch.nn import init
+
+        init.eye_(block).mul_(self.gain)
+
+
+@dataclass(frozen=True)
 class SpectralRadius(Initial):
     """A random square matrix whose largest eigenvalue has the absolute value `radius` (Jaeger 2001).
 

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from elman.cells.contract import Cell
@@ -21,6 +22,7 @@ class UGRNN(Cell):
     nonlinearity: Literal["tanh", "relu"] = "tanh"
 
     gates = ("c", "g")
+    keeping = MappingProxyType({"bias_ih.g": 1})
     recurrent_bias = False
 
     def __post_init__(self) -> None:
@@ -60,6 +62,10 @@ class IntersectionRNN(Cell):
     @property
     def input_gates(self) -> tuple[str, ...]:
         return (*self.recurrent_gates, "s") if self.projected else self.recurrent_gates
+
+    @property
+    def equal_sizes(self) -> bool:
+        return not self.projected
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         g_y = sigmoid(x.gy + u.gy(s.h))

@@ -1,5 +1,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from elman.cells.contract import Cell
@@ -28,6 +29,7 @@ class JANET(Cell):
 
     gates = ("f", "c")
     recurrent_bias = False
+    keeping = MappingProxyType({"bias_ih.f": 1})
 
     def __post_init__(self) -> None:
         if self.t_max is not None and self.t_max < 2:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from elman.cells.contract import Cell, Extra, Gate, StateEntry, Vector, Width, entries
+from elman.cells.contract import Cell, Draw, Extra, Gate, StateEntry, Vector, Width, entries
 from elman.cells.structure import Dense, Structure
 
 _RESERVED = {"raw", "below"}
@@ -49,8 +49,9 @@ class Layout:
         states: width of each state entry, in order, beside its declaration.
         input_gates: rows of `weight_ih` for each input gate.
         products: every product by the name that `step` uses.
-        vectors: names of the per-unit parameters.
+        vectors: names of the per-unit parameters, the cell's own biases among them.
         extras: the further inputs.
+        draws: the width of each random choice, beside its declaration.
         parameters: all parameters, in the order they are registered.
         input_bias: whether `bias_ih` exists.
     """
@@ -64,32 +65,50 @@ class Layout:
     extras: tuple[Extra, ...]
     parameters: tuple[Parameter, ...]
     input_bias: bool
+    draws: tuple[tuple[Draw, int], ...] = ()
 
     @property
     def output_size(self) -> int:
         """Width of the first state, which is the layer's output."""
         return self.states[0][1]
 
+    def within(self) -> "Layout":
+        """The same layer with its input gates as products of the step, named `x.<gate>`, with the input."""
+        bias = "bias_ih" if self.input_bias else None
+        gates = {
+            f"x.{gate}": MatrixProduct(
+                f"x.{gate}", "weight_ih", rows, self.input_size, rows.stop - rows.start, bias, Dense(), fixed=False
+            )
+            for gate, rows in self.input_gates.items()
+        }
+        return replace(self, input_gates={}, products=gates | self.products)
+
 
 def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> Layout:
     """Work out a cell's layout.
 
     Raises:
-        ValueError: a name is declared twice or reserved, a width does not fit a product's structure, or a frozen
-            parameter does not exist.
+        ValueError: a name is declared twice or reserved, a width does not fit a product's structure or the cell has
+            `equal_sizes` and these are not, or a frozen parameter does not exist.
     """
     where = type(cell).__name__
     states = entries(cell)
     if not states:
         raise ValueError(f"{where}.state must name at least one state, the first of which is the output")
+    if cell.equal_sizes and input_size != hidden_size:
+        raise ValueError(
+            f"{cell!r} needs as many inputs as units in each layer, got {input_size} inputs and {hidden_size} units"
+        )
     widths = {"H": hidden_size, "I": input_size}
     widths["R"] = _width(states[0].width, widths)
 
     input_gates = _rows(cell.input_gates, widths)
     recurrent_gates = _rows(cell.recurrent_gates, widths)
-    vectors = [v if isinstance(v, Vector) else Vector(v) for v in cell.vectors]
+    vectors = [v if isinstance(v, Vector) else Vector(v) for v in (*cell.vectors, *(cell.biases if bias else ()))]
     extras = tuple(e if isinstance(e, Extra) else Extra(e) for e in cell.extras)
-    _distinct(where, "input", [*input_gates, *(e.name for e in extras), *_RESERVED])
+    draws = tuple((d, _width(d.width, widths)) for d in cell.draws)
+    inputs_of_step = [*input_gates, *(e.name for e in extras), *(d.name for d, _ in draws)]
+    _distinct(where, "input", [*inputs_of_step, *_RESERVED])
     _distinct(where, "product", [*recurrent_gates, *(p.name for p in cell.products)])
     _distinct(where, "per-unit value", [*(v.name for v in vectors), *cell.constants(hidden_size)])
     _distinct(where, "state", [e.name for e in states])
@@ -150,6 +169,7 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
         extras,
         tuple(parameters),
         input_bias,
+        draws,
     )
 
 

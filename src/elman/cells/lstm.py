@@ -25,6 +25,7 @@ class LSTM(Cell):
 
     gates = ("i", "f", "g", "o")
     state = ("h", "c")
+    keeping = MappingProxyType({"bias_ih.f": 1, "bias_ih.i": -1})
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         i = sigmoid(x.i + u.i(s.h))
@@ -94,6 +95,7 @@ class PeepholeLSTM(Cell):
     gates = ("i", "f", "g", "o")
     state = ("h", "c")
     vectors = ("p_i", "p_f", "p_o")
+    keeping = MappingProxyType({"bias_ih.f": 1, "bias_ih.i": -1})
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         i = sigmoid(x.i + u.i(s.h) + p.p_i * s.c)
@@ -126,6 +128,7 @@ class CoupledLSTM(Cell):
     gates = ("i", "g", "o")
     state = ("h", "c")
     recurrent_bias = False
+    keeping = MappingProxyType({"bias_ih.i": -1})
 
     @property
     def vectors(self) -> tuple[str, ...]:
@@ -189,11 +192,12 @@ class LayerNormLSTM(Cell):
     vectors = (
         *("alpha_i", "alpha_f", "alpha_g", "alpha_o"),
         *("beta_i", "beta_f", "beta_g", "beta_o"),
-        *("b_i", "b_f", "b_g", "b_o"),
-        *("gamma", "delta"),
+        "gamma",
     )
+    biases = ("b_i", "b_f", "b_g", "b_o", "delta")
     input_bias = False
     recurrent_bias = False
+    keeping = MappingProxyType({"b_f": 1, "b_i": -1})
     initial = MappingProxyType(
         {
             **{f"{v}_{gate}": Constant(1.0) for v in ("alpha", "beta") for gate in "ifgo"},

@@ -34,6 +34,10 @@ class ResidualLSTM(Cell):
     def input_gates(self) -> tuple[str, ...]:
         return (*self.recurrent_gates, "s") if self.projected else self.recurrent_gates
 
+    @property
+    def equal_sizes(self) -> bool:
+        return not self.projected
+
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         i = sigmoid(x.i + u.i(s.h) + p.p_i * s.c)
         f = sigmoid(x.f + u.f(s.h) + p.p_f * s.c)

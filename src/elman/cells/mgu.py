@@ -1,3 +1,4 @@
+from types import MappingProxyType
 from typing import Any
 
 from elman.cells.contract import Cell
@@ -18,6 +19,7 @@ class MGU(Cell):
     """
 
     gates = ("f", "n")
+    keeping = MappingProxyType({"bias_ih.f": -1})
     recurrent_bias = False
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
@@ -36,7 +38,7 @@ class MGU1(Cell):
 
     input_gates = ("n",)
     recurrent_gates = ("f", "n")
-    vectors = ("b_f",)
+    biases = ("b_f",)
     recurrent_bias = False
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
@@ -64,7 +66,7 @@ class MGU2(Cell):
 
 
 class MGU3(Cell):
-    """Minimal gated unit whose gate is a learned constant: f = σ(b_f), and the rest as in MGU.
+    """Minimal gated unit whose gate is a learned constant: f = σ(b_f), and the rest as in MGU; without biases f = ½.
 
     Heck & Salem, "Simplified minimal gated unit variations for recurrent neural networks", MWSCAS 2017.
 
@@ -72,7 +74,7 @@ class MGU3(Cell):
     """
 
     gates = ("n",)
-    vectors = ("b_f",)
+    biases = ("b_f",)
     recurrent_bias = False
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:

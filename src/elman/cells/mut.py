@@ -25,12 +25,16 @@ class MUT1(Cell):
     projected: bool = True
 
     recurrent_gates = ("r", "n")
-    vectors = ("b_z",)
+    biases = ("b_z",)
     input_bias = False
 
     @property
     def input_gates(self) -> tuple[str, ...]:
         return ("z", "r", "n") if self.projected else ("z", "r")
+
+    @property
+    def equal_sizes(self) -> bool:
+        return not self.projected
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         z = sigmoid(x.z + p.b_z)
@@ -64,6 +68,10 @@ class MUT2(Cell):
     @property
     def input_gates(self) -> tuple[str, ...]:
         return ("z", "r", "n") if self.projected else ("z", "n")
+
+    @property
+    def equal_sizes(self) -> bool:
+        return not self.projected
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         z = sigmoid(x.z + u.z(s.h))

@@ -26,7 +26,8 @@ class RWA(Cell):
     input_gates = ("u", "g", "a")
     recurrent_gates = ("g", "a")
     state = ("h", "n", "d", "m")
-    vectors = ("b_u", "b_g", "s_0")
+    vectors = ("s_0",)
+    biases = ("b_u", "b_g")
     input_bias = False
     recurrent_bias = False
     initial = MappingProxyType(

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from elman.cells.contract import Cell
@@ -31,7 +32,9 @@ class SRU(Cell):
     input_gates = ("f", "r", "c", "x")
     recurrent_gates = ()
     state = ("h", "c")
+    biases = ("b_f", "b_r")
     input_bias = False
+    keeping = MappingProxyType({"b_f": 1})
 
     def __post_init__(self) -> None:
         if self.version not in (1, 2):
@@ -39,7 +42,7 @@ class SRU(Cell):
 
     @property
     def vectors(self) -> tuple[str, ...]:
-        return ("b_f", "b_r") if self.version == 1 else ("b_f", "b_r", "v_f", "v_r")
+        return () if self.version == 1 else ("v_f", "v_r")
 
     @property
     def initial(self) -> Mapping[str, Initial]:

@@ -23,7 +23,7 @@ class TRNN(Cell):
 
     input_gates = ("z", "f")
     recurrent_gates = ()
-    vectors = ("b_f",)
+    biases = ("b_f",)
     input_bias = False
 
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
@@ -49,7 +49,7 @@ class TGRU(Cell):
 
     input_gates = ("z", "f", "o", "v_z", "v_f", "v_o")
     recurrent_gates = ()
-    vectors = ("b_z", "b_f", "b_o")
+    biases = ("b_z", "b_f", "b_o")
     state = ("h", "v_z", "v_f", "v_o")
     input_bias = False
 
@@ -79,7 +79,7 @@ class TLSTM(Cell):
 
     input_gates = ("z", "f", "o", "v_z", "v_f", "v_o")
     recurrent_gates = ()
-    vectors = ("b_z", "b_f", "b_o")
+    biases = ("b_z", "b_f", "b_o")
     state = ("h", "c", "v_z", "v_f", "v_o")
     input_bias = False
 

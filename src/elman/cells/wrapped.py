@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from elman.cells.contract import Cell, Extra, Gate, Product, StateEntry, Vector, entries
+from elman.cells.contract import Cell, Draw, Extra, Gate, Product, StateEntry, Vector, entries
 from elman.cells.initial import Initial
 from elman.cells.structure import Structure
 
@@ -36,12 +36,24 @@ class Wrapped(Cell):
         return self.cell.vectors
 
     @property
+    def biases(self) -> tuple[str, ...]:
+        return self.cell.biases
+
+    @property
     def products(self) -> tuple[Product, ...]:
         return self.cell.products
 
     @property
+    def equal_sizes(self) -> bool:
+        return self.cell.equal_sizes
+
+    @property
     def extras(self) -> tuple[str | Extra, ...]:
         return self.cell.extras
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        return self.cell.draws
 
     @property
     def below(self) -> tuple[str, ...]:
@@ -60,6 +72,10 @@ class Wrapped(Cell):
         return self.cell.initial
 
     @property
+    def keeping(self) -> Mapping[str, int]:
+        return self.cell.keeping
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         return self.cell.frozen
 
@@ -69,8 +85,25 @@ class Wrapped(Cell):
     def at_layer(self, layer: int) -> Cell:
         return replace(self, cell=self.cell.at_layer(layer))
 
+    def evaluated(self) -> Cell:
+        return replace(self, cell=self.cell.evaluated())
+
     def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
         return self.cell.step(x, u, s, p)
+
+
+@dataclass(frozen=True)
+class Unbiased(Wrapped):
+    """A cell whose `biases` are zero and not stored: what `bias=False` makes of it."""
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        return ()
+
+    def constants(self, hidden_size: int) -> Mapping[str, Any]:
+        import numpy as np
+
+        return {**self.cell.constants(hidden_size), **{name: np.zeros(hidden_size) for name in self.cell.biases}}
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,25 @@ def differentiate(forward: Graph, integer: frozenset[str]) -> Backward:
         if node.op == "leaf" and entry in forward.outputs and entry not in integer and node.name not in results:
             results[node.name] = graph.add(Node("number", (), node.width, "0.0"))
     graph.outputs = {name: symbol.index for name, symbol in results.items()}
+    _read_all(forward, graph, integer)
     return _resolve(forward, graph, integer)
+
+
+def _read_all(forward: Graph, backward: Graph, integer: frozenset[str]) -> None:
+    """Let the backward step read what each state receives, if for nothing: a kernel hands on only what it takes over.
+
+    A state that is made by steps alone, such as `floor(v)`, passes nothing on of what it receives.
+    """
+    read = {node.name for node in _reachable(backward)}
+    for entry, index in forward.outputs.items():
+        name = f"gradient.{entry}"
+        if entry not in integer and name not in read:
+            received, nothing = backward.leaf(name, forward.nodes[index].width), backward.number(0)
+            itself = received == received
+            ignored = Node("where", (itself.index, nothing.index, nothing.index), received.width)
+            old = backward.outputs[f"state.{entry}"]
+            total = Node("add", (old, backward.add(ignored).index), received.width)
+            backward.outputs[f"state.{entry}"] = backward.add(total).index
 
 
 def _resolve(forward: Graph, backward: Graph, integer: frozenset[str]) -> Backward:

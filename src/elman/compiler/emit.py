@@ -35,26 +35,29 @@ class Kernel:
         buffers: width of each buffer that the source names, in the order of its numbers.
         groups: the matrices, in the order of their numbers.
         sums: how many row sums are kept.
+        draws: the random choices, in the order of their numbers.
     """
 
     source: str = ""
     buffers: dict[str, int] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     sums: int = 0
+    draws: list[str] = field(default_factory=list)
 
 
-def emit(schedule: Schedule, biased: frozenset[str]) -> Kernel:
+def emit(schedule: Schedule, biased: frozenset[str], clocked: bool = False) -> Kernel:
     """Print a schedule.
 
     Args:
         schedule: of a forward or backward step.
         biased: products that have a bias, which is read from the buffer `bias.<product>`.
+        clocked: whether units of the products are wanted only where they are due; see `clock_of`.
     """
-    return _Emitter(schedule, biased).emit()
+    return _Emitter(schedule, biased, clocked).emit()
 
 
 # Buffers that the header needs beside a leaf; HANDED directly after CARRY.
-_COMPANIONS = {"gradient": ("carry", "handed", "sequence", "final"), "state": ("state", "previous", "default")}
+_COMPANIONS = {"gradient": ("carry", "handed", "sequence", "final", "fresh"), "state": ("state", "previous", "default")}
 
 
 # Operations that cost no more than reading their result would.
@@ -87,8 +90,9 @@ _POINT = (
 
 
 class _Emitter:
-    def __init__(self, schedule: Schedule, biased: frozenset[str]) -> None:
+    def __init__(self, schedule: Schedule, biased: frozenset[str], clocked: bool) -> None:
         self._schedule = schedule
+        self._clocked = clocked
         self._graph = schedule.graph
         self._biased = biased
         self._kernel = Kernel()
@@ -108,7 +112,9 @@ class _Emitter:
         bodies = [self._part(number, part) for number, part in enumerate(self._schedule.parts)]
         calls = "".join(f"    run_part<Part{n}>(c);\n    synchronise(c);\n" for n in range(len(bodies)))
         first = "".join(f"    over_units<Once{n}>(c);\n" for n in self._once)
-        head = f'enum {{ BUFFERS = {max(1, len(self._kernel.buffers))} }};\n#include "recurrence.h"\n\n'
+        clock = self._buffer("state.t", 1) if self._clocked else -1
+        sizes = f"BUFFERS = {max(1, len(self._kernel.buffers))}, CLOCK = {clock}"
+        head = f'enum {{ {sizes} }};\n#include "recurrence.h"\n\n'
         functions = (("once", first), ("step", calls))
         bodies += [f"static void {name}(const Context &c) {{\n{lines}}}\n" for name, lines in functions]
         self._kernel.source = head + "\n".join([*before, *bodies])
@@ -130,6 +136,11 @@ class _Emitter:
             + "};\n"
         )
 
+    def _draw(self, name: str) -> int:
+        if name not in self._kernel.draws:
+            self._kernel.draws.append(name)
+        return self._kernel.draws.index(name)
+
     def _part(self, number: int, part: Part) -> str:
         accumulator: dict[int, int] = {}
         count = len(part.products)
@@ -141,16 +152,17 @@ class _Emitter:
             names = tuple(nodes[0].name.split()) if transposed else tuple(n.name for n in nodes)
             segments = [str(self._read_from(a)) for a in nodes[0].args]
             self._kernel.groups.append(Group(names, transposed, part.width, blocks))
-            template = [count, len(accumulator), len(group), len(self._kernel.groups) - 1, *segments]
+            template = [int(transposed), count, len(accumulator), len(group), len(self._kernel.groups) - 1, *segments]
             calls.append(f"        products<ROWS, blocks, {', '.join(map(str, template))}>(c, acc, row, block);\n")
             accumulator |= {index: len(accumulator) + i for i, index in enumerate(group)}
+        transposes = any(self._graph.nodes[index].op == "transposed" for index in part.products)
         lines = self._expressions(part, accumulator)
         first_sum = self._sums[part.sums[0]] if part.sums else 0
         domain = self._buffer(f"domain.{part.width}", part.width)
         return (
             f"struct Part{number} {{\n"
             f"    enum {{ count = {count}, blocks = {blocks}, domain_buffer = {domain}, "
-            f"sums = {len(part.sums)}, first_sum = {first_sum} }};\n"
+            f"sums = {len(part.sums)}, first_sum = {first_sum}, transposes = {int(transposes)} }};\n"
             f"    template <int ROWS>\n"
             f"    INLINE void multiply_all(const Context &c, V (&acc)[ROWS][blocks * {max(count, 1)}], int64_t row, "
             f"int64_t block) {{\n{''.join(calls)}    }}\n"
@@ -163,6 +175,25 @@ class _Emitter:
         node = self._graph.nodes[index]
         name = self._schedule.memory.get(index, node.name)
         return self._buffer(name, node.width)
+
+    def _computed_here(self, part: Part, here: tuple[int, int]) -> list[int]:
+        """The values that a part computes for what it stores, totals and sums, operands first."""
+        graph, home = self._graph, self._schedule.home
+        stack = [*part.stores.values(), *part.totals.values(), *(graph.nodes[s].args[0] for s in part.sums)]
+        seen: set[int] = set()
+        while stack:
+            index = stack.pop()
+            node = graph.nodes[index]
+            if (
+                index in seen
+                or index in self._once
+                or node.op not in OPERATIONS
+                or (home[index] != here and not in_place(graph, home, index))
+            ):
+                continue
+            seen.add(index)
+            stack += node.args
+        return sorted(seen)
 
     def _expressions(self, part: Part, accumulator: dict[int, int]) -> list[str]:
         graph, schedule = self._graph, self._schedule
@@ -187,8 +218,11 @@ class _Emitter:
                 return loaded(self._once.get(index, node.name), node.width)
             if node.op == "number":
                 return f"splat((real){node.name})" if node.name not in ("inf", "-inf") else f"splat({node.name}inity)"
-            if node.op == "sum":
+            if node.op == "sum" and schedule.home[index] == here:
                 return f"read_sum(c, {self._sums[index]}, row)"
+            if node.op == "draw":
+                number = self._draw(node.name)
+                return f"draw_one(c, {number}, row)" if node.width == 1 else OPERATIONS["draw"].cpp.format(number)
             if index in accumulator:
                 bias = ""
                 if node.op == "product" and node.name in self._biased:
@@ -210,6 +244,8 @@ class _Emitter:
                     lines.append(f"{'Integers' if mask else 'V'} v{index}[N]; EACH v{index}[k] = {text};")
             return done[index]
 
+        for index in self._computed_here(part, here):  # operands first, so that no chain is too long to descend
+            value(index)
         # All is read before anything is written, so that no write stands between the vectors' computations.
         for name, index in part.stores.items():
             text = value(index)

@@ -14,9 +14,9 @@ from typing import Any
 from elman.cells.contract import Cell
 from elman.cells.layout import Layout
 from elman.cells.structure import Antisymmetric
-from elman.compiler.graph import Symbol
+from elman.compiler.graph import Node, Symbol
 from elman.compiler.notation import LaTeX, Name, Notation, Plain
-from elman.compiler.reading import Reading
+from elman.compiler.reading import Reading, leaf_name
 from elman.compiler.trace import trace
 
 # How tightly a written formula holds together; less than what its place asks for puts it in brackets.
@@ -124,7 +124,7 @@ class _Printer:
             return notation.call(function, [self.shown(of, _SUM)]), _ATOM
         match node.op:
             case "leaf":
-                return self._leaf(node.name)
+                return self._leaf(node)
             case "number":
                 value = float(node.name)
                 return ("e", _ATOM) if value == math.e else (notation.number(value), _ATOM if value >= 0 else _SUM)
@@ -163,25 +163,18 @@ class _Printer:
         called = {"maximum": "max", "minimum": "min"}.get(node.op, node.op)
         return notation.call(called, [self.shown(k, _SUM) for k in node.args]), _ATOM
 
-    def _leaf(self, leaf: str) -> tuple[str, int]:
-        kind, _, name = leaf.partition(".")
-        write = self.notation.name
-        match kind:
-            case "x":
-                product = f"{write(Name('W', of=name))}{self.notation.space}{write(Name('x', time='t'))}"
-                bias = self.reading.bias.get(("input", name))
-                return (f"{product} + {write(bias)}", _SUM) if bias else (product, _APPLICATION)
-            case "raw":
-                return write(Name("x", time="t")), _ATOM
-            case "state":
-                return write(Name("t")) if name == "t" else write(Name(name, time="t-1")), _ATOM
-            case "below":
-                return write(Name(name, time="t", above="below")), _ATOM
-            case "extra":
-                return write(Name(name, time="" if name == "dt" else "t")), _ATOM
-            case "reciprocal":
-                return self.notation.fraction("1", name), _PRODUCT
-        return write(Name(name)), _ATOM
+    def _leaf(self, leaf: Node) -> tuple[str, int]:
+        name = leaf_name(leaf)
+        if name is not None:
+            return self.notation.name(name), _ATOM
+        kind, _, of = leaf.name.partition(".")
+        if kind == "reciprocal":
+            return self.notation.fraction("1", of), _PRODUCT
+        product = (
+            f"{self.notation.name(Name('W', of=of))}{self.notation.space}{self.notation.name(Name('x', time='t'))}"
+        )
+        bias = self.reading.bias.get(("input", of))
+        return (f"{product} + {self.notation.name(bias)}", _SUM) if bias else (product, _APPLICATION)
 
     def _product(self, name: str, operand: int) -> tuple[str, int]:
         products, notation = self.reading.layout.products, self.notation
@@ -214,6 +207,8 @@ class _Printer:
                 add(node.args[1], "-", False)
             elif inline and node.op == "neg":
                 add(node.args[0], "+" if sign == "-" else "-", False)
+            elif inline and node.op == "mul" and (product := self._factors(k)[0]).startswith("-"):
+                terms.append(("+" if sign == "-" else "-", product[1:]))
             elif node.op == "number" and float(node.name) < 0:
                 terms.append(("+" if sign == "-" else "-", self.notation.number(-float(node.name))))
             elif inline and whole and (bias := self._bias(k)):
@@ -258,7 +253,9 @@ class _Printer:
                 power += 1
             factor = self.shown(k, _ATOM if len(rest) > 1 else _APPLICATION)
             if power > 1:
-                factor = self.notation.power(factor, power)
+                name = self.reading.named.get(k)
+                has_superscript = name is not None and (name.count or name.mark)
+                factor = self.notation.power(self.notation.group(factor) if has_superscript else factor, power)
             is_vector = self.nodes[k].width > 1
             if place:
                 written += self.notation.circle if is_vector and last_is_vector else self.notation.space

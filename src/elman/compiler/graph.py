@@ -68,6 +68,8 @@ OPERATIONS: dict[str, Operation] = {
     "le": _comparison("<="),
     "gt": _comparison(">"),
     "ge": _comparison(">="),
+    # A random choice has no operands: {0} is its number.
+    "draw": Operation("draw(c, {0}, row, unit + k * LANES)", _none, mask=True),
 }
 
 
@@ -75,9 +77,9 @@ OPERATIONS: dict[str, Operation] = {
 class Node:
     """One value.
 
-    `op` is a row of OPERATIONS, or: "leaf" (`name` says which input), "number" (`name` its value), "product" (of the
-    operand with the matrix `name`), "transposed" (the sum, over the matrices named in `name` as a space-separated
-    list, of their transposes times the operands), "sum" (over the units of a row, width 1).
+    `op` is a row of OPERATIONS (of a "draw", `name` says which), or: "leaf" (`name` says which input), "number" (`name`
+    its value), "product" (of the operand with the matrix `name`), "transposed" (the sum, over the matrices named in
+    `name` as a space-separated list, of their transposes times the operands), "sum" (over the units of a row, width 1).
     """
 
     op: str
@@ -246,6 +248,8 @@ def _simplified(name: str, values: list[Symbol]) -> Symbol | None:
             return values[1]
         if numbers[1] == 0:
             return values[0]
+    if name == "div" and numbers[1] == 1:
+        return values[0]
     if name == "sub" and numbers[1] == 0:
         return values[0]
     if name == "mul":

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from elman.cells.contract import Cell
 from elman.cells.layout import Layout, MatrixProduct
+from elman.compiler.clock import clock_of
 from elman.compiler.differentiate import Backward, differentiate
 from elman.compiler.emit import Kernel, emit
 from elman.compiler.graph import CannotCompile, Graph, Node
@@ -20,6 +21,12 @@ class Plan:
     Args:
         cell, layout: the cell at its sizes.
         below: width of each state of the layer below that the cell reads.
+        within: whether the products with the input are done within the step, for all its rows, and not before the loop.
+            Those of a cell with a clock always are, so that units that are not due can be passed over.
+
+    Attributes:
+        graph: the step.
+        clock: the constant with the periods by which all products are taken; see `clock_of`.
 
     Raises:
         CannotCompile: the cell's step cannot be compiled; the message says why.
@@ -28,9 +35,14 @@ class Plan:
     cell: Cell
     layout: Layout
     below: Mapping[str, int]
+    within: bool = False
 
     def __post_init__(self) -> None:
         self.graph: Graph = trace(self.cell, self.layout, dict(self.below))
+        self.clock = clock_of(self.graph)
+        if self.within or self.clock:
+            self.layout = self.layout.within()
+            self.graph = trace(self.cell, self.layout, dict(self.below))
         self.integer = frozenset(e.name for e, _ in self.layout.states if e.dtype == "int64")
         self.biased = frozenset(p.name for p in self.layout.products.values() if p.bias)
         if not self.integer <= {"t"}:
@@ -51,26 +63,10 @@ class Plan:
         """Forward, storing also what backward reads."""
         return self._forward(self.backward.saved)
 
-    @cached_property
-    def stepping(self) -> Kernel:
-        """One forward step that also does the products with the input: gate g's is named `x.<g>`."""
-        graph = Graph()
-        raw = graph.leaf("raw", self.layout.input_size)
-        moved: list[int] = []
-        for node in self.graph.nodes:
-            if node.op == "leaf" and node.name.startswith("x."):
-                moved.append(graph.add(Node("product", (raw.index,), node.width, node.name)).index)
-            else:
-                args = tuple(moved[a] for a in node.args)
-                moved.append(graph.add(Node(node.op, args, node.width, node.name)).index)
-        stores = {f"next.{e}": moved[index] for e, index in self.graph.outputs.items()}
-        biased = self.biased | ({f"x.{g}" for g in self.layout.input_gates} if self.layout.input_bias else set())
-        return emit(schedule(graph, stores, {}), biased)
-
     def _forward(self, saved: tuple[int, ...]) -> Kernel:
         stores = {f"next.{e}": index for e, index in self.graph.outputs.items()}
         stores |= {f"saved.{index}": index for index in saved}
-        return emit(schedule(self.graph, stores, {}), self.biased)
+        return emit(schedule(self.graph, stores, {}), self.biased, self.clock is not None)
 
     @cached_property
     def gradients(self) -> Kernel:
@@ -83,9 +79,9 @@ class Plan:
                 totals[f"total.{rest}"] = index
             elif kind == "state":
                 stores[f"handed.{rest}"] = index
-            elif not (kind == "x" and rest in self.shared):
+            elif not (kind == "x" and rest in self.shared) and not (kind == "product" and int(rest) in self.repeated):
                 stores[f"d.{name}"] = index
-        return emit(schedule(self.backward.graph, stores, totals), frozenset())
+        return emit(schedule(self.backward.graph, stores, totals), frozenset(), self.clock is not None)
 
     @cached_property
     def shared(self) -> dict[str, int]:
@@ -98,6 +94,17 @@ class Plan:
                 if same and index not in found.values():
                     found[gate] = index
                     break
+        return found
+
+    @cached_property
+    def repeated(self) -> dict[int, int]:
+        """Products whose gradient is also that of a product before, which is then stored once: that product."""
+        first: dict[int, int] = {}
+        found: dict[int, int] = {}
+        for index in self.products:
+            gradient = self.backward.graph.outputs.get(f"product.{index}")
+            if gradient is not None and first.setdefault(gradient, index) != index:
+                found[index] = first[gradient]
         return found
 
     @cached_property

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from elman.cells import math as functions
 from elman.cells.layout import Layout
-from elman.compiler.graph import OPERATIONS, CannotCompile, Graph, Symbol
-from elman.compiler.notation import Name
+from elman.compiler.graph import OPERATIONS, CannotCompile, Graph, Node, Symbol
+from elman.compiler.notation import Name, Plain
 
 Known = dict[int, tuple[str, int]]
 Normalised = dict[int, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -66,14 +67,17 @@ class Reading:
         return sorted(seen), uses
 
     def _name(self, names: dict[int, str]) -> dict[int, Name]:
-        nodes, named = self.graph.nodes, {}
-        taken = set(names.values()) | {entry.name for entry, _ in self.layout.states}
+        nodes = self.graph.nodes
+        named: dict[int, Name] = {}
+        taken = {Plain().name(name) for name in map(leaf_name, nodes) if name is not None}
+        taken |= {Plain().name(Name(entry, time="t")) for entry in self.graph.outputs}
         computed = [k for k in self.reached if nodes[k].op not in ("leaf", "number") and not self._is_mask(k)]
         computed = [k for k in computed if not self.counts_steps(k)]
         for entry, index in sorted(self.graph.outputs.items(), key=lambda item: item[0] != names.get(item[1])):
             if index in computed and index not in named:
                 named[index] = Name(entry, time="t")
-        shared = next(letter for letter in ("v", "w", "a", "value") if letter not in taken)
+        letters = {*names.values(), *taken, *(entry.name for entry, _ in self.layout.states)}
+        shared = next(letter for letter in ("v", "w", "a", "value") if letter not in letters)
         words: dict[str, list[int]] = {}
         for index in computed:
             if index in named:
@@ -83,8 +87,10 @@ class Reading:
             elif index in self.normalised or (self.uses[index] > 1 and not self._is_short(index)):
                 words.setdefault(shared, []).append(index)
         for word, indices in words.items():
+            marks = (Name(word, mark="'" * count) for count in range(len(taken) + 1))
+            name = next(n for n in marks if Plain().name(n) not in taken)
             for count, index in enumerate(indices, start=1):
-                named[index] = Name(word, count=count if len(indices) > 1 else 0)
+                named[index] = replace(name, count=count if len(indices) > 1 else 0)
         return named
 
     def counts_steps(self, index: int) -> bool:
@@ -112,6 +118,25 @@ class Reading:
             taken.add(name)
             found[kind, of] = name
         return found
+
+
+def leaf_name(node: Node) -> Name | None:
+    """The name of an input of the step, but for the products with the input, which have none."""
+    kind, _, name = node.name.partition(".")
+    if node.op != "leaf":
+        return None
+    match kind:
+        case "raw":
+            return Name("x", time="t")
+        case "state":
+            return Name(name, time="" if name == "t" else "t-1")
+        case "below":
+            return Name(name, time="t", above="below")
+        case "extra":
+            return Name(name, time="" if name == "dt" else "t")
+        case "vector" | "constant":
+            return Name(name)
+    return None
 
 
 def _recognised(graph: Graph) -> tuple[Known, Normalised]:

@@ -53,7 +53,8 @@ def schedule(graph: Graph, stores: dict[str, int], totals: dict[str, int]) -> Sc
         totals: values to add up over rows, by the names of buffers.
     """
     needed = _needed(graph, [*stores.values(), *totals.values()])
-    home = {index: (_levels(graph)[index], graph.nodes[index].width) for index in needed}
+    levels = _levels(graph)
+    home = {index: (levels[index], graph.nodes[index].width) for index in needed}
     parts: dict[tuple[int, int], Part] = {}
 
     def part(index: int) -> Part:
@@ -98,11 +99,14 @@ def schedule(graph: Graph, stores: dict[str, int], totals: dict[str, int]) -> Sc
 
 
 def is_free(graph: Graph, home: dict[int, tuple[int, int]], index: int) -> bool:
-    """Whether any part may compute a value for itself: inputs, numbers, sums, and what is cheap on top of them."""
+    """Whether any part may compute a value for itself: inputs, numbers, and what is cheap on top of them.
+
+    What comes of a sum over units is computed once for a row, by a part of width 1, and not for each vector of units.
+    """
     node = graph.nodes[index]
-    if node.op in ("leaf", "number", "sum"):
+    if node.op in ("leaf", "number"):
         return True
-    if node.op in ("product", "transposed") or (node.width > 1 and home[index][0] > 0):
+    if node.op in ("product", "transposed", "sum") or home[index][0] > 0:
         return False
     if index not in graph.free:
         graph.free[index] = all(is_free(graph, home, a) for a in node.args)
@@ -124,12 +128,12 @@ def _read_elsewhere(
     while stack:
         index = stack.pop()
         node = graph.nodes[index]
-        if node.op in ("leaf", "number", "sum"):
+        if node.op in ("leaf", "number"):
             continue
         if home[index] != here and not in_place(graph, home, index):
             found.append(index)
             continue
-        if node.op in ("product", "transposed"):
+        if node.op in ("product", "transposed", "sum"):
             continue
         for argument in node.args:
             if argument not in seen:

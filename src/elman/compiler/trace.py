@@ -14,12 +14,12 @@ def trace(cell: Cell, layout: Layout, below: dict[str, int] | None = None) -> Gr
 
     Args:
         cell: whose `step` runs.
-        layout: its sizes.
+        layout: its sizes; input gates that are products there (see `Layout.within`) are products here.
         below: width of each state of the layer below that the cell reads.
 
     Returns:
-        A graph with leaves `x.<gate>`, `raw`, `extra.<name>`, `below.<state>`, `state.<entry>`, `vector.<name>` and
-        `constant.<name>`, and an output for each state entry.
+        A graph with "draw" nodes for the cell's random choices, with leaves `x.<gate>`, `raw`, `extra.<name>`,
+        `below.<state>`, `state.<entry>`, `vector.<name>` and `constant.<name>`, and an output for each state entry.
 
     Raises:
         CannotCompile: the step does something that a kernel cannot; the message says what.
@@ -29,7 +29,12 @@ def trace(cell: Cell, layout: Layout, below: dict[str, int] | None = None) -> Gr
         gate: graph.leaf(f"x.{gate}", rows.stop - rows.start) for gate, rows in layout.input_gates.items()
     }
     inputs |= {e.name: graph.leaf(f"extra.{e.name}", e.width) for e in layout.extras}
-    inputs["raw"] = graph.leaf("raw", layout.input_size)
+    inputs |= {d.name: graph.add(Node("draw", (), width, d.name)) for d, width in layout.draws}
+    raw = inputs["raw"] = graph.leaf("raw", layout.input_size)
+    for name, product in layout.products.items():
+        if name.startswith("x."):
+            gate = graph.add(Node("product", (raw.index,), product.output, name))
+            inputs[name.removeprefix("x.")] = gate
     inputs["below"] = SimpleNamespace(**{n: graph.leaf(f"below.{n}", w) for n, w in (below or {}).items()})
     values = {name: graph.leaf(f"vector.{name}", _vector_width(layout, name)) for name in layout.vectors}
     for name, array in cell.constants(layout.hidden_size).items():

@@ -1,45 +1,121 @@
-"""One long text as a batch: contiguous lanes read side by side, window by window, with the state carried along."""
+"""One long text as batches: lanes read side by side with the state carried along, or windows from anywhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from elman.data.tokenizers import Tokens
+from elman.data.order import Permutation
+from elman.data.store import TokenSequence
 
 
-class Lanes:
-    """Training windows: the tokens cut into ``lanes`` contiguous lanes, each read ``window`` steps at a time.
+class Batches(ABC):
+    """Training sequences, each of B stretches of the text side by side. Targets are the inputs one step later.
 
-    Targets are the inputs one step later. The last window of a pass may be shorter; fewer than ``lanes`` tokens at
-    the end of the text are left out.
+    Attributes:
+        lengths: the steps of each of an epoch's sequences.
+    """
+
+    lengths: Sequence[int]
+
+    def __init__(self, tokens: TokenSequence, lengths: Sequence[int]) -> None:
+        self.tokens = tokens
+        self.lengths = lengths
+
+    @abstractmethod
+    def begins(self, epoch: int, index: int) -> Tensor:
+        """Where the rows of a sequence begin in the text, int64 ``[B]``."""
+
+    def read(self, begins: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the steps from ``start`` to ``stop`` of rows that begin there, int64 ``[T, B]``.
+
+        Of a text on disk no more is read than these steps of these rows.
+        """
+        columns = [self.tokens[begin + start : begin + stop + 1] for begin in begins.tolist()]
+        block = torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))  # [T + 1, B]
+        return block[:-1], block[1:]
+
+    def window(self, epoch: int, index: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The same of all rows of a sequence."""
+        return self.read(self.begins(epoch, index), start, stop)
+
+
+class Lanes(Batches):
+    """The text cut into ``lanes`` contiguous lanes: one sequence, read window by window, the same in every epoch.
+
+    Fewer than ``lanes`` tokens at the end of the text are left out.
 
     Raises:
         ValueError: fewer tokens than one window of all lanes needs.
     """
 
-    def __init__(self, tokens: Tokens, lanes: int, window: int) -> None:
-        self.length = (len(tokens) - 1) // lanes  # predictions of a lane
-        if self.length < window:
+    def __init__(self, tokens: TokenSequence, lanes: int, window: int) -> None:
+        length = (len(tokens) - 1) // lanes  # predictions of a lane
+        if length < window:
             raise ValueError(
                 f"{len(tokens)} tokens are too few: {lanes} lanes of one {window}-step window need {lanes * window + 1}"
             )
-        self.window_size = window
-        used = torch.from_numpy(tokens[: lanes * self.length + 1])
-        self._inputs = used[:-1].view(lanes, self.length).t().contiguous()  # [length, B]
-        self._targets = used[1:].view(lanes, self.length).t().contiguous()
+        super().__init__(tokens, [length])
+        self._begins = length * torch.arange(lanes)
+
+    def begins(self, epoch: int, index: int) -> Tensor:
+        return self._begins
+
+
+class RandomWindows(Batches):
+    """Windows that begin anywhere: a sequence is ``count`` of them, and each starts from a fresh state.
+
+    A pass cuts the text into windows from a random first token on, and takes them in a random order, ``count`` at a
+    time: it reads (almost) every token once, and no two passes cut at the same places. What a step reads depends on
+    seed, pass and step alone.
+
+    Raises:
+        ValueError: fewer tokens than one batch needs.
+    """
+
+    def __init__(self, tokens: TokenSequence, count: int, window: int, seed: int) -> None:
+        self._windows = (len(tokens) - window) // window  # whatever the first token of a pass is
+        if self._windows < count:
+            raise ValueError(
+                f"{len(tokens)} tokens are too few: {count} windows of {window} steps, begun anywhere, "
+                f"need {(count + 1) * window}"
+            )
+        super().__init__(tokens, Alike(window, self._windows // count))
+        self._count = count
+        self._window = window
+        self._seed = seed
+
+    def begins(self, epoch: int, index: int) -> Tensor:
+        order = Permutation(self._windows, self._seed, epoch)
+        first = int(np.random.default_rng((self._seed, epoch)).integers(self._window))
+        windows = order.at(np.arange(index * self._count, (index + 1) * self._count))
+        return torch.from_numpy(first + self._window * windows)
+
+
+class Alike(Sequence[int]):
+    """One number many times; it takes no memory."""
+
+    def __init__(self, number: int, count: int) -> None:
+        self._number = number
+        self._places = range(count)
 
     def __len__(self) -> int:
-        """Windows in one pass over the text."""
-        return -(-self.length // self.window_size)
+        return len(self._places)
 
-    def window(self, index: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of one window, int64 ``[T, B]``."""
-        steps = slice(index * self.window_size, (index + 1) * self.window_size)
-        return self._inputs[steps].long(), self._targets[steps].long()
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Alike: ...
+
+    def __getitem__(self, place: int | slice) -> int | Alike:
+        chosen = self._places[place]  # IndexError behind the end
+        return self._number if isinstance(chosen, int) else Alike(self._number, len(chosen))
 
 
 class ScoringLanes:
@@ -53,7 +129,7 @@ class ScoringLanes:
         ValueError: fewer than two tokens.
     """
 
-    def __init__(self, tokens: Tokens, lanes: int, window: int, burn_in: int) -> None:
+    def __init__(self, tokens: TokenSequence, lanes: int, window: int, burn_in: int) -> None:
         if len(tokens) < 2:
             raise ValueError(f"{len(tokens)} tokens are too few to score: the first is only read")
         count = len(tokens) - 1
@@ -61,18 +137,23 @@ class ScoringLanes:
         burn_in = min(burn_in, count) if lanes > 1 else 0
         own = -(-(count - burn_in) // lanes)  # steps that a lane scores after its burn-in
         lanes = max(1, -(-(count - burn_in) // own))  # rounding may leave the last lane nothing
-        padded = np.zeros(own * lanes + burn_in + 1, dtype=tokens.dtype)
-        padded[: len(tokens)] = tokens
-        begin = own * np.arange(lanes)
-        step = np.arange(own + burn_in)[:, None]
         self.window_size = window
         self.lanes = lanes
-        self._inputs = torch.from_numpy(padded[begin + step])  # [steps, B]
-        self._targets = torch.from_numpy(padded[begin + step + 1])
-        self._scored = torch.from_numpy((begin + step < count) & ((step >= burn_in) | (begin == 0)))
+        self._tokens = tokens
+        self._count = count
+        self._burn_in = burn_in
+        self._begins = own * np.arange(lanes)
+        self._steps = own + burn_in
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Inputs and targets, int64, and which steps count, bool: each ``[T, B]``."""
-        for start in range(0, len(self._inputs), self.window_size):
-            steps = slice(start, start + self.window_size)
-            yield self._inputs[steps].long(), self._targets[steps].long(), self._scored[steps]
+        for start in range(0, self._steps, self.window_size):
+            step = np.arange(start, min(start + self.window_size, self._steps))[:, None]
+            block = np.zeros((len(step) + 1, self.lanes), dtype=np.int64)  # zeros where the last lane has ended
+            for lane, begin in enumerate(self._begins.tolist()):
+                column = self._tokens[begin + start : begin + start + len(step) + 1]
+                block[: len(column), lane] = column
+            place = self._begins + step
+            scored = (place < self._count) & ((step >= self._burn_in) | (self._begins == 0))
+            inputs = torch.from_numpy(block)
+            yield inputs[:-1], inputs[1:], torch.from_numpy(scored)

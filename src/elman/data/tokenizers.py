@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import io
+import itertools
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,9 @@ UNKNOWN = "<unk>"
 END_OF_LINE = "<eos>"
 PIECE = 1 << 16  # characters encoded at a time: bounds the memory that encoding takes
 DEFAULT_BPE_SIZE = 8000
-ALL_WORDS = 1 << 30
+# str.split takes these for spaces too; Unicode, and so the tokenizer's file, does not
+SPLIT_BY_PYTHON_ALONE = "\x1c\x1d\x1e\x1f"
+WORD = re.compile(r"(?:[^\s]|[\x1c-\x1f])+")
 
 
 class Tokenizer:
@@ -43,6 +46,7 @@ class Tokenizer:
         else:
             self.kind = "word" if isinstance(backend.pre_tokenizer, pre_tokenizers.WhitespaceSplit) else "char"
         self._character_ids = self._table() if self.kind == "char" else None
+        self._word_ids = WordIds(backend.get_vocab(), self.unknown) if self.kind == "word" else None
 
     @classmethod
     def build(cls, kind: Kind, text: str, *, vocab_size: int | None = None, min_frequency: int = 1) -> Tokenizer:
@@ -50,23 +54,37 @@ class Tokenizer:
 
         ``vocab_size`` None keeps all characters or words, or 8,000 byte pairs. Raises UserError where it is too small.
         """
-        smallest = 257 if kind == "bpe" else 2
-        if vocab_size is not None and vocab_size < smallest:
-            raise UserError(f"--vocab-size must be at least {smallest} for --tokenizer {kind}, got {vocab_size}")
         if kind == "bpe":
-            backend = tokenizers.Tokenizer(models.BPE())
-            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            backend.decoder = decoders.ByteLevel()
-            trainer = trainers.BpeTrainer(
-                vocab_size=vocab_size or DEFAULT_BPE_SIZE,
-                min_frequency=min_frequency,
-                show_progress=False,
-                initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            )
-            backend.train_from_iterator(_pieces(text), trainer)
-            return cls(backend)
-        known = _counted(kind, text, (vocab_size or ALL_WORDS) - 1, min_frequency)
+            return cls.byte_pairs(_pieces(text), vocab_size=vocab_size, min_frequency=min_frequency)
+        return cls.of_counts(kind, count(kind, text), vocab_size=vocab_size, min_frequency=min_frequency)
+
+    @classmethod
+    def of_counts(
+        cls, kind: Kind, counts: Mapping[str, int], *, vocab_size: int | None = None, min_frequency: int = 1
+    ) -> Tokenizer:
+        """Characters, in the order of their code points, or words, by falling frequency, from how often each occurs."""
+        check_vocabulary_size(kind, vocab_size)
+        common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        known = [token for token, times in common if times >= min_frequency and token != UNKNOWN]
+        known = known[: vocab_size - 1] if vocab_size is not None else known
+        known = sorted(known) if kind == "char" else known
         return cls(_word_level(kind, {UNKNOWN: 0, **{token: index for index, token in enumerate(known, 1)}}))
+
+    @classmethod
+    def byte_pairs(cls, texts: Iterable[str], *, vocab_size: int | None = None, min_frequency: int = 1) -> Tokenizer:
+        """Byte pairs learned from the texts, 8,000 unless ``vocab_size`` says otherwise."""
+        check_vocabulary_size("bpe", vocab_size)
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size or DEFAULT_BPE_SIZE,
+            min_frequency=min_frequency,
+            show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -84,15 +102,20 @@ class Tokenizer:
 
     def encode(self, text: str) -> Tokens:
         """Text to token numbers, int32 ``[N]``. Long texts are encoded in pieces that end at line ends."""
-        parts = [np.zeros(0, dtype=np.int32)]
-        for piece in _pieces(text):
-            if self._character_ids is not None:
-                parts.append(self._character_ids[np.frombuffer(piece.encode("utf-32-le"), dtype="<u4")])
-                continue
-            # lines are encoded on all cores; a word never crosses a line end, but a byte pair may
-            strings = list(io.StringIO(piece, newline="\n")) if self.kind == "word" else [piece]
-            parts += [np.array(encoding.ids, dtype=np.int32) for encoding in self.backend.encode_batch_fast(strings)]
-        return np.concatenate(parts)
+        return self.encode_each(list(_pieces(text)))[0]
+
+    def encode_each(self, texts: Sequence[str]) -> tuple[Tokens, list[int]]:
+        """Several texts, each by itself: the token numbers of all, int32 ``[N]``, and how many each has."""
+        if self._character_ids is not None:
+            codes, counts = _codes("".join(texts)), [len(text) for text in texts]
+            return self._character_ids[codes], counts
+        if self._word_ids is not None:
+            words = [_words(text) for text in texts]
+            found = map(self._word_ids.__getitem__, itertools.chain.from_iterable(words))
+            return np.fromiter(found, dtype=np.int32), [len(some) for some in words]
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)  # on all cores
+        parts = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return np.concatenate([np.zeros(0, dtype=np.int32), *parts]), [len(part) for part in parts]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Token numbers to text; what is no whole UTF-8 character becomes U+FFFD."""
@@ -117,6 +140,18 @@ class Tokenizer:
             if len(token) == 1:
                 table[ord(token)] = index
         return table
+
+
+class WordIds(dict[str, int]):
+    """Numbers of words; that of ``<unk>`` for all others."""
+
+    def __init__(self, known: dict[str, int], unknown: int | None) -> None:
+        super().__init__(known)
+        self._unknown = unknown
+
+    def __missing__(self, word: str) -> int:
+        assert self._unknown is not None
+        return self._unknown
 
 
 class TextStream:
@@ -155,16 +190,32 @@ def _word_level(kind: Kind, vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
     return backend
 
 
-def _counted(kind: Kind, text: str, most: int, min_frequency: int) -> list[str]:
-    """The tokens to keep: characters by code point, words by falling frequency."""
-    if kind == "char":
-        common = sorted(Counter(text).items(), key=lambda item: (-item[1], item[0]))[:most]
-        return sorted(character for character, count in common if count >= min_frequency)
-    backend = _word_level("word", {UNKNOWN: 0})
-    trainer = trainers.WordLevelTrainer(vocab_size=most + 1, min_frequency=min_frequency, show_progress=False)
-    backend.train_from_iterator(_pieces(text), trainer)
-    by_index = sorted(backend.get_vocab().items(), key=lambda item: item[1])
-    return [word for word, _ in by_index if word != UNKNOWN][:most]
+def check_vocabulary_size(kind: Kind, size: int | None) -> None:
+    """Raises UserError where a vocabulary cannot be as small as that."""
+    smallest = 257 if kind == "bpe" else 2
+    if size is not None and size < smallest:
+        raise UserError(f"--vocab-size must be at least {smallest} for --tokenizer {kind}, got {size}")
+
+
+def count(kind: Kind, text: str) -> Counter[str]:
+    """How often each character or word occurs."""
+    if kind == "word":
+        return Counter(_words(text))
+    times = np.bincount(_codes(text))
+    return Counter({chr(code): int(times[code]) for code in np.flatnonzero(times)})
+
+
+def _codes(text: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint32]:
+    """The code points of a text."""
+    if text.isascii():
+        return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+
+
+def _words(text: str) -> list[str]:
+    """What stands between spaces, and an END_OF_LINE for each line end: as the word tokenizer's file says."""
+    text = text.replace("\n", f" {END_OF_LINE} ")
+    return WORD.findall(text) if any(mark in text for mark in SPLIT_BY_PYTHON_ALONE) else text.split()
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -3,8 +3,9 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,10 +14,11 @@ from elman.cells.structure import Dense
 from elman.compiler.plan import Plan
 from elman.engine import memory, threads
 from elman.engine.forward import Run, Scene
-from elman.engine.kernel import Kind, Table, chunks
+from elman.engine.kernel import Kind, Table
 from elman.engine.matrices import stored_gradient, weight_parameter
+from elman.engine.products import matrix
 
-_NARROW = 32  # columns of a weight below which its gradient is better computed transposed
+_TURNED = 256  # columns of a wider weight up to which its gradient is sooner computed transposed
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ def arrangement(plan: Plan) -> Arrangement:
         if index in differentiated and index not in found.places:
             found.places[index] = (False, found.rest)
             found.rest += plan.products[index].width
+    for index, first in plan.repeated.items():
+        if first in found.places:
+            found.places[index] = found.places[first]
     for operand in dict.fromkeys(n.args[0] for n in plan.products.values()):
         members = [i for i, n in plan.products.items() if n.args[0] == operand and i in found.places]
         members.sort(key=lambda i: found.places[i])
@@ -155,27 +160,27 @@ class Backward(Run):
         self.arrangement = arrangement(plan)
         self.sequences = {n: kept[f"sequence.{n}"] for n in self.widths}
         self.found: dict[str, Tensor] = {}
+        self.fresh: dict[str, Tensor] = {}  # gradients of the learned states at resets, for each thread
 
     def run(self) -> dict[str, Tensor]:
         """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero."""
         table = Table(self.kernel, self.dtype, self.batch)
         self.states(table, self.sequences)
         self.units(table)
+        self.draws(table)
         self.side_inputs(table)
         if "saved" in self.kept:
             self.place_saved(table, self.kept["saved"])
         carries = self._flows(table)
         rows = self.gates_width + self.arrangement.rest
-        stretches = chunks(self.packing, rows * self.itemsize, self.kernel)
+        stretches = self.stretches(rows * self.itemsize, backward=True)
         longest = max(entries.stop - entries.start for _, entries in stretches)
         self._gates = self._columns(longest)
         self._rest = self.take(longest, self.arrangement.rest) if self.arrangement.rest else 0
         side, totals = self._direct(table)
-        run = table.prepare(
-            self.matrices(), self.patterns(), self.packing, self.reset, True, tuple(self.widths), memory.scratch.take
-        )
+        run = self.prepare(table, backward=True)
         products = _Products(self, len(stretches) > 1)
-        for steps, entries in reversed(stretches):
+        for steps, entries in stretches:
             self._place(table, entries.start)
             table.steps(steps.start, steps.stop)
             run()
@@ -183,10 +188,12 @@ class Backward(Run):
 
         for n, v in totals.items():
             self.found[f"parameter.{n}"] = v.sum(0)
+        for n, v in self.fresh.items():
+            self.found[n] = v.sum(0)
         for n, carry in carries.items():
-            self.found[f"state.{n}"] = carry[self.batch :]
+            self.found[f"state.{n}"] = self._handed_last(carry)
         for n, v in side.items():
-            self.found["input" if n == "raw" else n] = self.in_order(v)
+            self.found["input" if n == "raw" else n] = v
         products.give(self.found)
         return self.found
 
@@ -197,7 +204,8 @@ class Backward(Run):
         for k, (entry, width) in enumerate(self.layout.states):
             given = self.gradients[k] if k < wanted else None
             if given is not None:
-                table.set(f"sequence.{entry.name}", self.in_order(given).contiguous(), Kind.STEP)
+                rows = given if given.stride(1) == 1 else given.contiguous()
+                table.set(f"sequence.{entry.name}", rows, Kind.STEP)
             final = self.gradients[wanted + k]
             if final is not None and entry.dtype != "int64":
                 table.set(f"final.{entry.name}", final.contiguous(), Kind.BATCH)
@@ -207,6 +215,13 @@ class Backward(Run):
                 table.set(f"handed.{entry.name}", carry, Kind.HANDED)
                 carries[entry.name] = carry
         return carries
+
+    def _handed_last(self, carry: Tensor) -> Tensor:
+        """What each row's first step in the order of time has handed back, [B, width], of the two halves of a carry."""
+        if not self.scene.reverse or self.packing.is_dense:
+            half = self.packing.steps & 1 if self.scene.reverse else 1
+            return carry[half * self.batch : (half + 1) * self.batch]
+        return carry.index_select(0, self.packing.halves)
 
     def _columns(self, rows: int) -> int:
         """Memory for the gradients of the input gates, which are zero where a gate has none."""
@@ -218,7 +233,13 @@ class Backward(Run):
 
     def _direct(self, table: Table) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Give a table memory for the gradients of side inputs, and for those of vectors, which are totals."""
-        side, totals = {}, {}
+        side: dict[str, Tensor] = {}
+        totals: dict[str, Tensor] = {}
+        for n in self.inputs:
+            if n.startswith("default.") and f"carry.{n[8:]}" in table:
+                fresh = torch.zeros(threads.count(), self.widths[n[8:]], dtype=self.dtype)
+                table.set(f"fresh.{n[8:]}", fresh, Kind.TOTALS)
+                self.fresh[n] = fresh
         for n, width in self.kernel.buffers.items():
             if n.startswith(("d.raw", "d.extra.", "d.below.")):
                 side[n[2:]] = memory.empty(self.total, width, dtype=self.dtype)
@@ -251,14 +272,16 @@ class _Products:
         self._run = run
         self._tools = run.tools
         self._size = run.itemsize
-        self._input = run.in_order(run.inputs["input"])
+        self._input = run.inputs["input"]
         self._parameters: dict[str, Tensor] = {}  # gradients
         self._apart: dict[int, tuple[Tensor, Tensor | None]] = {}  # of groups that are not stored as they are
         # What is computed transposed, where it belongs, and whether it is added there.
-        self._narrow: dict[int, tuple[Tensor, Tensor, bool]] = {}
+        self._transposed: dict[int, tuple[Tensor, Tensor, bool]] = {}
         self._once: dict[str, bool] = {}
         self._begun: set[int] = set()
         self._operands: dict[int, Tensor] = {}
+        self._due_rows: dict[int, list[tuple[Tensor, int, int]]] = {}
+        self._clock = next((i for i, n in enumerate(run.plan.graph.nodes) if n.name == "state.t"), 0)
         self._through: Tensor | None = None
         if run.gates_width and run.inputs["input"].requires_grad:
             weight = run.parameters["weight_ih"]
@@ -276,7 +299,11 @@ class _Products:
             weight, bias = self._targets(number, group, width, operand.shape[1])
             add = number in self._begun or (group.weight is not None and not self._once[group.weight])
             d = run.columns(group.among_gates, group.start)
-            self._add(number, d, (width, count), operand, weight, bias, add)
+            if run.clock is None:
+                self._add(number, d, (width, count), operand, weight, bias, add)
+            else:
+                self._add_due(group, d, entries, operand, (weight, bias), add)
+                self._begun.add(number)
         if not run.gates_width:
             return
         weight = self._gradient("weight_ih", slice(None))
@@ -330,33 +357,76 @@ class _Products:
         (address, stride), (width, count) = d, sizes
         columns = right.shape[1]
         sums = 0 if bias is None else bias.data_ptr()
-        if columns < _NARROW < width:
+        if columns < min(width, _TURNED):
             begun = number in self._begun
             if not begun:
-                self._narrow[number] = (memory.empty(columns, width, dtype=weight.dtype), weight, add)
-            to = self._narrow[number][0]
+                self._transposed[number] = (memory.empty(columns, width, dtype=weight.dtype), weight, add)
+            to = (self._transposed[number][0].data_ptr(), width)
             a, b = (right.data_ptr(), right.stride(1), right.stride(0)), (address, stride, 1)
-            self._tools.multiply((columns, width, count), a, b, (to.data_ptr(), width), add=begun)
-            if sums:
-                self._tools.multiply((width, 0, count), (address, 1, stride), (0, 0, 0), (0, 0), add=add, sums=sums)
+            self._tools.multiply((columns, width, count), a, b, to, add=begun, column_sums=sums, add_sums=add)
         else:
             b = (right.data_ptr(), right.stride(0), right.stride(1))
-            to_weight = (weight.data_ptr(), columns)
-            self._tools.multiply((width, columns, count), (address, 1, stride), b, to_weight, add=add, sums=sums)
+            to = (weight.data_ptr(), columns)
+            a = (address, 1, stride)
+            self._tools.multiply((width, columns, count), a, b, to, add=add, sums=sums, add_sums=add)
         self._begun.add(number)
+
+    def _add_due(
+        self,
+        group: Group,
+        d: tuple[int, int],
+        entries: slice,
+        operand: Tensor,
+        targets: tuple[Tensor, Tensor | None],
+        add: bool,
+    ) -> None:
+        """As `_add`, of a cell with a clock: each run of units takes only the rows in which it is due."""
+        run, columns = self._run, operand.shape[1]
+        (address, stride), (weight, bias) = d, targets
+        if not add:
+            weight.zero_()
+            if bias is not None:
+                bias.zero_()
+        for rows, first, end in self._due(entries):
+            for unit in accumulate(group.widths[:-1], initial=0):
+                start = unit + first
+                self._tools.multiply(
+                    (end - first, columns, len(rows)),
+                    (address + start * run.itemsize, 1, stride),
+                    (operand.data_ptr(), operand.stride(0), operand.stride(1)),
+                    (weight[start:].data_ptr(), columns),
+                    add=True,
+                    sums=0 if bias is None else bias[start:].data_ptr(),
+                    add_sums=True,
+                    chosen=rows.data_ptr(),
+                )
+
+    def _due(self, entries: slice) -> list[tuple[Tensor, int, int]]:
+        """Rows of a stretch, and the first and last of the neighbouring units that are due at their steps alone."""
+        if entries.start not in self._due_rows:
+            run = self._run
+            runs = np.asarray(run.clock).reshape(-1, 3)
+            time = self._operand(self._clock, entries)[:, 0].numpy().astype(np.int32)
+            sets = (time[:, None] % runs[:, 2].astype(np.int32) == 0) @ (1 << np.arange(len(runs)))
+            found = []
+            for chosen in np.unique(sets):
+                rows = torch.from_numpy(np.flatnonzero(sets == chosen))
+                edges = np.flatnonzero(np.diff([0, *(int(chosen) >> k & 1 for k in range(len(runs))), 0]))
+                found += [(rows, int(runs[a, 0]), int(runs[b - 1, 1])) for a, b in edges.reshape(-1, 2)]
+            self._due_rows[entries.start] = found
+        return self._due_rows[entries.start]
 
     def give(self, found: dict[str, Tensor]) -> None:
         """Put the gradients of parameters and input, by name, beside those that are there."""
-        for transposed, weight, add in self._narrow.values():
+        for transposed, weight, add in self._transposed.values():
             if add:
                 weight.add_(transposed.T)
             else:
-                weight.copy_(transposed.T)
+                self._tools.transpose(matrix(transposed), weight.data_ptr(), weight.stride(0))
         for name, gradient in self._parameters.items():
             found[f"parameter.{name}"] = gradient
         if self._through is not None:
-            through = self._run.in_order(self._through)
-            found["input"] = found["input"] + through if "input" in found else through
+            found["input"] = found["input"] + self._through if "input" in found else self._through
         for number, (weight, bias) in self._apart.items():
             self._give_apart(found, self._run.arrangement.groups[number], weight, bias)
 
@@ -388,9 +458,13 @@ class _Products:
         node = run.plan.graph.nodes[index]
         kind, _, rest = node.name.partition(".")
         if node.op == "leaf" and kind == "state" and not (run.packing.is_dense and run.reset is None):
-            rows = run.sequences[rest].index_select(0, run.packing.previous_steps[entries])
+            packing = run.packing
+            before = packing.next_steps if run.scene.reverse else packing.previous_steps
+            rows = run.sequences[rest].index_select(0, before[entries])
             if run.reset is not None:
-                rows[run.reset[entries].bool()] = {e.name: e.initial for e, _ in run.layout.states}[rest]
+                learned = run.inputs.get(f"default.{rest}")
+                fixed = {e.name: e.initial for e, _ in run.layout.states}[rest]
+                rows[run.reset[entries].bool()] = fixed if learned is None else learned
             return rows
         if index not in self._operands:
             self._operands[index] = self._whole_operand(index)
@@ -402,7 +476,7 @@ class _Products:
         if node.op != "leaf":
             entry = next((e for e, i in run.plan.graph.outputs.items() if i == index), None)
             if entry is not None:
-                return run.sequences[entry][run.batch :]
+                return run.outputs(run.sequences[entry])
             start = 0
             for number, width in run.plan.saved_widths.items():
                 if number == index:
@@ -411,5 +485,5 @@ class _Products:
             return run.kept["saved"][start : start + run.total * node.width].view(run.total, node.width)
         kind, _, rest = node.name.partition(".")
         if kind == "state":
-            return run.sequences[rest]
-        return run.in_order(run.inputs["input" if kind == "raw" else node.name])
+            return run.sequences[rest][run.batch :] if run.scene.reverse else run.sequences[rest]
+        return run.inputs["input" if kind == "raw" else node.name]

@@ -1,7 +1,7 @@
 """What a layer asks of an engine, and what it gets back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -19,12 +19,16 @@ class Direction:
         state: one [B, width] tensor for each state entry, in packed order; None for the default.
         reverse: whether time runs backwards, each row from its own last step.
         below: sequences of the states of the layer below in this direction, [N, width] each; empty where unread.
+        draws: for each of the cell's random choices, the table that `draws.rows` gives.
+        default: the state at resets, one [width] tensor for each state entry; None for what the entries declare.
     """
 
     parameters: Mapping[str, Tensor]
     state: tuple[Tensor, ...] | None
     reverse: bool
     below: Mapping[str, Tensor]
+    draws: Mapping[str, Tensor] = field(default_factory=dict)
+    default: tuple[Tensor, ...] | None = None
 
 
 @dataclass(slots=True)

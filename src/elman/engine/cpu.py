@@ -14,7 +14,7 @@ from elman.compiler.plan import Plan
 from elman.engine import reference
 from elman.engine.backward import Backward
 from elman.engine.call import Direction, DirectionResult, LayerCall
-from elman.engine.forward import Forward, Scene, parameter_names, state_names
+from elman.engine.forward import Forward, Scene, default_names, parameter_names, state_names
 from elman.engine.products import REALS, tools
 
 name = "cpu"
@@ -123,11 +123,15 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
     inputs |= zip(parameter_names(call.layout), direction.parameters.values(), strict=True)
     if direction.state is not None:
         inputs |= zip(state_names(call.layout), direction.state, strict=True)
+    if direction.default is not None and call.reset is not None:
+        floats = [e.dtype == "float" for e, _ in call.layout.states]
+        given = zip(default_names(call.layout), direction.default, floats, strict=True)
+        inputs |= {name: v for name, v, is_float in given if is_float}
     inputs |= {f"extra.{k}": v for k, v in call.extras.items()}
     inputs |= {f"below.{k}": v for k, v in direction.below.items()}
     wanted = len(call.layout.states) if call.every_state else 1
     training = torch.is_grad_enabled() and any(v.requires_grad for v in inputs.values())
-    scene = Scene(call, direction.reverse, tuple(inputs), wanted, training)
+    scene = Scene(call, direction.reverse, tuple(inputs), wanted, training, direction.draws)
     if not training:
         results = Forward(scene, plan_of(call), inputs).run()
     else:
@@ -193,7 +197,13 @@ def _as_call(scene: Scene, inputs: Mapping[str, Tensor]) -> tuple[LayerCall, Dir
     def named(kind: str) -> dict[str, Tensor]:
         return {n.partition(".")[2]: v for n, v in inputs.items() if n.startswith(f"{kind}.")}
 
-    direction = Direction(named("parameter"), tuple(named("state").values()) or None, scene.reverse, named("below"))
+    state, below = tuple(named("state").values()) or None, named("below")
+    direction = Direction(named("parameter"), state, scene.reverse, below, scene.draws)
+    given = named("default")
+    if given:
+        fixed = reference.default_state(scene.call.layout, 1, inputs["input"])
+        entries = scene.call.layout.states
+        direction.default = tuple(given.get(e.name, v[0]) for (e, _), v in zip(entries, fixed, strict=True))
     call = scene.call
     made = LayerCall(
         call.cell,

@@ -3,18 +3,22 @@
 import ctypes
 import functools
 import math
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from elman.cells.contract import StateEntry
 from elman.cells.layout import Layout
+from elman.compiler.emit import Kernel
 from elman.compiler.plan import Plan
 from elman.engine import memory, reference
 from elman.engine.call import LayerCall
+from elman.engine.draws import threshold
 from elman.engine.kernel import Kind, Table, chunks
 from elman.engine.matrices import located, pattern
 from elman.engine.products import Matrix, matrix, tools
@@ -29,6 +33,7 @@ class Scene:
     names: tuple[str, ...]
     wanted: int
     training: bool
+    draws: Mapping[str, Tensor]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -49,15 +54,23 @@ def state_names(layout: Layout) -> tuple[str, ...]:
     return tuple(f"state.{e.name}" for e, _ in layout.states)
 
 
+@functools.lru_cache(maxsize=1024)
+def default_names(layout: Layout) -> tuple[str, ...]:
+    """The names of a layer's learned states at resets among a run's inputs."""
+    return tuple(f"default.{e.name}" for e, _ in layout.states)
+
+
 class Run:
     """What a forward and a backward run share."""
+
+    kernel: Kernel
 
     def __init__(self, scene: Scene, plan: Plan, inputs: Mapping[str, Tensor]) -> None:
         self.scene = scene
         self.plan = plan
         self.inputs = inputs
         call = scene.call
-        self.layout = call.layout
+        self.layout = plan.layout
         self.packing = call.packing
         self.dtype = call.input.dtype
         self.batch = call.packing.batch
@@ -67,12 +80,13 @@ class Run:
         self.constants = reference.constants(call.cell, call.layout.hidden_size, call.input)
         reset = call.reset
         if reset is not None and scene.reverse:
-            reset = reference.reset_in_reverse(call, reset).index_select(0, call.packing.reversal)
+            reset = reference.reset_in_reverse(call, reset)
         self.reset = None if reset is None else reset.to(torch.uint8).contiguous()
         self.widths = {e.name: w for e, w in call.layout.states}
         self.tools = tools(self.dtype)
         self.itemsize = self.dtype.itemsize
-        self.gates_width = gates_width(call.layout)
+        self.gates_width = gates_width(plan.layout)
+        self.clock = clock_runs(plan)
         self.held: list[Tensor] = []
         memory.scratch.begin()
 
@@ -80,9 +94,21 @@ class Run:
         """The address of scratch memory for so many numbers."""
         return memory.scratch.take(math.prod(shape) * self.itemsize)
 
-    def in_order(self, tensor: Tensor) -> Tensor:
-        """[N, *] in the order of this direction's steps, or back."""
-        return tensor.index_select(0, self.packing.reversal) if self.scene.reverse else tensor
+    def prepare(self, table: Table, backward: bool) -> Callable[[], object]:
+        """The kernel of a table, ready to run."""
+        matrices, patterns, names = self.matrices(), self.patterns(), tuple(self.widths)
+        take, clock = memory.scratch.take, self.clock
+        direction = (backward, self.scene.reverse)
+        return table.prepare(matrices, patterns, self.packing, self.reset, direction, names, take, clock=clock)
+
+    def stretches(self, row_bytes: int, backward: bool) -> list[tuple[slice, slice]]:
+        """Stretches of time, as steps and entries, in the order in which they run."""
+        found = chunks(self.packing, row_bytes, self.kernel)
+        return found[::-1] if backward != self.scene.reverse else found
+
+    def outputs(self, sequence: Tensor) -> Tensor:
+        """Of a state's sequence, with its initial state before or behind it, what follows the steps, [N, width]."""
+        return sequence[: self.total] if self.scene.reverse else sequence[self.batch :]
 
     def matrices(self) -> dict[str, Matrix]:
         """All products' matrices, by the names of the graph's nodes."""
@@ -117,12 +143,21 @@ class Run:
             sequence = sequences[entry.name]
             table.set(f"previous.{entry.name}", sequence, Kind.PREVIOUS)
             table.set(f"next.{entry.name}", sequence, Kind.NEXT)
-            if self.reset is None:
+            if self.reset is None and (self.packing.is_dense or not self.scene.reverse):
                 table.set(f"state.{entry.name}", sequence, Kind.ENTERED)
             else:
                 table.place(f"state.{entry.name}", self.take(self.batch, width), width, Kind.ENTERED)
-                default = torch.full((width,), entry.initial, dtype=self.dtype)
-                table.set(f"default.{entry.name}", default, Kind.UNITS)
+            if self.reset is not None:
+                default = self.inputs.get(f"default.{entry.name}")
+                if default is None:
+                    default = torch.full((width,), entry.initial, dtype=self.dtype)
+                table.set(f"default.{entry.name}", default.contiguous(), Kind.UNITS)
+
+    def draws(self, table: Table) -> None:
+        """Tell a table how the random choices are made."""
+        for declared, _ in self.layout.draws:
+            rows, chance = self.scene.draws[declared.name], declared.probability
+            table.draw(declared.name, rows, not declared.locked, threshold(chance))
 
     def side_inputs(self, table: Table) -> None:
         """Give a table the inputs that are read as they are."""
@@ -131,7 +166,24 @@ class Run:
             if kind in ("extra", "below") or n == "input":
                 key = "raw" if n == "input" else n
                 if key in table:
-                    table.set(key, self.in_order(v).contiguous(), Kind.STEP)
+                    table.set(key, v.contiguous(), Kind.STEP)
+
+
+_RUNS = 64  # of units that a kernel can tell apart by their periods
+
+
+@functools.lru_cache(maxsize=1024)
+def clock_runs(plan: Plan) -> "array[int] | None":
+    """First unit, end and period of each run of units with one period, of a plan with a clock; None: always due."""
+    if plan.clock is None:
+        return None
+    periods = np.asarray(plan.cell.constants(plan.layout.hidden_size)[plan.clock], dtype=float)
+    starts = [0, *(np.flatnonzero(np.diff(periods)) + 1)]
+    chosen = periods[starts]
+    if len(starts) > _RUNS or not ((chosen >= 1) & (chosen == np.floor(chosen)) & (chosen < 1 << 24)).all():
+        return None
+    ends = [*starts[1:], len(periods)]
+    return array("q", [int(n) for run in zip(starts, ends, chosen, strict=True) for n in run])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -156,7 +208,7 @@ class Forward(Run):
         self.saved: Tensor | None = None
 
     def run(self) -> tuple[Tensor, ...]:
-        """The wanted sequences, [N, width] each in the caller's order of time, then the final states, [B, width]."""
+        """The wanted sequences, [N, width] each, then the final states, [B, width]."""
         table = Table(self.kernel, self.dtype, self.batch)
         for entry, width in self.layout.states:
             sequence = memory.empty(self.batch + self.total, width, dtype=self.dtype)
@@ -164,13 +216,12 @@ class Forward(Run):
             self.sequences[entry.name] = sequence
         self.states(table, self.sequences)
         self.units(table)
+        self.draws(table)
         self.side_inputs(table)
         if self.scene.training and self.plan.saved_widths:
             self.saved = memory.empty(self.total * sum(self.plan.saved_widths.values()), dtype=self.dtype)
             self.place_saved(table, self.saved)
-        run = table.prepare(
-            self.matrices(), self.patterns(), self.packing, self.reset, False, tuple(self.widths), memory.scratch.take
-        )
+        run = self.prepare(table, backward=False)
         if self.gates_width:
             self._stretches(table, run)
         else:
@@ -179,23 +230,25 @@ class Forward(Run):
 
     def _start(self, sequence: Tensor, entry: StateEntry, width: int) -> None:
         """Write the initial state."""
+        start = self.total if self.scene.reverse else 0
+        address = sequence.data_ptr() + start * width * self.itemsize
         given = self.inputs.get(f"state.{entry.name}")
         if given is None:
             if entry.initial == 0:
-                ctypes.memset(sequence.data_ptr(), 0, self.batch * width * self.itemsize)
+                ctypes.memset(address, 0, self.batch * width * self.itemsize)
             else:
-                sequence[: self.batch] = entry.initial
+                sequence[start : start + self.batch] = entry.initial
         elif given.is_contiguous() and given.dtype == self.dtype:
-            ctypes.memmove(sequence.data_ptr(), given.data_ptr(), self.batch * width * self.itemsize)
+            ctypes.memmove(address, given.data_ptr(), self.batch * width * self.itemsize)
         else:
-            sequence[: self.batch] = given
+            sequence[start : start + self.batch] = given
 
     def _stretches(self, table: Table, run: Callable[[], object]) -> None:
         """Stretch by stretch of time, the products with the input, then the loop."""
-        x = self.in_order(self.inputs["input"])
+        x = self.inputs["input"]
         weight, width, size = self.parameters["weight_ih"], self.gates_width, self.itemsize
         bias = self.parameters["bias_ih"].contiguous() if self.layout.input_bias else None
-        stretches = chunks(self.packing, width * size, self.kernel)
+        stretches = self.stretches(width * size, backward=False)
         start, a = x.data_ptr(), x.stride()
         right = (weight.data_ptr(), weight.stride(1), weight.stride(0))
         several = len(stretches) > 1 and weight.stride(1) == 1
@@ -220,13 +273,13 @@ class Forward(Run):
         sequences, finals = [], []
         for k, (entry, width) in enumerate(self.layout.states):
             whole = self.sequences[entry.name]
-            if self.packing.is_dense:
+            if self.packing.is_dense or self.scene.reverse:
                 final = torch.empty((self.batch, width), dtype=self.dtype)
-                size = self.batch * width * self.itemsize
-                ctypes.memmove(final.data_ptr(), whole.data_ptr() + self.total * width * self.itemsize, size)
+                start = 0 if self.scene.reverse else self.total * width * self.itemsize
+                ctypes.memmove(final.data_ptr(), whole.data_ptr() + start, self.batch * width * self.itemsize)
             else:
                 final = whole.index_select(0, self.packing.last_steps + self.batch)
-            sequence = self.in_order(whole[self.batch :]) if k < self.scene.wanted else None
+            sequence = self.outputs(whole) if k < self.scene.wanted else None
             if entry.dtype == "int64":
                 final, sequence = final.to(torch.int64), None if sequence is None else sequence.to(torch.int64)
             finals.append(final)

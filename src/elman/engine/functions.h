@@ -106,8 +106,11 @@ INLINE V floor(V x) {
 // The remainder with the divisor's sign, exact for integers below 2^24 (2^53 in double).
 INLINE V remainder(V a, V b) {
     V r = a - floor(a / b) * b;
-    r = r < (real)0 ? r + b : r;
-    return r >= b ? r - b : r;
+    const V size = b < (real)0 ? -b : b;
+    r = b < (real)0 ? -r : r;
+    r = r < (real)0 ? r + size : r;
+    r = r >= size ? r - size : r;
+    return b < (real)0 ? -r : r;
 }
 
 // ---- exponentials -----------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class _Fixed:
         if names not in self._indices:
             n = self.numbers
             entering = [n[f"{k}.{e}"] for e in names if f"state.{e}" in n for k in ("previous", "state", "default")]
-            finals = [n[f"{k}.{e}"] for e in names if f"carry.{e}" in n for k in ("carry", "final")]
+            finals = [n[f"{k}.{e}"] for e in names if f"carry.{e}" in n for k in ("carry", "final", "fresh")]
             self._indices[names] = (array("q", entering), array("q", finals))
         return self._indices[names]
 
@@ -107,6 +107,7 @@ class Table:
         self.numbers = self._fixed.numbers
         self._table = self._fixed.table[:]  # for each buffer: address, stride, kind, width
         self._batch = batch
+        self._draws = array("q", (0, 0, 0) * len(kernel.draws))
 
     def __contains__(self, name: str) -> bool:
         return name in self.numbers
@@ -130,6 +131,13 @@ class Table:
             table[at + 1] = stride
             table[at + 2] = kind
 
+    def draw(self, name: str, rows: Tensor, moving: bool, threshold: int) -> None:
+        """Say how a random choice is made (see `draws.h`); one that the kernel does not make is passed over."""
+        if name in self._kernel.draws:
+            at = 3 * self._kernel.draws.index(name)
+            self._draws[at : at + 3] = array("q", (rows.data_ptr(), moving, threshold))
+            self._held.append(rows)
+
     def steps(self, first: int, last: int) -> None:
         """Choose the steps that the prepared kernel runs next; at first it is all."""
         self._call[_FIRST], self._call[_LAST] = first, last
@@ -140,10 +148,11 @@ class Table:
         patterns: Mapping[str, Tensor],
         packing: Packing,
         reset: Tensor | None,
-        backward: bool,
+        direction: tuple[bool, bool],
         entries: tuple[str, ...],
         take: Callable[[int], int],
         workers: int | None = None,
+        clock: "array[int] | None" = None,
     ) -> Callable[[], object]:
         """Pack the matrices and point to everything; what is returned runs the kernel over all steps.
 
@@ -152,10 +161,11 @@ class Table:
             patterns: where structured ones have weights.
             packing: the steps and their rows.
             reset: [N] uint8, or None.
-            backward: whether time runs from the last step to the first.
+            direction: whether the kernel is a backward one, and whether it is that of a layer's backward direction.
             entries: the states' names.
             take: gives the address of so many bytes.
             workers: threads; by default as many as torch uses.
+            clock: first unit, end and period of each run of units that has a period of its own, of a cell with a clock.
         """
         fixed, kernel = self._fixed, self._kernel
         for name, width in fixed.scratch:
@@ -181,15 +191,17 @@ class Table:
         call = array(
             "q",
             (
-                *(packing.steps, packing.batch, workers, backward, split_rows, 0, packing.steps),
+                *(packing.steps, packing.batch, workers, direction[0], split_rows, 0, packing.steps, direction[1]),
                 *(*packing.places, 0 if reset is None else reset.data_ptr()),
                 *(self._table.buffer_info()[0], addresses.buffer_info()[0], ranges.buffer_info()[0], sums),
-                *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 2, finals.buffer_info()[0]),
+                *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 3, finals.buffer_info()[0]),
+                self._draws.buffer_info()[0],
+                *(len(clock) // 3 if clock else 0, clock.buffer_info()[0] if clock else 0),
                 *(threads.pool() or (0, 0, 0)),
                 0,  # the meeting
             ),
         )
-        self._held += (addresses, kept, packing, reset)
+        self._held += (addresses, kept, packing, reset, clock)
         self._call = call
         return functools.partial(fixed.run, call.buffer_info()[0])
 

@@ -44,6 +44,11 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return tensor
 
 
+def empty_like(tensor: Tensor, *shape: int) -> Tensor:
+    """As `tensor.new_empty(shape)`: from the pool where that is on the CPU."""
+    return empty(*shape, dtype=tensor.dtype) if tensor.device.type == "cpu" else tensor.new_empty(shape)
+
+
 def _poisoned() -> bool:
     """Whether torch fills what `torch.empty` gives, so that reading it shows."""
     fill: bool = torch.are_deterministic_algorithms_enabled() and getattr(

@@ -6,10 +6,13 @@ A packed tensor is [N, *]: N = sum of the lengths, step 0 of all rows, then step
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+
+from elman.engine import memory
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Packing:
         return self.sizes.data_ptr(), self.offsets.data_ptr()
 
     @cached_property
-    def _places(self) -> tuple[Tensor, Tensor]:
+    def entries(self) -> tuple[Tensor, Tensor]:
         """Step and packed row of each of the N entries, [N] each."""
         step = torch.repeat_interleave(torch.arange(self.steps), self.sizes)
         row = torch.arange(len(step)) - self.offsets[step]
@@ -107,13 +110,13 @@ class Packing:
     @cached_property
     def reversal(self) -> Tensor:
         """[N]: the entries with each row reversed by its own length; it is its own inverse."""
-        step, row = self._places
+        step, row = self.entries
         return self._at(torch.tensor(self.lengths)[row] - 1 - step, row)
 
     @cached_property
     def successors(self) -> tuple[Tensor, Tensor]:
         """Entries that have a next step, and those next steps: [M] each, M = N - B."""
-        step, row = self._places
+        step, row = self.entries
         has_next = step + 1 < torch.tensor(self.lengths)[row]
         return has_next.nonzero()[:, 0].to(self.device), self._at(step[has_next] + 1, row[has_next])
 
@@ -125,14 +128,27 @@ class Packing:
     @cached_property
     def previous_steps(self) -> Tensor:
         """[N]: where each entry's previous step stands in a sequence that starts with B initial rows."""
-        step, row = self._places
+        step, row = self.entries
         before = self._at((step - 1).clamp(min=0), row) + self.batch
         return torch.where(step.to(self.device) == 0, row.to(self.device), before)
 
     @cached_property
+    def next_steps(self) -> Tensor:
+        """[N]: where each entry's next step stands in a sequence that ends with B initial rows."""
+        step, row = self.entries
+        has_next = step + 1 < torch.tensor(self.lengths)[row]
+        after = self._at((step + 1).clamp(max=self.steps - 1), row)
+        return torch.where(has_next.to(self.device), after, self.total + row.to(self.device))
+
+    @cached_property
+    def halves(self) -> Tensor:
+        """[B]: row b of the second of two times B rows where its length is odd, else of the first."""
+        return torch.tensor([(length & 1) * self.batch + row for row, length in enumerate(self.lengths)])
+
+    @cached_property
     def _padded_places(self) -> Tensor:
         """[N]: where each entry stands in the caller's [T, B, *] with its first two dimensions flattened."""
-        step, row = self._places
+        step, row = self.entries
         caller_row = row if self.order is None else self.order.cpu()[row]
         return (step * self.batch + caller_row).to(self.device)
 
@@ -141,15 +157,16 @@ class Packing:
         flat = padded.flatten(0, 1)
         if self.order is None and self.is_dense:
             return flat[: self.steps * self.batch]
-        return flat.index_select(0, self._padded_places)
+        found: Tensor = _Pack.apply(flat, self._padded_places)  # type: ignore[no-untyped-call]
+        return found
 
     def unpack(self, packed: Tensor, steps: int) -> Tensor:
         """[N, *] to [steps, B, *] in the caller's order, zero past each row's length."""
         shape = packed.shape[1:]
         if self.order is None and self.is_dense and steps == self.steps:
             return packed.reshape(steps, self.batch, *shape)
-        padded = packed.new_zeros(steps * self.batch, *shape)
-        return padded.index_copy(0, self._padded_places, packed).reshape(steps, self.batch, *shape)
+        padded: Tensor = _Unpack.apply(packed, self._padded_places, steps * self.batch)  # type: ignore[no-untyped-call]
+        return padded.view(steps, self.batch, *shape)
 
     def to_packed_order(self, rows: Tensor, dim: int) -> Tensor:
         """Rows in the caller's order to rows in packed order, along `dim`."""
@@ -158,3 +175,29 @@ class Packing:
     def to_caller_order(self, rows: Tensor, dim: int) -> Tensor:
         """Rows in packed order to rows in the caller's order, along `dim`."""
         return rows if self.order is None else rows.index_select(dim, self.order.argsort())
+
+
+class _Pack(torch.autograd.Function):
+    """Some rows of a tensor, [count, *], in memory from the pool."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.places, ctx.count = places, rows.shape[0]
+        return torch.index_select(rows, 0, places, out=memory.empty_like(rows, len(places), *rows.shape[1:]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _Unpack.apply(gradients[0], ctx.places, ctx.count), None  # type: ignore[no-untyped-call]
+
+
+class _Unpack(torch.autograd.Function):
+    """[count, *] with a tensor's rows at some places and zeros elsewhere, in memory from the pool."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, count: int) -> Tensor:
+        ctx.places = places
+        return memory.empty_like(rows, count, *rows.shape[1:]).zero_().index_copy_(0, places, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _Pack.apply(gradients[0], ctx.places), None, None  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@
 
 #include "vectors.h"
 
-enum { VECTORS = 4, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS, DEPTH = 384, BLOCK_ROWS = 16 * ROWS };
+enum { VECTORS = 4, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS, DEPTH = 384, BLOCK_ROWS = 16 * ROWS, AHEAD = 8 };
 
 struct Product {
     int64_t rows, columns, depth, threads;
@@ -18,8 +18,11 @@ struct Product {
     int64_t c_row;
     const real *bias;    // [columns] or null
     int64_t add;         // whether the product is added to what C holds
+    int64_t add_sums;    // whether sums are added to what is there
     real *packed;        // null, or B as elman_pack_b leaves it: [block of depth][panel][step of depth][COLUMNS]
-    real *sums;          // null, or [rows]: receives the sums of A's rows, or has them added where `add`
+    real *sums;          // null, or [rows]: receives the sums of A's rows
+    real *column_sums;   // null, or [columns]: receives the sums of B's columns
+    const int64_t *chosen;  // null, or the steps of A's and B's depth that are taken, `depth` of them
     real *workspace;     // DEPTH * (threads * BLOCK_ROWS + columns rounded up to COLUMNS)
     Parallel parallel;
     int (*thread_number)();
@@ -27,6 +30,7 @@ struct Product {
     Meeting meeting;
 };
 
+INLINE int64_t step_of(const Product &p, int64_t k) { return p.chosen ? p.chosen[k] : k; }
 INLINE int64_t panels(int64_t columns) { return (columns + COLUMNS - 1) / COLUMNS; }
 
 // Steps of the depth that are taken together: blocks of about equal size.
@@ -81,8 +85,11 @@ static void transpose(real *to, int64_t step, const real *from, int64_t stride, 
 static void pack_a(const Product &p, real *to, int64_t row, int64_t rows, int64_t from, int64_t depth) {
     const int64_t whole = rows / ROWS, tile = depth * ROWS;
     for (int64_t k = 0; k < depth; ++k) {
-        const real *a = p.a + row * p.a_row + (from + k) * p.a_depth;
+        const real *a = p.a + row * p.a_row + step_of(p, from + k) * p.a_depth;
         real *t = to + k * ROWS;
+        if (p.a_row == 1 && k + AHEAD < depth)
+            for (int64_t i = 0; i < rows; i += LANES)
+                __builtin_prefetch(p.a + row * p.a_row + step_of(p, from + k + AHEAD) * p.a_depth + i);
         if (p.a_row == 1)
             for (int64_t i = 0; i < whole; ++i) memcpy(t + i * tile, a + i * ROWS, ROWS * sizeof(real));
         else
@@ -94,41 +101,65 @@ static void pack_a(const Product &p, real *to, int64_t row, int64_t rows, int64_
     }
 }
 
-// The sums of A's rows over a block of the depth, to those of the blocks before unless `first`.
-static void add_rows(const Product &p, int64_t row, int64_t rows, int64_t from, int64_t depth, bool first) {
-    for (int64_t r = 0; r < rows; r += LANES) {
-        const int64_t left = rows - r;
-        V sum = V{};
-        for (int64_t k = 0; k < depth; ++k) {
-            const real *a = p.a + (row + r) * p.a_row + (from + k) * p.a_depth;
-            if (p.a_row == 1) sum += left < LANES ? load_part(a, left) : load(a);
-            else
-                for (int64_t i = 0; i < LANES && i < left; ++i) sum[i] += a[i * p.a_row];
+// The sums of A's rows over a block of the depth, to those of the blocks before unless `first`. `packed` are A's tiles, or
+// null where A's rows are read as they are.
+static void add_rows(const Product &p, const real *packed, int64_t row, int64_t rows, int64_t from, int64_t depth, bool first) {
+    for (int64_t r0 = 0; r0 < rows; r0 += ROWS) {
+        real found[ROWS] = {};
+        int64_t k = 0;
+        if (packed) {  // LANES steps of the depth fill ROWS vectors
+            const real *a = packed + r0 * depth;
+            V sum[ROWS] = {};
+            for (; k + LANES <= depth; k += LANES)
+                for (int i = 0; i < ROWS; ++i) sum[i] += load(a + k * ROWS + i * LANES);
+            for (int i = 0; i < ROWS * LANES; ++i) found[i % ROWS] += sum[i / LANES][i % LANES];
+            for (; k < depth; ++k)
+                for (int r = 0; r < ROWS; ++r) found[r] += a[k * ROWS + r];
+        } else
+            for (int r = 0; r < ROWS && r0 + r < rows; ++r)
+                for (k = 0; k < depth; ++k) found[r] += p.a[(row + r0 + r) * p.a_row + (from + k) * p.a_depth];
+        for (int r = 0; r < ROWS && r0 + r < rows; ++r) {
+            real &to = p.sums[row + r0 + r];
+            to = first ? found[r] : to + found[r];
         }
-        real *to = p.sums + row + r;
-        if (left < LANES) store_part(to, first ? sum : sum + load_part(to, left), left);
-        else store(to, first ? sum : sum + load(to));
     }
 }
 
-// Panels of [depth][COLUMNS], zero past the last column.
-static void pack_b(const Product &p, real *to, int64_t first, int64_t last, int64_t from, int64_t depth) {
-    for (int64_t c0 = first * COLUMNS; c0 < p.columns && c0 < last * COLUMNS; c0 += COLUMNS, to += depth * COLUMNS) {
+// Panels of [depth][COLUMNS], zero past the last column, that are `apart` elements apart.
+static void pack_b(const Product &p, real *to, int64_t apart, int64_t first, int64_t last, int64_t from, int64_t depth) {
+    for (int64_t c0 = first * COLUMNS; c0 < p.columns && c0 < last * COLUMNS; c0 += COLUMNS, to += apart) {
         const int64_t n = p.columns - c0 < COLUMNS ? p.columns - c0 : COLUMNS;
-        const real *b = p.b + c0 * p.b_column + from * p.b_depth;
+        const real *b = p.b + c0 * p.b_column;
+        auto at = [&](int64_t k) { return b + step_of(p, from + k) * p.b_depth; };
         if (p.b_column == 1 && n == COLUMNS)
-            for (int64_t k = 0; k < depth; ++k) memcpy(to + k * COLUMNS, b + k * p.b_depth, sizeof(real) * COLUMNS);
+            for (int64_t k = 0; k < depth; ++k) memcpy(to + k * COLUMNS, at(k), sizeof(real) * COLUMNS);
         else if (p.b_column == 1)
             for (int64_t k = 0; k < depth; ++k) {
-                memcpy(to + k * COLUMNS, b + k * p.b_depth, n * sizeof(real));
+                memcpy(to + k * COLUMNS, at(k), n * sizeof(real));
                 memset(to + k * COLUMNS + n, 0, (COLUMNS - n) * sizeof(real));
             }
-        else if (p.b_depth == 1)
+        else if (p.b_depth == 1 && !p.chosen)
             for (int64_t c = 0; c < COLUMNS; c += LANES)
-                transpose(to + c, COLUMNS, b + c * p.b_column, p.b_column, n - c, depth);
+                transpose(to + c, COLUMNS, at(0) + c * p.b_column, p.b_column, n - c, depth);
         else
             for (int64_t k = 0; k < depth; ++k)
-                for (int64_t c = 0; c < COLUMNS; ++c) to[k * COLUMNS + c] = c < n ? b[c * p.b_column + k * p.b_depth] : 0;
+                for (int64_t c = 0; c < COLUMNS; ++c) to[k * COLUMNS + c] = c < n ? at(k)[c * p.b_column] : 0;
+    }
+}
+
+// The sums of B's columns over a block of the depth, from its panels, to those of the blocks before unless `first`.
+static void add_columns(const Product &p, const real *from, int64_t apart, int64_t first_panel, int64_t last, int64_t depth,
+                        bool first) {
+    for (int64_t c0 = first_panel * COLUMNS; c0 < last * COLUMNS; c0 += COLUMNS, from += apart) {
+        V sum[VECTORS] = {};
+        for (int64_t k = 0; k < depth; ++k)
+            for (int i = 0; i < VECTORS; ++i) sum[i] += load(from + k * COLUMNS + i * LANES);
+        for (int i = 0; i < VECTORS; ++i) {
+            real *to = p.column_sums + c0 + i * LANES;
+            const int64_t left = p.columns - c0 - i * LANES;
+            if (left >= LANES) store(to, first ? sum[i] : sum[i] + load(to));
+            else if (left > 0) store_part(to, first ? sum[i] : sum[i] + load_part(to, left), left);
+        }
     }
 }
 
@@ -203,23 +234,28 @@ static void multiply_share(void *argument) {
     const int64_t end = limit < p.rows ? limit : p.rows;
     real *packed_a = p.workspace + thread * DEPTH * BLOCK_ROWS;
     real *packed_b = p.workspace + p.threads * DEPTH * BLOCK_ROWS;
-    const bool as_it_is = p.a_depth == 1;
+    const bool as_it_is = p.a_depth == 1 && !p.chosen;
     const int64_t most = block_depth(p.depth);
     for (int64_t k = 0; k < p.depth || k == 0; k += most) {
         const int64_t depth = p.depth - k < most ? p.depth - k : most;
         const real *b = p.packed ? p.packed + k * all * COLUMNS : packed_b;
+        // In the workspace a panel keeps its place from block to block: threads need not be at the same one.
+        const int64_t apart = (p.packed ? depth : most) * COLUMNS;
         if (!p.packed) {
             const int64_t mine = by_columns ? first : all * thread / team, end = by_columns ? last : all * (thread + 1) / team;
             if (!by_columns && team > 1 && k) meet(p.meeting, team);
-            pack_b(p, packed_b + mine * depth * COLUMNS, mine, end, k, depth);
+            real *own = packed_b + mine * apart;
+            pack_b(p, own, apart, mine, end, k, depth);
+            if (p.column_sums) add_columns(p, own, apart, mine, end, depth, k == 0 && !p.add_sums);
             if (!by_columns && team > 1) meet(p.meeting, team);
         }
         for (int64_t block = begin; block < end; block += BLOCK_ROWS) {
             const int64_t rows = end - block < BLOCK_ROWS ? end - block : BLOCK_ROWS;
-            if (!as_it_is && last > first) pack_a(p, packed_a, block, rows, k, depth);
-            if (p.sums && first == 0) add_rows(p, block, rows, k, depth, k == 0 && !p.add);
+            if (!as_it_is && (last > first || p.sums)) pack_a(p, packed_a, block, rows, k, depth);
+            if (p.sums && first == 0)
+                add_rows(p, as_it_is ? 0 : packed_a, block, rows, k, depth, k == 0 && !p.add_sums);
             for (int64_t panel = first; panel < last; ++panel) {
-                const real *from = b + panel * depth * COLUMNS;
+                const real *from = b + panel * apart;
                 const bool fresh = k == 0 && !p.add;
                 if (as_it_is)
                     panel_of_c<false>(p, p.a + block * p.a_row + k, from, depth, block, rows, panel * COLUMNS, fresh);
@@ -237,7 +273,7 @@ static void pack_b_share(void *argument) {
     const int64_t most = block_depth(p.depth);
     for (int64_t k = 0; k < p.depth; k += most) {
         const int64_t depth = p.depth - k < most ? p.depth - k : most;
-        pack_b(p, p.packed + (k * all + first * depth) * COLUMNS, first, last, k, depth);
+        pack_b(p, p.packed + (k * all + first * depth) * COLUMNS, depth * COLUMNS, first, last, k, depth);
     }
 }
 
@@ -255,6 +291,37 @@ EXPORT int elman_multiply(Product *product) {
     else multiply_share(product);
     return 0;
 }
+
+// To [columns, rows] from [rows, columns].
+struct Transposition {
+    int64_t rows, columns, threads;
+    const real *from;
+    int64_t from_row;  // strides in elements
+    real *to;
+    int64_t to_row;
+    Parallel parallel;
+    int (*thread_number)();
+    int (*team_size)();
+};
+static void transpose_share(void *argument) {
+    const Transposition &j = *(const Transposition *)argument;
+    const int64_t team = j.threads > 1 ? j.team_size() : 1, thread = j.threads > 1 ? j.thread_number() : 0;
+    const int64_t strips = (j.rows + LANES - 1) / LANES;
+    for (int64_t row = strips * thread / team * LANES; row < strips * (thread + 1) / team * LANES; row += LANES) {
+        const real *from = j.from + row * j.from_row;
+        real *to = j.to + row;
+        if (row + LANES <= j.rows) transpose(to, j.to_row, from, j.from_row, LANES, j.columns);
+        else
+            for (int64_t c = 0; c < j.columns; ++c)
+                for (int64_t i = 0; row + i < j.rows; ++i) to[c * j.to_row + i] = from[i * j.from_row + c];
+    }
+}
+EXPORT int elman_transpose(Transposition *job) {
+    if (job->threads > 1) job->parallel(transpose_share, job, (unsigned)job->threads, 0);
+    else transpose_share(job);
+    return 0;
+}
+
 // The matrices of one group of a kernel's products, as `recurrence.h` reads them:
 // [block][depth][unit block of it][matrix][LANES], zero past the last unit.
 struct Packing {

@@ -26,7 +26,7 @@ class Tools:
 
     def __init__(self, dtype: torch.dtype) -> None:
         library = build.load('#include "products.h"\n', REALS[dtype])
-        for name in ("elman_multiply", "elman_pack", "elman_pack_b", "elman_sample"):
+        for name in ("elman_multiply", "elman_pack", "elman_pack_b", "elman_transpose", "elman_sample"):
             getattr(library, name).argtypes = [ctypes.c_void_p]
         library.elman_sample.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         library.elman_sample.restype = ctypes.c_uint64
@@ -38,6 +38,7 @@ class Tools:
         self._multiply = library.elman_multiply
         self._pack = library.elman_pack
         self._pack_right = library.elman_pack_b
+        self._transpose = library.elman_transpose
         self._sample = library.elman_sample
         self._workspace = functools.lru_cache(maxsize=1024)(library.elman_workspace)
         self._packed_size = functools.lru_cache(maxsize=1024)(library.elman_packed_size)
@@ -81,7 +82,10 @@ class Tools:
         strides = (1, stride) if transposed else (stride, 1)
         to = memory.scratch.take(self._packed_size(depth, width) * self.itemsize)
         workers = _workers(rows * columns)
-        job = array("q", (0, width, depth, workers, 0, 0, 0, address, *strides, 0, 0, 0, 0, to, 0, 0, *self._pool, 0))
+        job = array(
+            "q",
+            (0, width, depth, workers, 0, 0, 0, address, *strides, *(0, 0, 0, 0, 0, to, 0, 0, 0, 0), *self._pool, 0),
+        )
         self._pack_right(job.buffer_info()[0])
         return to
 
@@ -95,6 +99,9 @@ class Tools:
         add: bool = False,
         packed: int = 0,
         sums: int = 0,
+        column_sums: int = 0,
+        add_sums: bool = False,
+        chosen: int = 0,
     ) -> None:
         """C = A B + bias.
 
@@ -103,16 +110,25 @@ class Tools:
             a: [M, K]: address, and elements from row to row and from column to column. b: [K, N], likewise.
             c: [M, N]: address, and elements from row to row, which are contiguous.
             bias: address of [N], or 0.
-            add: whether to add to what C and `sums` hold, without a bias.
+            add: whether to add to what C holds, without a bias.
             packed: what `packed_right` gave, in place of b, or 0.
             sums: address of [M], to write the sums of A's rows to, or 0.
+            column_sums: address of [N], to write the sums of B's columns to, or 0.
+            add_sums: whether to add to what is there.
+            chosen: address of [K], the columns of A and rows of B to take, or 0 for the first K.
         """
         rows, columns, depth = sizes
         workers = _workers(rows * columns * depth)
         workspace = memory.scratch.take(self._workspace(0 if packed else columns, workers) * self.itemsize)
-        numbers = (rows, columns, depth, workers, *a, *b, *c, bias, add, packed, sums, workspace, *self._pool, 0)
-        job = array("q", numbers)
+        options = (bias, add, add_sums, packed, sums, column_sums, chosen)
+        job = array("q", (rows, columns, depth, workers, *a, *b, *c, *options, workspace, *self._pool, 0))
         self._multiply(job.buffer_info()[0])
+
+    def transpose(self, source: Matrix, to: int, stride: int) -> None:
+        """Write a matrix [M, N] transposed, with so many elements from row to row."""
+        address, rows, columns, step = source
+        job = array("q", (rows, columns, _workers(rows * columns), address, step, to, stride, *self._pool))
+        self._transpose(job.buffer_info()[0])
 
     def sample(self, tensors: Sequence[Tensor], numbers: int) -> int:
         """A number that changes, almost surely, when one of so many numbers spread over each contiguous tensor does."""

@@ -6,13 +6,15 @@
 // of a row whose width is not a multiple of LANES is read and written in part.
 
 #include "functions.h"
+#include "draws.h"
 
 // How a buffer's row for batch row b at step t is found.
 enum Kind {
     STEP,     // [N, *]: packed like the input; caller's or result's rows of this step
-    PREVIOUS, // [B + N, *]: a state's sequence with the initial state first; the row before the step
+    PREVIOUS, // [B + N, *]: a state's sequence with the initial state first; the row before the step. Where time runs
+              // backwards [N + B, *], the initial state last
     NEXT,     // the same buffer; the row after the step
-    ENTERED,  // as PREVIOUS, or where rows may be reset, a scratch [B, *] with resets applied
+    ENTERED,  // as PREVIOUS, or where some rows may start afresh, a scratch [B, *] for the steps at which they do
     CARRY,    // [2, B, *]: gradient of a state handed back in time; read this step
     HANDED,   // the same buffer; written for the step before
     BATCH,    // [B, *]: scratch
@@ -32,6 +34,7 @@ struct Call {
     int64_t steps, batch, threads, backward;
     int64_t split_rows;          // at steps of so many rows or fewer, threads share out the units instead of the rows
     int64_t first, last;         // the steps to run, of all `steps`
+    int64_t reverse;             // whether time runs from each row's last step to its first
     const int64_t *batch_sizes;  // [steps]
     const int64_t *offsets;      // [steps]: packed row at which a step starts
     const uint8_t *reset;        // [N] or null
@@ -41,8 +44,11 @@ struct Call {
     real *sums;                  // [sums, threads, batch, LANES]: partial row sums
     int64_t states;              // triples (previous, entered, initial) for resets
     const int64_t *entering;     // [states, 3]: buffers PREVIOUS, ENTERED, and UNITS with the default
-    int64_t carries;             // pairs (carry, final gradient)
-    const int64_t *finals;       // [carries, 2]: buffers CARRY and BATCH
+    int64_t carries;             // triples (carry, final gradient, gradient of the default)
+    const int64_t *finals;       // [carries, 3]: buffers CARRY, BATCH, and TOTALS or ABSENT
+    const Draw *draws;           // the random choices
+    int64_t runs;                // of units with one period each; 0: all units are due at every step
+    const int64_t *clock;        // [runs, 3]: first unit, end, period
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
@@ -57,8 +63,19 @@ struct Context {
     int64_t row_first, row_stride;                 // batch row of local row j: row_first + j * row_stride
     real *p[BUFFERS];
     int64_t s[BUFFERS];
-
+    int64_t time;                                  // the step, of all
+    uint64_t due;  // of a clock's runs of units, those that are due at this step in any of this thread's rows
 };
+
+// Whether any of some units is due. CLOCK is the buffer of the step index where the cell has a clock, else negative.
+INLINE bool due(const Context &c, int64_t first, int64_t end) {
+    if (CLOCK < 0 || c.call->runs == 0) return true;
+    for (int64_t r = 0; r < c.call->runs; ++r) {
+        const int64_t *run = c.call->clock + 3 * r;
+        if ((c.due >> r & 1) && run[0] < end && first < run[1]) return true;
+    }
+    return false;
+}
 
 // A vector of a row; unless WHOLE, only `left` of its units are there.
 template <bool WHOLE> INLINE V read(const Context &c, int buffer, int64_t row, int64_t unit, int64_t left) {
@@ -95,6 +112,12 @@ INLINE V read_sum(const Context &c, int index, int64_t row) {
     return splat(s);
 }
 
+INLINE Integers draw(const Context &c, int number, int64_t row, int64_t unit) {
+    return __builtin_convertvector(chosen(c.call->draws[number], c.row_first + row * c.row_stride, c.time, unit), Integers);
+}
+
+INLINE Integers draw_one(const Context &c, int number, int64_t row) { return draw(c, number, row, 0)[0] - Integers{}; }
+
 // acc[r][block * TOTAL + FIRST + i] += sum over k of operand[r][k] * weights[k][block][i]
 template <int ROWS, int BLOCKS, int TOTAL, int FIRST, int COUNT>
 INLINE void multiply(V (&acc)[ROWS][BLOCKS * TOTAL], const real *operand, int64_t stride, const real *w, int64_t k, int64_t end) {
@@ -113,7 +136,7 @@ INLINE void multiply(V (&acc)[ROWS][BLOCKS * TOTAL], const real *operand, int64_
 }
 
 // A segment of a group's operand: `width` columns of a buffer. The weights' rows follow the segments.
-template <int ROWS, int BLOCKS, int TOTAL, int FIRST, int COUNT, int GROUP, int... SEGMENTS>
+template <int ROWS, int BLOCKS, int TRANSPOSED, int TOTAL, int FIRST, int COUNT, int GROUP, int... SEGMENTS>
 INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t row, int64_t block) {
     const int segments[] = {SEGMENTS...};
     int64_t depth = 0;
@@ -124,8 +147,22 @@ INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t r
     for (int s : segments) {
         int64_t width = c.call->buffers[s].width;
         int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
-        if (from < to)
-            multiply<ROWS, BLOCKS, TOTAL, FIRST, COUNT>(acc, c.p[s] + row * c.s[s], c.s[s], w + start * (BLOCKS * COUNT * LANES), from, to);
+        auto part = [&](int64_t k, int64_t end) {
+            multiply<ROWS, BLOCKS, TOTAL, FIRST, COUNT>(acc, c.p[s] + row * c.s[s], c.s[s], w + start * (BLOCKS * COUNT * LANES), k, end);
+        };
+        if (CLOCK < 0 || !TRANSPOSED || c.call->runs == 0) {
+            if (from < to) part(from, to);
+        } else {  // the gradients of units that are not due are zero
+            const int64_t *run = c.call->clock;
+            for (int64_t r = 0; r < c.call->runs; ++r)
+                if (c.due >> r & 1) {
+                    int64_t k = run[3 * r];
+                    while (r + 1 < c.call->runs && (c.due >> (r + 1) & 1)) ++r;
+                    const int64_t end = run[3 * r + 1];
+                    if (k < from) k = from;
+                    if (k < end && k < to) part(k, end < to ? end : to);
+                }
+        }
         start += width;
     }
 }
@@ -153,7 +190,8 @@ template <class Part, int ROWS> static void tile(const Context &c, int64_t row, 
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 32
         for (int i = 0; i < Part::blocks * Part::count; ++i) acc[r][i] = V{};
-    Part::template multiply_all<ROWS>(c, acc, row, block);
+    const int64_t first = block * Part::blocks * LANES;
+    if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::template multiply_all<ROWS>(c, acc, row, block);
     for (int b = 0; b < Part::blocks; ++b) {
         const int64_t unit = (block * Part::blocks + b) * LANES;
         if (unit < units) points_of<Part>(c, row, ROWS, unit, units, &acc[0][b * Part::count], Part::blocks * Part::count);
@@ -204,18 +242,28 @@ INLINE void synchronise(const Context &c) {
     if (c.block_parts > 1) meet(c.call->meeting, c.block_parts);
 }
 
+// Rows of a state's sequence; see PREVIOUS.
+INLINE int64_t initial_row(const Call &k) { return k.reverse ? k.offsets[k.steps - 1] + k.batch_sizes[k.steps - 1] : 0; }
+INLINE int64_t row_after(const Call &k, int64_t t) { return k.offsets[t] + (k.reverse ? 0 : k.batch); }
+INLINE int64_t row_before(const Call &k, int64_t t) {
+    const bool begins = t == (k.reverse ? k.steps - 1 : 0);
+    return begins ? initial_row(k) : row_after(k, k.reverse ? t + 1 : t - 1);
+}
+// Whether states pass through a scratch at some steps.
+INLINE bool may_enter(const Call &k) { return k.reset || (k.reverse && k.batch_sizes[k.steps - 1] < k.batch); }
+
 // Point the buffers at step t, for this thread's rows.
 static void place(Context &c, int64_t t) {
     const Call &k = *c.call;
-    const int64_t before = t == 0 ? 0 : k.batch + k.offsets[t - 1], here = k.offsets[t];
+    const int64_t before = row_before(k, t), here = k.offsets[t];
     for (int i = 0; i < BUFFERS; ++i) {
         const Buffer &b = k.buffers[i];
         int64_t row = 0;
         switch (b.kind) {
             case STEP: row = here; break;
             case PREVIOUS: row = before; break;
-            case ENTERED: row = k.reset ? 0 : before; break;
-            case NEXT: row = k.batch + here; break;
+            case ENTERED: row = may_enter(k) ? 0 : before; break;
+            case NEXT: row = row_after(k, t); break;
             case CARRY: row = (t & 1) * k.batch; break;
             case HANDED: row = (~t & 1) * k.batch; break;
             case TOTALS: row = c.thread; break;
@@ -232,26 +280,43 @@ INLINE void copy_units(const Context &c, real *to, const real *from, int64_t wid
     memcpy(to + first, from + first, (last - first) * sizeof(real));
 }
 
-// Before a step: copy the previous states, or the defaults where a row is reset, to where the step reads them.
-static void enter(const Context &c, int64_t t) {
+// Before a step: where a row starts afresh, from the default or, where time runs backwards, from its initial state,
+// copy all states to where the step reads them.
+static void enter(Context &c, int64_t t) {
     const Call &k = *c.call;
-    if (!k.reset) return;
+    if (!may_enter(k)) return;
+    // Rows from this one on were not there at the step before.
+    const int64_t old = k.reverse && t + 1 < k.steps ? k.batch_sizes[t + 1] : k.batch;
+    const uint8_t *reset = k.reset ? k.reset + k.offsets[t] : 0;
+    bool any = k.batch_sizes[t] > old;
+    for (int64_t row = 0; reset && row < c.rows; ++row) any |= reset[c.row_first + row * c.row_stride] != 0;
     for (int64_t i = 0; i < k.states; ++i) {
-        const int64_t *e = k.entering + 3 * i;
+        const int64_t from = k.entering[3 * i], to = k.entering[3 * i + 1], otherwise = k.entering[3 * i + 2];
+        if (!any) {
+            c.p[to] = c.p[from];
+            c.s[to] = c.s[from];
+            continue;
+        }
+        const Buffer &b = k.buffers[from];
         for (int64_t row = 0; row < c.rows; ++row) {
-            bool fresh = k.reset[k.offsets[t] + c.row_first + row * c.row_stride];
-            copy_units(c, c.p[e[1]] + row * c.s[e[1]], fresh ? c.p[e[2]] : c.p[e[0]] + row * c.s[e[0]], k.buffers[e[0]].width);
+            const int64_t number = c.row_first + row * c.row_stride;
+            const real *source = c.p[from] + row * c.s[from];
+            if (number >= old) source = b.base + (initial_row(k) + number) * b.stride;
+            if (reset && reset[number]) source = c.p[otherwise];
+            copy_units(c, c.p[to] + row * c.s[to], source, b.width);
         }
     }
-    synchronise(c);
+    if (any) synchronise(c);
 }
 
-// Before a backward step: rows whose last step this is start from the gradient of their final state.
+// Before a backward step: rows whose last step in the order of time this is start from the gradient of their final state.
 static void begin_rows(const Context &c, int64_t t) {
     const Call &k = *c.call;
-    int64_t later = t + 1 < k.steps ? k.batch_sizes[t + 1] : 0;
+    const int64_t ends = k.reverse ? 0 : k.steps - 1;
+    const int64_t later = t == ends ? 0 : k.reverse ? k.batch : k.batch_sizes[t + 1];
+    if (later >= k.batch_sizes[t]) return;
     for (int64_t i = 0; i < k.carries; ++i) {
-        int64_t carry = k.finals[2 * i], final = k.finals[2 * i + 1];
+        int64_t carry = k.finals[3 * i], final = k.finals[3 * i + 1];
         for (int64_t row = 0; row < c.rows; ++row)
             if (c.row_first + row * c.row_stride >= later) {
                 real *to = c.p[carry] + row * c.s[carry];
@@ -267,19 +332,37 @@ static void begin_rows(const Context &c, int64_t t) {
     synchronise(c);
 }
 
-// After a backward step: nothing flows back across a reset.
+// After a backward step: nothing flows back across a reset, but to a default that is learned.
 static void cut(const Context &c, int64_t t) {
     const Call &k = *c.call;
     if (!k.reset) return;
     for (int64_t i = 0; i < k.carries; ++i) {
-        int64_t handed = k.finals[2 * i] + 1;  // HANDED follows its CARRY
+        int64_t handed = k.finals[3 * i] + 1;  // HANDED follows its CARRY
+        real *total = c.p[k.finals[3 * i + 2]];
         int64_t width = k.buffers[handed].stride;
         int64_t first = width * c.blocks_of / c.block_parts, last = width * (c.blocks_of + 1) / c.block_parts;
         for (int64_t row = 0; row < c.rows; ++row)
-            if (k.reset[k.offsets[t] + c.row_first + row * c.row_stride])
-                memset(c.p[handed] + row * c.s[handed] + first, 0, (last - first) * sizeof(real));
+            if (k.reset[k.offsets[t] + c.row_first + row * c.row_stride]) {
+                real *to = c.p[handed] + row * c.s[handed];
+                for (int64_t i = first; total && i < last; ++i) total[i] += to[i];
+                memset(to + first, 0, (last - first) * sizeof(real));
+            }
     }
     synchronise(c);
+}
+
+// Before a step of a cell with a clock, once its states have entered.
+static void tick(Context &c) {
+    const int64_t clock = CLOCK < 0 ? 0 : CLOCK;
+    int64_t last = -1;
+    c.due = 0;
+    for (int64_t row = 0; row < c.rows; ++row) {
+        const int64_t now = (int64_t)c.p[clock][row * c.s[clock]];
+        if (now == last) continue;
+        last = now;
+        for (int64_t r = 0; r < c.call->runs; ++r)
+            if (now % c.call->clock[3 * r + 2] == 0) c.due |= (uint64_t)1 << r;
+    }
 }
 
 // Per-unit values that are the same at all steps, which each thread computes for itself.
@@ -304,7 +387,7 @@ static void work(void *argument) {
     bool split = false;
     c.block_parts = 0;
     for (int64_t i = k.first; i < k.last; ++i) {
-        const int64_t t = k.backward ? k.last - 1 - (i - k.first) : i;
+        const int64_t t = k.backward != k.reverse ? k.last - 1 - (i - k.first) : i;
         if (c.block_parts == 0 || split != (team > 1 && k.batch_sizes[t] <= k.split_rows)) {
             if (c.block_parts && team > 1) meet(k.meeting, team);  // what is shared out changes hands
             split = team > 1 && k.batch_sizes[t] <= k.split_rows;
@@ -314,10 +397,12 @@ static void work(void *argument) {
             c.row_stride = split ? 1 : team;
         }
         c.rows = (k.batch_sizes[t] - c.row_first + c.row_stride - 1) / c.row_stride;
+        c.time = t;
         place(c, t);
         if (i == k.first) once(c);
         if (k.backward) begin_rows(c, t);
         enter(c, t);
+        if (CLOCK >= 0) tick(c);
         step(c);
         if (k.backward) cut(c, t);
     }

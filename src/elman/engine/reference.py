@@ -16,6 +16,7 @@ from elman.cells.contract import Cell
 from elman.cells.layout import Layout, MatrixProduct
 from elman.cells.structure import Antisymmetric, BlockDiagonal, BlockTriangular, Dense, LowRank
 from elman.engine.call import Direction, DirectionResult, LayerCall
+from elman.engine.draws import mask
 
 name = "reference"
 
@@ -37,7 +38,12 @@ def run(call: LayerCall) -> list[DirectionResult]:
 
 def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
     cell, packing = call.cell, call.packing
-    sources = {"raw": call.input, **call.extras, **{f"below.{k}": v for k, v in direction.below.items()}}
+    sources = {
+        "raw": call.input,
+        **call.extras,
+        **random_choices(call, direction),
+        **{f"below.{k}": v for k, v in direction.below.items()},
+    }
     reset = call.reset
     if direction.reverse:
         sources = {k: v.index_select(0, packing.reversal) for k, v in sources.items()}
@@ -49,7 +55,10 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
         **{v: direction.parameters[v] for v in call.layout.vectors},
         **constants(cell, call.layout.hidden_size, call.input),
     )
-    default = default_state(call.layout, packing.batch, call.input)
+    if direction.default is None:
+        default = default_state(call.layout, packing.batch, call.input)
+    else:
+        default = tuple(v.expand(packing.batch, -1) for v in direction.default)
 
     state = default if direction.state is None else direction.state
     outputs: list[tuple[Tensor, ...]] = []
@@ -102,6 +111,16 @@ def input_gates(layout: Layout, parameters: Mapping[str, Tensor], x: Tensor) -> 
         return {}
     rows = F.linear(x, parameters["weight_ih"], parameters["bias_ih"] if layout.input_bias else None)
     return {gate: rows[:, block] for gate, block in layout.input_gates.items()}
+
+
+def random_choices(call: LayerCall, direction: Direction) -> dict[str, Tensor]:
+    """The cell's random choices, [N, width] bool each."""
+    found = {}
+    for declared, width in call.layout.draws:
+        table, chance = direction.draws[declared.name], declared.probability
+        chosen = mask(table, not declared.locked, chance, call.packing, width, (1.0, 0.0), torch.float32)
+        found[declared.name] = chosen.bool()
+    return found
 
 
 def step_inputs(values: Mapping[str, Any]) -> SimpleNamespace:

@@ -10,11 +10,10 @@ from elman.cells.contract import Cell
 from elman.cells.layout import Layout
 from elman.compiler.plan import Plan
 from elman.engine import reference, threads
-from elman.engine.forward import patterns_of
+from elman.engine.forward import clock_runs, patterns_of
 from elman.engine.kernel import Kind, Table
 from elman.engine.matrices import located
 from elman.engine.packing import Packing
-from elman.engine.products import matrix
 
 _SHARED_FROM = 1 << 19  # bytes of matrices from which a second thread repays its start
 
@@ -40,14 +39,13 @@ class LayerStep:
     def __init__(
         self, cell: Cell, layout: Layout, parameters: dict[str, Tensor], batch: int, raw: tuple[Tensor, Tensor]
     ) -> None:
-        plan = Plan(cell, layout, {})
-        kernel = plan.stepping
+        plan = Plan(cell, layout, {}, within=True)
+        kernel, layout = plan.inference, plan.layout
         dtype = raw[0].dtype
         constants = reference.constants(cell, layout.hidden_size, raw[0])
         names = {p for group in kernel.groups for p in group.products}
         held: list[Tensor] = []
-        matrices = {n: located(layout, n, parameters, constants, held) for n in names if not n.startswith("x.")}
-        matrices |= {f"x.{g}": matrix(parameters["weight_ih"][rows]) for g, rows in layout.input_gates.items()}
+        matrices = {n: located(layout, n, parameters, constants, held) for n in names}
         size = sum(rows * columns * dtype.itemsize for _, rows, columns, _ in matrices.values())
         workers = threads.count() if size >= _SHARED_FROM else 1
         self.states = [tuple(torch.zeros(batch, width, dtype=dtype) for _ in range(2)) for _, width in layout.states]
@@ -79,13 +77,11 @@ class LayerStep:
             for p in layout.products.values():
                 if p.bias is not None:
                     table.set(f"bias.{p.name}", parameters[p.bias][p.rows], Kind.UNITS)
-            if layout.input_bias:
-                for g, rows in layout.input_gates.items():
-                    table.set(f"bias.x.{g}", parameters["bias_ih"][rows], Kind.UNITS)
             packing = Packing.dense(1, batch, raw[0].device)
-            found = patterns_of(layout, tuple(sorted(n for n in names if not n.startswith("x."))))
+            found = patterns_of(layout, tuple(sorted(names)))
             self._held.append(table)
-            self._runs.append(table.prepare(matrices, found, packing, None, False, (), take, workers))
+            clock = clock_runs(plan)
+            self._runs.append(table.prepare(matrices, found, packing, None, (False, False), (), take, workers, clock))
 
     def run(self, odd: int) -> None:
         """Run a step."""

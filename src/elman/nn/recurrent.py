@@ -8,19 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 
 from elman import cells
 from elman.cells.contract import Cell
-from elman.cells.initial import Uniform
-from elman.cells.layout import Layout, Parameter, layout
-from elman.cells.wrapped import Projected
-from elman.engine import dispatch
+from elman.cells.initial import Initial
+from elman.cells.layout import Layout, layout
+from elman.cells.wrapped import Unbiased
+from elman.engine import dispatch, draws
 from elman.engine.call import Direction, DirectionResult, LayerCall
+from elman.engine.draws import Noise
+from elman.engine.packing import Packing
 from elman.engine.reference import default_state
 from elman.nn.frame import Frame
+from elman.nn.initialise import fill, initial_name
+from elman.nn.options import Merge, Options, RecurrentInit, per_layer
+from elman.nn.wiring import Wiring, merged, weight_mask
 
 Run = Callable[[LayerCall], list[DirectionResult]]
 
@@ -29,15 +33,35 @@ class Recurrent(nn.Module):
     """A stack of recurrent layers of one cell.
 
     Args:
-        cell: a registered name (`elman.cells.names()`), a Cell class, or an instance with options.
+        cell: a registered name (`elman.cells.names()`), a Cell class, an instance with options, or a sequence of these,
+            one for each layer.
         input_size: I, features of each step.
-        hidden_size: H, units of each layer.
-        num_layers: layers, each of which reads the outputs of the one below.
-        bias: whether the products have biases, where the cell has any.
+        hidden_size: H, units of each layer, or a sequence with a number for each.
+        num_layers: layers, each of which reads the outputs of the one below; where `cell` or `hidden_size` is a
+            sequence, its length says.
+        bias: whether there are biases, where the cell has any.
         batch_first: whether batched tensors are [B, T, *]; states are [L·directions, B, width] regardless.
         dropout: probability of zeroing an element of the outputs of each layer but the last, in training.
-        bidirectional: whether each layer also runs backwards, from each row's own end; the outputs are concatenated.
+        bidirectional: whether each layer also runs backwards, from each row's own end.
+
+    Further options, keyword-only; docs/options.md has each one's formula and source. Those that draw masks act in
+    training alone:
+        locked_dropout: probability of dropping a unit of the input, and of each layer's output, at all steps alike; or
+            a sequence of num_layers + 1 such, for the input and each layer's output.
+        recurrent_dropout: probability of dropping a unit of the state where the recurrent products read it, at all
+            steps alike, or with `recurrent_dropout_per_step` afresh at each.
+        zoneout: probability that a unit keeps its previous state, for all state entries, or by their names.
+        weight_dropout: probability of dropping a recurrent weight (of `weight_hh`) for a whole call.
+        layer_norm: whether gates are normalised over their units, inside the recurrence.
+        residual: whether a layer's input is added to its output where both are equally wide.
+        dense: whether a layer reads, side by side, the input and the outputs of all layers below.
+        merge: how the directions' outputs become one: "concatenate", "sum" or "mean".
+        learn_state: whether the state at the start of a sequence and after a reset is learned, `initial_<entry>_l{k}`
+            [width], instead of the cell's default.
         proj_size: where positive, the output is a learned projection to this width (see `cells.wrapped.Projected`).
+        forget_bias: what the forget gate's bias starts at.
+        chrono: the longest dependency in steps that gates are to bridge from the start; see `nn.initialise.set_chrono`.
+        recurrent_init: "orthogonal" or "identity", or an `Initial`, for each gate's part of `weight_hh`.
         recompute: whether a layer keeps only its inputs for the backward pass and runs forward again there: for deep
             stacks and long sequences, a third more time for the memory of one layer instead of all.
         device, dtype: of the parameters.
@@ -45,73 +69,132 @@ class Recurrent(nn.Module):
     Parameters have torch's names, shapes and gate order: `weight_ih_l{k}` [G·H, I], `weight_hh_l{k}` [G·H, H],
     `bias_ih_l{k}`, `bias_hh_l{k}`, and those that the cell names; the backward direction's end in `_reverse`.
 
+    Where `cell` or `hidden_size` is a sequence, states may differ from layer to layer: `state` is then a tuple that
+    has, for each layer, what a single layer takes and gives.
+
     Raises:
         ValueError: an argument is out of its range, or a name is unknown.
     """
 
+    dropout_as_torch = False  # whether `dropout` draws from torch's generator element by element, as torch.nn does
+
     def __init__(
         self,
-        cell: str | type[Cell] | Cell,
+        cell: str | type[Cell] | Cell | Sequence[str | type[Cell] | Cell],
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        locked_dropout: float | Sequence[float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_per_step: bool = False,
+        zoneout: float | Mapping[str, float] = 0.0,
+        weight_dropout: float = 0.0,
+        layer_norm: bool = False,
+        residual: bool = False,
+        dense: bool = False,
+        merge: Merge = "concatenate",
+        learn_state: bool = False,
         proj_size: int = 0,
+        forget_bias: float | None = None,
+        chrono: float | None = None,
+        recurrent_init: RecurrentInit | Initial | None = None,
         recompute: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, got {size!r}")
-        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must be a probability from 0 to 1, got {dropout!r}")
-        if not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
+        _positive("num_layers", num_layers)
+        _positive("input_size", input_size)
+        self.layered = isinstance(cell, (list, tuple)) or isinstance(hidden_size, (list, tuple))
+        num_layers, given = per_layer(num_layers, cell=cell, hidden_size=hidden_size)
+        for size in given["hidden_size"]:
+            _positive("hidden_size", size)
+        smallest = min(given["hidden_size"])
+        if not isinstance(proj_size, int) or not 0 <= proj_size < smallest:
             raise ValueError(f"proj_size must be from 0 (no projection) to hidden_size - 1, got {proj_size!r}")
+        self.options = Options(
+            dropout=dropout,
+            locked_dropout=tuple(locked_dropout) if isinstance(locked_dropout, Sequence) else locked_dropout,
+            recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_per_step=recurrent_dropout_per_step,
+            zoneout=zoneout,
+            weight_dropout=weight_dropout,
+            layer_norm=layer_norm,
+            residual=residual,
+            dense=dense,
+            merge=merge,
+            learn_state=learn_state,
+            proj_size=proj_size,
+            forget_bias=forget_bias,
+            chrono=chrono,
+            recurrent_init=recurrent_init,
+        )
         if dropout and num_layers == 1:
             warnings.warn("dropout acts between layers, so with num_layers=1 it has no effect", stacklevel=2)
-        self.cell = as_cell(cell)
+        stacked = [as_cell(c) for c in given["cell"]]
+        self.cell = stacked[-1]
         self.input_size = input_size
-        self.hidden_size = hidden_size
+        self.hidden_size = tuple(given["hidden_size"]) if isinstance(hidden_size, (list, tuple)) else hidden_size
         self.num_layers = num_layers
         self.bias = bias
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
-        self.proj_size = proj_size
         self.recompute = recompute
-        self.layers = self._lay_out()
+        self._wiring = Wiring(self.options, num_layers)
+        self._trained = self._lay_out(stacked, given["hidden_size"])
+        self.layers = [self._evaluated(cell, parts) for cell, parts in self._trained]
+        self._random = self.options.acts_at_random
+        self._seeded = self._random and not (self.dropout_as_torch and self.options == Options(dropout=dropout))
+        self._slots = [
+            [[(p.name, p.name + suffix) for p in parts.parameters] for suffix in self._suffixes(level)]
+            for level, (_, parts) in enumerate(self.layers)
+        ]
         for level, (_, parts) in enumerate(self.layers):
             for suffix in self._suffixes(level):
                 for parameter in parts.parameters:
                     empty = torch.empty(parameter.shape, device=device, dtype=dtype)
                     trained = nn.Parameter(empty, requires_grad=not parameter.frozen)
                     self.register_parameter(parameter.name + suffix, trained)
-        self._slots = [
-            [[(p.name, p.name + suffix) for p in parts.parameters] for suffix in self._suffixes(level)]
-            for level, (_, parts) in enumerate(self.layers)
-        ]
+                for entry, width in parts.states if learn_state else ():
+                    if entry.dtype == "float":
+                        learned = nn.Parameter(torch.empty(width, device=device, dtype=dtype))
+                        self.register_parameter(initial_name(entry.name, suffix), learned)
         self.reset_parameters()
 
-    def _lay_out(self) -> list[tuple[Cell, Layout]]:
+    def _lay_out(self, stacked: list[Cell], sizes: list[int]) -> list[tuple[Cell, Layout]]:
+        """Each layer's cell as it trains, with its layout."""
+        options, skips = self.options, self._wiring.skips
         layers: list[tuple[Cell, Layout]] = []
         width = self.input_size
-        for level in range(self.num_layers):
-            cell = self.cell.at_layer(level)
-            cell = Projected(cell, self.proj_size) if self.proj_size else cell
-            parts = layout(cell, width, self.hidden_size, self.bias)
+        for level, (cell, size) in enumerate(zip(stacked, sizes, strict=True)):
+            cell = cell.at_layer(level)
+            cell = options.applied(Unbiased(cell) if cell.biases and not self.bias else cell, self.bias)
+            parts = layout(cell, width, size, self.bias)
             if cell.below and not layers:
                 raise ValueError(f"{cell!r} reads the layer below, so it cannot be the lowest; see Cell.at_layer")
-            if layers and parts.states != layers[0][1].states:
+            if layers and not self.layered and parts.states != layers[0][1].states:
                 raise ValueError(f"{self.cell!r} must have the same states in every layer, of the same widths")
             layers.append((cell, parts))
-            width = parts.output_size * self.num_directions
+            output = parts.output_size * (self.num_directions if options.merge == "concatenate" else 1)
+            skips.append(options.residual and output == width)
+            if options.residual and level and output != width:
+                warnings.warn(f"residual: layer {level} has no skip, since {width} in are {output} out", stacklevel=3)
+            width = output + (width if options.dense and level < len(sizes) - 1 else 0)
+        if options.residual and not any(skips):
+            raise ValueError("residual: no layer's input is as wide as its output, so there is nothing to add")
         return layers
+
+    def _evaluated(self, cell: Cell, parts: Layout) -> tuple[Cell, Layout]:
+        other = cell.evaluated()
+        if other == cell:
+            return cell, parts
+        return other, layout(other, parts.input_size, parts.hidden_size, self.bias)
 
     @property
     def num_directions(self) -> int:
@@ -120,30 +203,27 @@ class Recurrent(nn.Module):
 
     @property
     def output_size(self) -> int:
-        """Width of the output: H, or the projection's, times the directions."""
-        return self.layers[-1][1].output_size * self.num_directions
+        """Width of the output: H, or the projection's, times the directions where they are concatenated."""
+        return self.layers[-1][1].output_size * (self.num_directions if self.options.merge == "concatenate" else 1)
+
+    @property
+    def plain_stack(self) -> bool:
+        """Whether each layer reads just the output of the one below, dropout apart."""
+        return self._wiring.plain
+
+    def default_state(self, level: int, direction: int = 0) -> tuple[Tensor, ...]:
+        """The state of a layer at the start of a sequence, learned or the cell's own: [width] for each entry."""
+        if self.options.learn_state:
+            return tuple(v.detach().clone() for v in self._learned(level, direction))
+        parts = self.layers[level][1]
+        return tuple(v[0] for v in default_state(parts, 1, next(self.parameters())))
 
     def _suffixes(self, level: int) -> list[str]:
         return [f"_l{level}", f"_l{level}_reverse"][: self.num_directions]
 
     def reset_parameters(self) -> None:
-        """Draw all parameters afresh: U(-1/√H, 1/√H) as torch.nn does, then what the cell's `initial` says."""
-        with torch.no_grad():
-            for tensor in self.parameters():
-                Uniform().fill(tensor, self.hidden_size)
-            for level, (cell, parts) in enumerate(self.layers):
-                for suffix in self._suffixes(level):
-                    for parameter in parts.parameters:
-                        self._fill(cell, parameter, getattr(self, parameter.name + suffix))
-
-    def _fill(self, cell: Cell, parameter: Parameter, tensor: Tensor) -> None:
-        whole = cell.initial.get(parameter.name)
-        if whole is not None and not parameter.blocks:
-            whole.fill(tensor, self.hidden_size)
-        for gate, rows in parameter.blocks.items():
-            initial = cell.initial.get(f"{parameter.name}.{gate}", whole)
-            if initial is not None:
-                initial.fill(tensor[rows], self.hidden_size)
+        """Draw all parameters afresh: U(-1/√H, 1/√H) as torch.nn, then what the cell and the options say."""
+        fill(self, self.layers, [self._suffixes(level) for level in range(self.num_layers)], self.options)
 
     def forward(
         self,
@@ -153,6 +233,7 @@ class Recurrent(nn.Module):
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
         extras: Mapping[str, Tensor] | None = None,
+        noise: Noise | None = None,
     ) -> tuple[Any, Any]:
         """Run whole sequences.
 
@@ -164,17 +245,19 @@ class Recurrent(nn.Module):
             reset: [T, B] bool, in the layout of the input: true where a row starts afresh, with the cell's default
                 state, before the step. Both directions are cut there.
             extras: the cell's further inputs by name, [T, B] or [T, B, width] in the layout of the input.
+            noise: where masks come from in training; by default from a seed that torch's global generator draws for
+                each call. With `Noise(seed, step, row)` chunks and single rows have the masks of the whole.
 
         Returns:
-            The output, in the form of the input with the width H·directions, zero past each row's length; and the
+            The output, in the form of the input with the width `output_size`, zero past each row's length; and the
             state after each row's last step (for the backward direction, its first), in the form of `state`.
 
         Raises:
             ValueError: a shape, length or dtype does not fit.
         """
         frame = self._frame(input, lengths)
-        sequences, final = self._unroll(frame, state, reset, extras, dispatch.run, every_state=False)
-        return frame.leave(sequences[0]), final
+        output, _, final = self._unroll(frame, state, reset, extras, noise, dispatch.run, every_state=False)
+        return frame.leave(output), final
 
     def unroll(
         self,
@@ -184,19 +267,32 @@ class Recurrent(nn.Module):
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
         extras: Mapping[str, Tensor] | None = None,
+        noise: Noise | None = None,
     ) -> tuple[Any, Any]:
-        """As `forward`, but the first result has, at every step, all states of the last layer: a named tuple."""
-        frame = self._frame(input, lengths)
-        sequences, final = self._unroll(frame, state, reset, extras, dispatch.run, every_state=True)
-        return self.cell.State(*(frame.leave(v) for v in sequences)), final
+        """As `forward`, but the first result has, at every step, all states of the last layer: a named tuple.
 
-    def step(self, input: Tensor, state: Any = None, *, extras: Mapping[str, Tensor] | None = None) -> tuple[Any, Any]:
+        They are the states as the cell made them, merged as outputs are, without skips and dropout of the output.
+        """
+        frame = self._frame(input, lengths)
+        _, results, final = self._unroll(frame, state, reset, extras, noise, dispatch.run, every_state=True)
+        sequences = [merged(parts, self.options.merge) for parts in zip(*(r.sequences for r in results), strict=True)]
+        return _form(self.cell)(*(frame.leave(v) for v in sequences)), final
+
+    def step(
+        self,
+        input: Tensor,
+        state: Any = None,
+        *,
+        extras: Mapping[str, Tensor] | None = None,
+        noise: Noise | None = None,
+    ) -> tuple[Any, Any]:
         """Run one time step.
 
         Args:
             input: [B, I], or [I] unbatched.
             state: as for `forward`.
             extras: the cell's further inputs by name, [B] or [B, width].
+            noise: as for `forward`; `Noise(seed, step=t)` for step t.
 
         Returns:
             The output, [B, H] or [H], and the state.
@@ -208,7 +304,8 @@ class Recurrent(nn.Module):
             raise ValueError("a bidirectional layer has no step: its backward direction starts at the end")
         if input.dim() not in (1, 2):
             raise ValueError(f"input must be [B, I], or [I] unbatched, got {tuple(input.shape)}")
-        if not torch.is_grad_enabled() and not extras and input.dim() == 2:
+        silent = not (self.training and self._random) or noise is draws.SILENT
+        if silent and not torch.is_grad_enabled() and not extras and input.dim() == 2:
             from elman.nn.stepper import prepared
 
             kernels = prepared(self, input.shape[0])
@@ -218,11 +315,11 @@ class Recurrent(nn.Module):
                 return output, kernels.state()
         time = 1 if self.batch_first and input.dim() == 2 else 0
         lifted = None if extras is None else {name: value.unsqueeze(time) for name, value in extras.items()}
-        output, state = self(input.unsqueeze(time), state, extras=lifted)
+        output, state = self(input.unsqueeze(time), state, extras=lifted, noise=noise)
         return output.squeeze(time), state
 
     def stepper(self, batch_size: int = 1) -> Any:
-        """Prepared inference steps that carry their own state; see `elman.Stepper`."""
+        """Prepared inference steps, as in evaluation, that carry their own state; see `elman.Stepper`."""
         from elman.nn.stepper import Stepper
 
         return Stepper(self, batch_size)
@@ -241,7 +338,7 @@ class Recurrent(nn.Module):
             state = default_state(call.layout, call.packing.batch, call.input)
             return [DirectionResult(sequences, state) for _ in call.directions]
 
-        self._unroll(frame, None, arguments.pop("reset", None), arguments.pop("extras", None), record, False)
+        self._unroll(frame, None, arguments.pop("reset", None), arguments.pop("extras", None), None, record, False)
         if arguments:
             raise TypeError(f"unknown arguments: {', '.join(arguments)}")
 
@@ -260,20 +357,20 @@ class Recurrent(nn.Module):
         state: Any,
         reset: Tensor | None,
         extras: Mapping[str, Tensor] | None,
+        noise: Noise | None,
         run: Run,
         every_state: bool,
-    ) -> tuple[tuple[Tensor, ...], Any]:
-        """The last layer's sequences, [N, width·directions] each and packed, and the state as the caller sees it."""
+    ) -> tuple[Tensor, list[DirectionResult], Any]:
+        """The output, [N, width] and packed, the last layer's results, and the state as the caller sees it."""
         packing, packed_reset = frame.packing, frame.reset(reset)
-        directions = self.num_directions
-        given = None
-        if state is not None:
-            given = frame.state(state, self.layers[0][1], self.num_layers * directions)
-        x = frame.input
+        drawn = self._drawn(noise, run)
+        layers, wiring = self.layers if drawn is None else self._trained, self._wiring
+        given = None if state is None else self._given(frame, state)
+        x = frame.input if drawn is None else wiring.enter(frame.input, packing, drawn)
         results: list[DirectionResult] = []
         finals: list[tuple[Tensor, ...]] = []
-        for level, (cell, parts) in enumerate(self.layers):
-            above = self.layers[level + 1][0].below if level + 1 < self.num_layers else ()
+        for level, (cell, parts) in enumerate(layers):
+            above = layers[level + 1][0].below if level + 1 < self.num_layers else ()
             call = LayerCall(
                 cell=cell,
                 layout=parts,
@@ -282,13 +379,15 @@ class Recurrent(nn.Module):
                 reset=packed_reset,
                 extras=frame.extras(parts, extras),
                 directions=tuple(
-                    Direction(
-                        parameters={name: getattr(self, full) for name, full in self._slots[level][index]},
-                        state=None if given is None else tuple(v[level * directions + index] for v in given),
-                        reverse=index == 1,
-                        below={name: _sequence(results[index], cell, name) for name in cell.below},
+                    self._direction(
+                        level,
+                        index,
+                        None if given is None else tuple(v[index] for v in given[level]),
+                        {name: _sequence(results[index], layers[level - 1][0], name) for name in cell.below},
+                        packing,
+                        drawn,
                     )
-                    for index in range(directions)
+                    for index in range(self.num_directions)
                 ),
                 every_state=bool(above) or (every_state and level == self.num_layers - 1),
             )
@@ -297,12 +396,76 @@ class Recurrent(nn.Module):
             else:
                 results = run(call)
             finals += [result.state for result in results]
-            x = _concatenate([result.sequences[0] for result in results])
-            if self.dropout and level < self.num_layers - 1 and run is dispatch.run:
-                x = F.dropout(x, self.dropout, self.training)
-        sequences = [_concatenate(list(parts)) for parts in zip(*(r.sequences for r in results), strict=True)]
-        state = _form(self.cell)(*(frame.leave_state(_stack(entry)) for entry in zip(*finals, strict=True)))
-        return tuple(sequences), state if len(state) > 1 else state[0]
+            output = merged([result.sequences[0] for result in results], self.options.merge)
+            named = noise is not None or run is not dispatch.run or not self.dropout_as_torch
+            x = output if wiring.trivial else wiring.leave(level, x, output, packing, drawn, named)
+        return x, results, self._leave(frame, finals)
+
+    def _drawn(self, noise: Noise | None, run: Run) -> Noise | None:
+        """Where this call's masks come from; None where there are none."""
+        if not self.training or not self._random or noise is draws.SILENT:
+            return None
+        if noise is not None:
+            if not isinstance(noise, Noise):
+                raise TypeError(f"noise must be an elman.Noise, got {type(noise).__name__}")
+            return noise
+        return draws.fresh() if self._seeded and run is dispatch.run else Noise(0)
+
+    def _direction(
+        self,
+        level: int,
+        index: int,
+        state: tuple[Tensor, ...] | None,
+        below: dict[str, Tensor],
+        packing: Packing,
+        drawn: Noise | None,
+    ) -> Direction:
+        """One direction of a layer: its parameters, where it starts from, and what it draws."""
+        parameters = {name: getattr(self, full) for name, full in self._slots[level][index]}
+        direction = Direction(parameters, state, index == 1, below)
+        if self.options.learn_state:
+            direction.default = self._learned(level, index)
+            if state is None:
+                direction.state = tuple(v.expand(packing.batch, -1) for v in direction.default)
+        if drawn is not None:
+            place = 2 * level + index
+            declared = self._trained[level][1].draws
+            direction.draws = {d.name: draws.rows(drawn, d.name, place, packing) for d, _ in declared}
+            if self.options.weight_dropout:
+                weight = parameters["weight_hh"]
+                parameters["weight_hh"] = weight * weight_mask(weight, self.options.weight_dropout, place, drawn)
+        return direction
+
+    def _learned(self, level: int, index: int) -> tuple[Tensor, ...]:
+        """The state at the start of a sequence, [width] for each entry."""
+        suffix, weight = self._suffixes(level)[index], next(self.parameters())
+        return tuple(
+            getattr(self, initial_name(entry.name, suffix))
+            if entry.dtype == "float"
+            else torch.full((width,), int(entry.initial), device=weight.device)
+            for entry, width in self.layers[level][1].states
+        )
+
+    def _given(self, frame: Frame, state: Any) -> list[tuple[Tensor, ...]]:
+        """The caller's state, for each layer one [directions, B, width] tensor for each entry, in packed order."""
+        if not self.layered:
+            whole = frame.state(state, self.layers[0][1], self.num_layers * self.num_directions)
+            return list(zip(*(v.unflatten(0, (self.num_layers, -1)) for v in whole), strict=True))
+        if not isinstance(state, (tuple, list)) or len(state) != self.num_layers:
+            got = f"{len(state)}" if isinstance(state, (tuple, list)) else type(state).__name__
+            raise ValueError(f"state must have an entry for each of {self.num_layers} layers, got {got}")
+        layers = zip(state, self.layers, strict=True)
+        return [frame.state(value, parts, self.num_directions) for value, (_, parts) in layers]
+
+    def _leave(self, frame: Frame, finals: list[tuple[Tensor, ...]]) -> Any:
+        """The state after the last step, in the caller's form."""
+        if not self.layered:
+            return _stacked(frame, self.cell, finals)
+        count = self.num_directions
+        return tuple(
+            _stacked(frame, cell, finals[level * count : (level + 1) * count])
+            for level, (cell, _) in enumerate(self.layers)
+        )
 
     def flatten_parameters(self) -> None:
         """Nothing to do: kept so that code written for torch.nn runs as it is."""
@@ -319,7 +482,7 @@ class Recurrent(nn.Module):
     def extra_repr(self) -> str:
         shown = [repr(self.cell), str(self.input_size), str(self.hidden_size)]
         for name, parameter in inspect.signature(Recurrent.__init__).parameters.items():
-            value = getattr(self, name, parameter.default)
+            value = getattr(self.options, name, getattr(self, name, parameter.default))
             if name not in ("cell", "device", "dtype") and parameter.default not in (inspect.Parameter.empty, value):
                 shown.append(f"{name}={value}")
         return ", ".join(shown)
@@ -349,8 +512,15 @@ def _stack(rows: tuple[Tensor, ...]) -> Tensor:
     return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
 
-def _concatenate(directions: list[Tensor]) -> Tensor:
-    return directions[0] if len(directions) == 1 else torch.cat(directions, dim=-1)
+def _stacked(frame: Frame, cell: Cell, finals: list[tuple[Tensor, ...]]) -> Any:
+    """Final states of directions, [B, width] for each entry, as one tensor or named tuple in the caller's form."""
+    state = _form(cell)(*(frame.leave_state(_stack(entry)) for entry in zip(*finals, strict=True)))
+    return state if len(state) > 1 else state[0]
+
+
+def _positive(name: str, size: object) -> None:
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"{name} must be a positive integer, got {size!r}")
 
 
 def _sequence(result: DirectionResult, cell: Cell, name: str) -> Tensor:

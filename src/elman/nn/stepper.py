@@ -12,13 +12,14 @@ from elman.compiler.build import BuildError
 from elman.compiler.graph import CannotCompile
 from elman.engine import dispatch
 from elman.engine.cpu import build_problem
+from elman.engine.draws import SILENT
 from elman.engine.products import REALS, tools
 from elman.engine.stepping import LayerStep
 from elman.nn.recurrent import Recurrent
 
 
 class Stepper:
-    """Steps of a unidirectional `Recurrent` for a fixed number of rows; no gradients.
+    """Steps of a unidirectional `Recurrent` for a fixed number of rows; no gradients, and no masks, as in evaluation.
 
     Where the compiled engine can run the layers, matrices are packed once and each step is one call into a kernel.
 
@@ -64,7 +65,7 @@ class Stepper:
         if self._kernel is not None and not extras:
             return self._kernel.step(input)
         with torch.no_grad():
-            output, self.state = self._module.step(input, self.state, extras=extras)
+            output, self.state = self._module.step(input, self.state, extras=extras, noise=SILENT)
         return output  # type: ignore[no-any-return]
 
     def reset(self) -> None:
@@ -110,6 +111,7 @@ def _prepare(module: Recurrent, batch: int) -> "_Kernels | None":
     layers = module.layers
     plain = all(not cell.below and not parts.extras for cell, parts in layers)
     counted = any(entry.dtype == "int64" for entry, _ in layers[0][1].states)
+    plain = plain and not module.layered and module.plain_stack and not any(parts.draws for _, parts in layers)
     if not plain or counted or weight.dtype not in REALS or weight.device.type != "cpu":
         return None
     if dispatch.wanted() not in ("auto", "cpu"):
@@ -129,6 +131,7 @@ class _Kernels:
         self._dtype = weight.dtype
         self._input_size = module.input_size
         self._layers: list[LayerStep] = []
+        self._defaults: list[tuple[Tensor, ...]] = []  # of each layer, [width] for each state entry
         self._specifications = [parts for _, parts in module.layers]
         self._form = module.cell.State
         self._input = torch.zeros(batch, module.input_size, dtype=self._dtype)
@@ -136,6 +139,7 @@ class _Kernels:
         for level, (cell, parts) in enumerate(module.layers):
             parameters = {p.name: getattr(module, f"{p.name}_l{level}").detach().clone() for p in parts.parameters}
             layer = LayerStep(cell, parts, parameters, batch, raw)
+            self._defaults.append(module.default_state(level))
             self._layers.append(layer)
             raw = (layer.states[0][1], layer.states[0][0])  # what an even step, and an odd one, has just written
         self._odd = 0
@@ -180,7 +184,7 @@ class _Kernels:
             for level, layer in enumerate(self._layers):
                 place = layer.states[k][self._odd]
                 if value is None:
-                    place.fill_(entry.initial)
+                    place.copy_(self._defaults[level][k])
                 else:
                     place.copy_(value[level])
 

@@ -16,6 +16,8 @@ class RNN(Recurrent):
     Arguments, shapes, results and `state_dict` keys are torch.nn.RNN's. Source: see `elman.cells.elman.Elman`.
     """
 
+    dropout_as_torch = True
+
     def __init__(
         self,
         input_size: int,
@@ -50,6 +52,8 @@ class LSTM(Recurrent):
     Arguments, shapes, results and `state_dict` keys are torch.nn.LSTM's. Source: see `elman.cells.lstm.LSTM`.
     """
 
+    dropout_as_torch = True
+
     def __init__(
         self,
         input_size: int,
@@ -83,6 +87,8 @@ class GRU(Recurrent):
 
     Arguments, shapes, results and `state_dict` keys are torch.nn.GRU's. Source: see `elman.cells.gru.GRU`.
     """
+
+    dropout_as_torch = True
 
     def __init__(
         self,

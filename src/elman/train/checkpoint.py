@@ -17,8 +17,6 @@ from torch import Tensor
 
 from elman.errors import UserError
 
-KEPT = 2  # the newest, and the one before in case the newest is damaged
-
 
 def save(path: Path, tree: Any) -> None:
     """Write a tree of dicts, lists, tuples (named too), tensors, numbers, texts and None."""
@@ -45,14 +43,18 @@ def load(path: Path) -> Any:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves either the old content or the new."""
+    """Write a file so that a crash leaves either the old content or the new. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # on a full disk other files need the room
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name, too, must survive a power cut
@@ -70,11 +72,18 @@ class Checkpoints:
         """Oldest first."""
         return sorted(self.folder.glob("step-*.safetensors"))
 
-    def save(self, step: int, tree: Any) -> None:
-        """Write one and delete all but the last two."""
+    def save(self, step: int, tree: Any, keep: int, best: int) -> None:
+        """Write one and delete all but the last ``keep`` and that of the step ``best``."""
         save(self.folder / f"step-{step:09d}.safetensors", tree)
-        for old in self.files()[:-KEPT]:
-            old.unlink()
+        for old in self.files()[:-keep]:
+            if old.name != f"step-{best:09d}.safetensors":
+                old.unlink()
+
+    def give_up(self, step: int) -> None:
+        """Delete the checkpoint of a step where it is the newest of several."""
+        files = self.files()
+        if len(files) > 1 and files[-1].name == f"step-{step:09d}.safetensors":
+            files[-1].unlink()
 
     def load_latest(self, say: Callable[[str], None]) -> Any:
         """The newest readable tree, or None where there is no checkpoint; ``say`` hears of damaged ones.
@@ -98,19 +107,6 @@ class Checkpoints:
         if files:
             raise UserError(f"every checkpoint in {self.folder} is damaged; start again in another run folder")
         return None
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The tree with ``function`` applied to its tensors."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {key: map_tensors(function, value) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(function, value) for value in tree))
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(map_tensors(function, value) for value in tree)
-    return tree
 
 
 def _encode(tree: Any, tensors: dict[str, Tensor]) -> Any:
@@ -139,11 +135,21 @@ def _decode(code: Any, tensors: dict[str, Tensor]) -> Any:
     if "dict" in code:
         return {key: _decode(value, tensors) for key, value in code["dict"]}
     if "named" in code:
-        kind = namedtuple("State", code["named"])  # type: ignore[misc]
-        return kind(*(_decode(value, tensors) for value in code["values"]))
+        return named(code["named"], [_decode(value, tensors) for value in code["values"]])
     if "tuple" in code:
         return tuple(_decode(value, tensors) for value in code["tuple"])
     return [_decode(value, tensors) for value in code["list"]]
+
+
+def named(names: list[str], values: list[Any]) -> Any:
+    """A named tuple, which can be pickled though its class has no name that could be imported."""
+    kind = namedtuple("State", names)  # type: ignore[misc]
+
+    def reduce(state: Any) -> tuple[Any, ...]:
+        return named, (list(state._fields), list(state))
+
+    setattr(kind, "__reduce__", reduce)  # noqa: B010  (mypy would not have the assignment)
+    return kind(*values)
 
 
 def _checksum(text: str, tensors: dict[str, Tensor]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -9,24 +11,47 @@ from torch import Tensor, nn
 from elman.train.metrics import Metrics
 
 
-class Job(Protocol):
-    """What a task gives the trainer."""
+@dataclass(frozen=True)
+class Stretch:
+    """Steps ``start`` to ``stop`` of sequence ``index`` of an epoch."""
 
-    steps_per_epoch: int
+    epoch: int
+    index: int
+    start: int
+    stop: int
+
+
+class Job(Protocol):
+    """What a task gives the trainer.
+
+    Its data are sequences of time steps: each a batch that starts anew, or one long text in lanes. The trainer reads
+    them in stretches, the whole sequence at once unless truncation is asked for, and hands the state, the ``carry``,
+    from one stretch to the next.
+    """
+
     fingerprint: str  # names the training data: a run resumes on the same only
 
     @property
     def model(self) -> nn.Module:
         """What is trained."""
 
-    def begin_epoch(self) -> Any:
-        """What the first step of an epoch is given as ``carry``."""
+    def lengths(self, epoch: int) -> Sequence[int]:
+        """The steps of each of an epoch's sequences, in order."""
 
-    def loss(self, epoch: int, index: int, carry: Any) -> tuple[Tensor, int, Any]:
-        """The mean loss of step ``index`` of an epoch, the number of targets in it, and the next step's carry.
+    def begin(self) -> Any:
+        """The carry at the start of a sequence."""
 
-        The same arguments give the same data. The trainer cuts the carry's gradients.
+    def loss(self, stretch: Stretch, carry: Any) -> tuple[Tensor, int, Any]:
+        """The mean loss of a stretch, the number of targets in it, and the carry after it.
+
+        The same stretch gives the same data. The trainer cuts the carry's gradients where that is wanted.
         """
+
+    def read(self, stretch: Stretch, carry: Any) -> Any:
+        """The carry after a stretch whose losses are not wanted."""
+
+    def keepsakes(self) -> dict[str, str]:
+        """Texts that a checkpoint keeps beside the model, such as the tokenizer."""
 
     def training_metrics(self, loss: float) -> Metrics:
         """What a mean training loss means."""

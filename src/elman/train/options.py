@@ -188,7 +188,8 @@ def read_yaml(path: str | Path, kind: type[Options], header: Mapping[str, str]) 
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UsageError(f"{path} is not valid YAML{where}: {problem}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -233,7 +234,8 @@ def _add_argument(parser: Any, field: dataclasses.Field[Any], hint: Any) -> None
     if field.default not in (None, dataclasses.MISSING, ""):
         text += f" (default: {field.default})"
     if field.metadata["positional"]:
-        parser.add_argument(field.name, help=text, metavar=field.name.upper())
+        optional = {} if field.default is dataclasses.MISSING else {"nargs": "?", "default": argparse.SUPPRESS}
+        parser.add_argument(field.name, help=text, metavar=field.name.upper(), **optional)
     elif hint is bool:
         parser.add_argument(
             dashed(field.name), action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS

@@ -25,7 +25,7 @@ class RunFolder:
     """Paths and files of one run.
 
     ``config.yaml``, ``tokenizer.json`` (where the task has one), ``model.safetensors`` (the best model),
-    ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` (the last two).
+    ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` (the last ones and the best).
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 
 class StopSignal:
-    """Within this context SIGINT and SIGTERM only set :attr:`received`; a second one interrupts at once."""
+    """Within this context SIGINT and SIGTERM set :attr:`received` to their number; a second one interrupts."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -29,10 +29,11 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received:
             raise KeyboardInterrupt
         self.received = number
 
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.received).name if self.received is not None else ""
+
+def signal_name(number: int) -> str:
+    """``SIGTERM`` for 15."""
+    return signal.Signals(number).name

@@ -1,47 +1,31 @@
-"""The training loop. It knows no task: a `Job` gives it losses, evaluations and samples."""
+"""The training loop. It knows no task: a `Job` gives it losses, evaluations and samples.
+
+What it uses: `Course` walks through the data and carries the state, `Updater` turns losses into new weights, `Average`
+keeps their mean, `Position` counts, `Checkpoints` keep all of it, `World` is the processes that train together.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
-from dataclasses import dataclass
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
-
-from elman.errors import UsageError, UserError
-from elman.train import optim
-from elman.train.checkpoint import map_tensors
+from elman.errors import UserError
+from elman.train import optim, snapshot, watch
+from elman.train.average import Average
 from elman.train.config import TrainConfig
+from elman.train.course import Course
 from elman.train.job import Job
-from elman.train.metrics import Metrics, MetricsFile
+from elman.train.journal import Journal
+from elman.train.position import Position, Tally, TroubleError, check_finite
 from elman.train.progress import Reporter
 from elman.train.run import RunFolder
-from elman.train.signals import StopSignal
+from elman.train.signals import StopSignal, signal_name
+from elman.train.truncation import Truncation
+from elman.train.update import Updater
+from elman.train.world import World
 
 EVALUATIONS = 10  # in a run, unless --evaluate-every says otherwise
-
-
-@dataclass
-class Position:
-    """Where a run is: everything beside tensors that it must remember."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    learning_rate: float = 0.0  # of the last step
-    gradient_norm: float = 0.0  # of the last step, before clipping
-    loss_sum: float = 0.0  # since the last training line
-    loss_tokens: int = 0
-    best_cost: float | None = None
-    best_step: int = 0
-    evaluated_step: int = 0
-    stale: int = 0  # evaluations since the best one
-    evaluation_seconds: float = 0.0  # of the last: kept free at the end of --max-minutes
-    metrics_bytes: int = 0
 
 
 class Trainer:
@@ -50,103 +34,133 @@ class Trainer:
     Call :meth:`restore` to go on from a checkpoint, then :meth:`fit`.
     """
 
-    def __init__(self, job: Job, config: TrainConfig, run: RunFolder, reporter: Reporter) -> None:
+    def __init__(self, job: Job, config: TrainConfig, run: RunFolder, reporter: Reporter, world: World) -> None:
         self.job = job
         self.config = config
         self.run = run
         self.reporter = reporter
-        self.parameters = [p for p in job.model.parameters() if p.requires_grad]
-        self.optimizer = optim.optimizer(self.parameters, config)
+        self.world = world
+        self.leads = world.rank == 0  # the first process alone writes, evaluates and speaks
+        self.course = Course(job, Truncation.of(config), fresh=config.state == "fresh")
+        self.updater = Updater(job.model, config, world)
+        self.average = Average(job.model, config)
         self.at = Position()
-        self.carry: Any = None
         self.began = time.monotonic()
 
     def fit(self) -> Position:
         """Train until a limit is reached.
 
         Raises:
-            UserError: the loss is not finite, or a signal stopped the run; the last checkpoint is kept.
+            UserError: the loss is not finite, a file cannot be written, or a signal stopped the run; the last
+                checkpoint is kept.
         """
-        self.lines = MetricsFile(self.run.metrics)
-        if missing := self.lines.cut(self.at.metrics_bytes):
-            self.reporter.say(f"{self.run.metrics} has lost {missing} bytes of earlier lines; going on without them")
-        self.board = SummaryWriter(str(self.run.tensorboard), purge_step=self.at.step + 1 if self.at.step else None)
         self.began = time.monotonic() - self.at.seconds
         self.first_seconds, self.first_progress, self.first_tokens = self.at.seconds, self.progress(), self.at.tokens
+        self.open_journal()
         try:
             with StopSignal() as stop:
-                while not self.finished():
-                    before = self.progress()
-                    self.train_step(before)
-                    stopping = stop.received
-                    if self.at.step % self.config.log_every == 0:
-                        self.log_training()
-                    if self.evaluation_due(before, self.progress()):
-                        self.evaluate()
-                    elif stopping or self.checkpoint_due():
-                        self.save()
-                    if stopping:
-                        raise UserError(
-                            f"stopped by {stop.name} after step {self.at.step}, which is saved; "
-                            f"go on with --resume --run {self.run.path}",
-                            status=128 + stopping,
-                        )
-                if self.at.evaluated_step != self.at.step:
-                    self.evaluate()
+                while not (self.finished() and self.at.evaluated_step == self.at.step):
+                    try:
+                        if self.finished():
+                            self.evaluate()
+                        else:
+                            self.train_step(stop)
+                    except TroubleError as trouble:
+                        self.roll_back(trouble)
+        except OSError as error:
+            raise UserError(f"{error.filename or self.run.path}: {error.strerror or error}; {self.kept()}") from None
+        except BrokenExecutor:
+            raise UserError(f"a worker process died, killed or out of memory; {self.kept()}") from None
         finally:
             self.at.seconds = self.seconds()
-            self.board.close()
-            self.lines.close()
+            self.journal.close()
         return self.at
 
-    def train_step(self, progress: float) -> None:
-        """One window or minibatch: loss, gradients, update."""
-        epoch, index = divmod(self.at.step, self.job.steps_per_epoch)
-        if index == 0:
-            self.carry = self.job.begin_epoch()
-        self.at.learning_rate = optim.learning_rate(self.config, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.at.learning_rate
+    def train_step(self, stop: StopSignal) -> None:
+        """One update of the weights, and what is due after it."""
+        before = self.progress()
+        self.update(before)
+        stopping = self.tick(stop.received)
+        now = self.progress()
+        self.show(now)
+        if self.at.step % self.config.log_every == 0:
+            self.log_training()
+        if self.evaluation_due(before, now):
+            self.evaluate()
+        elif stopping or self.checkpoint_due():
+            self.save()
+        if stopping:
+            raise self.world.told(
+                UserError(
+                    f"stopped by {signal_name(stopping)} after step {self.at.step}, which is saved; "
+                    f"go on with --resume --run {self.run.path}",
+                    status=128 + stopping,
+                )
+            )
+
+    def tick(self, signal: int = 0) -> int:
+        """Read the clock, and agree with the other processes on it and on a signal that came, if any."""
+        signal, self.at.seconds = self.world.agree(signal, self.seconds())
+        return signal
+
+    def update(self, progress: float) -> None:
+        """Losses, gradients, new weights."""
         self.job.model.train()
-        loss, tokens, carry = self.job.loss(epoch, index, self.carry)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
-        value = loss.item()
+        self.updater.forget()
+        loss, tokens, rate = 0.0, 0, 0.0
+        for _ in range(self.config.accumulate):
+            with self.updater.autocast():
+                part = self.course.advance()
+            self.updater.backward(part.objective / self.config.accumulate)
+            loss, tokens = loss + part.loss.item() * part.tokens, tokens + part.tokens
+            rate += part.rate / self.config.accumulate
+        norm = self.updater.gradient_norm(tokens)
+        loss, tokens = self.world.mean(loss / tokens, tokens)
         self.at.step += 1
-        self.check_finite(value, "loss")
-        self.check_finite(norm, "norm of the gradient")
-        self.optimizer.step()
-        self.carry = map_tensors(Tensor.detach, carry)
-        self.at.gradient_norm = norm
-        self.at.tokens += tokens
-        self.at.loss_sum += value * tokens
-        self.at.loss_tokens += tokens
-        self.show(value)
+        self.at.count(loss, tokens, norm, self.updater.clip)
+        self.at.check_loss(loss, self.config.diverged)
+        if not self.updater.may_overflow:
+            check_finite(norm, "norm of the gradient", self.at.step)
+        self.at.learning_rate = optim.learning_rate(self.config, progress) * rate / 2**self.at.rollbacks
+        self.updater.step(self.at.learning_rate)
+        self.average.update(self.progress())
 
     def evaluate(self) -> None:
         """Score the validation part, save, and keep the model if it is the best so far."""
         self.log_training()
         began = time.monotonic()
-        self.job.model.eval()
-        metrics = self.job.evaluate()
-        cost = self.job.cost(metrics)
-        self.check_finite(cost, "validation loss")
-        if self.at.best_cost is None or cost < self.at.best_cost:
-            self.at.best_cost, self.at.best_step, self.at.stale = cost, self.at.step, 0
-        else:
-            self.at.stale += 1
+        at = self.at
+        with self.average.applied():
+            self.job.model.eval()
+            metrics = self.world.first(self.job.evaluate)
+            cost = self.job.cost(metrics)
+            check_finite(cost, "validation loss", at.step)
+            at.costs.append(cost)
+            if at.best_cost is None or cost < at.best_cost:
+                at.best_cost, at.best_step, at.stale = cost, at.step, 0
+            else:
+                at.stale += 1
+            at.evaluated_step = at.step
+            if self.leads:
+                self.report(metrics)
+        if self.average.hear(at.costs):
+            self.reporter.say(f"step {at.step}  validation stalls: from here on the weights are averaged")
+        at.evaluation_seconds = time.monotonic() - began
+        self.save()
+        if at.best_step == at.step:
+            self.keep_model()
+        self.tick()
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Write and show an evaluation, with a sample."""
         sample = self.job.sample()
-        self.log("validation", metrics, {"best_step": self.at.best_step, "sample": sample})
-        best = " (best)" if self.at.stale == 0 else ""
-        self.reporter.say(f"step {self.at.step}  validation {self.job.describe(metrics)}{best}")
+        seen = {} if self.config.bidirectional else watch.inside(self.job, self.course.place.epoch)
+        self.log("validation", {**metrics, "best_step": self.at.best_step, **seen, "sample": sample})
+        self.reporter.say(
+            f"step {self.at.step}  validation {self.job.describe(metrics)}" + " (best)" * (self.at.stale == 0)
+        )
         if sample:
             self.reporter.say("\n".join("    " + line for line in sample.splitlines()))
-        self.at.evaluated_step = self.at.step
-        self.at.evaluation_seconds = time.monotonic() - began
-        self.save()
-        if self.at.best_step == self.at.step:
-            self.keep_model()
 
     def progress(self) -> float:
         """The share of the run that is done: the largest over its limits."""
@@ -154,10 +168,10 @@ class Trainer:
         if self.config.max_steps is not None:
             shares.append(self.at.step / self.config.max_steps)
         if self.config.epochs is not None:
-            shares.append(self.at.step / (self.config.epochs * self.job.steps_per_epoch))
+            shares.append(self.course.epochs() / self.config.epochs)
         if self.config.max_minutes is not None:
             seconds = self.config.max_minutes * 60
-            shares.append(self.seconds() / max(seconds - self.at.evaluation_seconds, seconds / 10))
+            shares.append(self.at.seconds / max(seconds - self.at.evaluation_seconds, seconds / 10))
         return min(max(shares), 1.0)
 
     def finished(self) -> bool:
@@ -179,73 +193,99 @@ class Trainer:
         return self.config.patience is not None and self.at.stale >= self.config.patience
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint. Processes wait for each other, so that none leaves before it is there."""
         for name, tensor in self.job.model.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise UserError(f"{name} is no longer finite at step {self.at.step}; the checkpoint before it is kept")
-        self.at.metrics_bytes = self.lines.sync()
-        self.at.seconds = self.seconds()
-        self.run.checkpoints.save(
-            self.at.step,
-            {
-                "model": dict(self.job.model.state_dict()),
-                "optimizer": self.optimizer.state_dict(),
-                "carry": self.carry,
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                "position": dataclasses.asdict(self.at),
-                "fingerprint": self.job.fingerprint,
-            },
-        )
+                raise TroubleError(f"{name} is no longer finite at step {self.at.step}")
+        own = self.world.gather(snapshot.own(self))
+        if self.leads:
+            self.at.metrics_bytes = self.journal.sync()
+            self.at.seconds = self.seconds()
+            tree = snapshot.take(self, own)
+            self.run.checkpoints.save(self.at.step, tree, keep=self.config.keep, best=self.at.best_step)
+        self.tick()
 
     def keep_model(self) -> None:
         """Write the model as the best so far."""
-        about = {"step": self.at.step, "cost": self.at.best_cost}
-        self.run.save_model(self.job.model.state_dict(), about)
+        if self.leads:
+            with self.average.applied():
+                about = {"step": self.at.step, "cost": self.at.best_cost}
+                self.run.save_model(self.job.model.state_dict(), about)
 
     def restore(self, tree: Any) -> None:
         """Take up a checkpoint.
 
         Raises:
-            UsageError: it was made on other data.
+            UsageError: it was made on other data, or by another number of processes.
             UserError: it does not fit the model.
         """
-        if tree["fingerprint"] != self.job.fingerprint:
-            raise UsageError(f"cannot resume {self.run.path}: --data is not the data that the run was trained on")
-        try:
-            device = self.parameters[0].device
-            self.job.model.load_state_dict(tree["model"])
-            self.optimizer.load_state_dict(tree["optimizer"])
-            self.carry = map_tensors(lambda tensor: tensor.to(device), tree["carry"])
-            self.at = Position(**tree["position"])
-            torch.set_rng_state(tree["random"])
-            if len(tree["random_cuda"]) == torch.cuda.device_count() > 0:
-                torch.cuda.set_rng_state_all(tree["random_cuda"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the checkpoint in {self.run.path} does not fit: {str(error).splitlines()[0]}") from None
+        snapshot.restore(self, tree)
         self.began = time.monotonic() - self.at.seconds
         if self.at.step and self.at.best_step == self.at.step:
             self.keep_model()  # the run may have ended between checkpoint and model
 
-    def log_training(self) -> None:
-        """A line of the mean since the last one; none where there was no step since."""
-        if not self.at.loss_tokens:
-            return
-        metrics = self.job.training_metrics(self.at.loss_sum / self.at.loss_tokens)
-        last = {"learning_rate": self.at.learning_rate, "gradient_norm": self.at.gradient_norm}
-        self.log("train", metrics, last)
-        self.at.loss_sum, self.at.loss_tokens = 0.0, 0
+    def roll_back(self, trouble: TroubleError) -> None:
+        """Go back to the last checkpoint with half the learning rate; raises where that is not allowed.
 
-    def log(self, kind: str, metrics: Metrics, more: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and the same numbers for TensorBoard. Clocks come last: they alone may differ."""
-        place = {"step": self.at.step, "epoch": self.at.step / self.job.steps_per_epoch, "tokens_seen": self.at.tokens}
-        clock = {"seconds": round(self.seconds(), 3), "tokens_per_second": round(self.speed(), 1)}
-        self.lines.write({"kind": kind, **place, **metrics, **more, **clock})
-        for name, value in {**metrics, **more}.items():
-            if isinstance(value, str):
-                self.board.add_text(f"{kind}/{name}", value, self.at.step)
-            else:
-                self.board.add_scalar(f"{kind}/{name}", value, self.at.step)
+        A checkpoint from which the trouble came again is given up for the one before it.
+        """
+        count, checkpoints = self.at.rollbacks + 1, self.run.checkpoints
+        tree = None
+        if count <= self.config.roll_back:
+            if self.leads:
+                checkpoints.give_up(self.at.rolled_back_to)
+            tree = self.world.first(lambda: checkpoints.load_latest(self.reporter.say))
+        if tree is None:
+            advice = "a smaller --learning-rate or --clip may help, or --roll-back N"
+            raise self.world.told(UserError(f"{trouble}: training stops and {self.kept()}; {advice}")) from None
+        self.journal.close()
+        self.restore(tree)
+        self.open_journal()
+        self.at.rollbacks, self.at.rolled_back_to = count, self.at.step
+        self.at.loss_mean = min(self.at.loss_mean, self.at.loss_first)  # the checkpoint may be on its way up already
+        self.reporter.say(f"{trouble}: back to step {self.at.step} with the learning rate halved {count} times")
+        self.save()
+
+    def kept(self) -> str:
+        """What there is to go on from, in words."""
+        files = self.run.checkpoints.files()
+        if not files:
+            return "there is no checkpoint yet"
+        return f"the last checkpoint is kept, {files[-1].name}; go on with --resume --run {self.run.path}"
+
+    def open_journal(self) -> None:
+        """Open the metrics, without what is later than the present step."""
+        self.journal = Journal(self.run.metrics, self.run.tensorboard) if self.leads else Journal()
+        if missing := self.journal.go_on(self.at.step, self.at.metrics_bytes):
+            self.reporter.say(f"{self.run.metrics} has lost {missing} bytes of earlier lines; going on without them")
+
+    def log_training(self) -> None:
+        """A line of the means since the last one; none where there was no step since."""
+        since, self.at.since = self.at.since, Tally()
+        if not since.tokens or not self.leads:
+            return
+        metrics = self.job.training_metrics(since.loss / since.tokens)
+        self.log(
+            "train",
+            {
+                **metrics,
+                "learning_rate": self.at.learning_rate,
+                "gradient_norm": since.norm / since.updates,
+                "gradient_norm_clipped": since.norm_clipped / since.updates,
+                "clipped": since.clipped / since.updates,
+                **watch.state_sizes(self.course.carry),
+            },
+        )
+
+    def log(self, kind: str, values: dict[str, float | str]) -> None:
+        """One line of metrics. Clocks come last: they alone may differ between equal runs."""
+        place = {"step": self.at.step, "epoch": self.course.epochs(), "tokens_seen": self.at.tokens}
+        clock = {
+            "seconds": round(self.seconds(), 3),
+            "tokens_per_second": round(self.speed(), 1),
+            **watch.memory(self.updater.device),
+        }
+        self.journal.write(kind, place, values, clock)
 
     def seconds(self) -> float:
         """Seconds of training and evaluation, those before a resumption included."""
@@ -255,16 +295,7 @@ class Trainer:
         """Tokens per second since this process began to train."""
         return (self.at.tokens - self.first_tokens) / max(self.seconds() - self.first_seconds, 1e-9)
 
-    def show(self, loss: float) -> None:
+    def show(self, done: float) -> None:
         """Tell the user where the run is."""
-        done = self.progress()
         rate = (done - self.first_progress) / max(self.seconds() - self.first_seconds, 1e-9)
-        self.reporter.update(done, self.at.step, loss, self.speed(), (1 - done) / max(rate, 1e-9))
-
-    def check_finite(self, value: float, what: str) -> None:
-        """Raise UserError where a value is NaN or infinite."""
-        if not math.isfinite(value):
-            raise UserError(
-                f"the {what} is {value} at step {self.at.step}: training stops and the last checkpoint is kept; "
-                f"a smaller --learning-rate or --clip may help"
-            )
+        self.reporter.update(done, self.at.step, self.at.loss_mean, self.speed(), (1 - done) / max(rate, 1e-9))

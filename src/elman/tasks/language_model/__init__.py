@@ -18,7 +18,7 @@ class LanguageModelConfig(TrainConfig):
 
     data: str | None = option(
         None,
-        "a UTF-8 text file, a .gz of one, or a folder; by default the Python library's sources",
+        "text, JSON lines, CSV or Parquet, a file or a folder; by default the Python library's sources",
         group="data",
         path=True,
         resumable=True,  # moved files are fine: the trainer compares the text itself
@@ -28,10 +28,34 @@ class LanguageModelConfig(TrainConfig):
     test: str | None = option(None, "a test text", group="data", path=True, resumable=True)
     validation_share: float = option(0.1, "share of --data that validates", group="data", above=0, below=1)
     test_share: float = option(0.0, "share of --data that tests", group="data", low=0, below=1)
+    data_format: Literal["text", "jsonl", "csv", "tsv", "parquet"] | None = option(
+        None, "what the files hold; by default their names tell", group="data", resumable=True
+    )
+    field: str = option("text", "which column or key of a record is the text", group="data", resumable=True)
+    cache: str | None = option(
+        None,
+        "where tokens are kept; by default the folder `tokens` beside the run",
+        group="data",
+        path=True,
+        resumable=True,
+    )
+    processes: int | None = option(
+        None, "that read and tokenise; by default one a core", group="data", low=1, saved=False, resumable=True
+    )
     tokenizer: Literal["char", "word", "bpe"] = option("char", "what a token is", group="data")
     vocab_size: int | None = option(None, "most tokens of the vocabulary", group="data", low=2)
     min_frequency: int = option(1, "rarer tokens become <unk>", group="data", low=1)
-    window: int = option(64, "steps of truncated backpropagation", group="data", low=1)
+
+    truncation: Literal["none", "fixed", "variable", "randomized"] = option(
+        "fixed", "how backpropagation through time is cut; docs/truncation.md", group="truncation"
+    )
+    state: Literal["kept", "fresh", "documents"] | None = option(  # type: ignore[assignment]
+        None,
+        "what a window begins with: the state before it, or the initial one; documents keeps it and begins anew after "
+        "--document-end; by default kept, of random minibatches fresh",
+        group="truncation",
+    )
+    document_end: str | None = option(None, "the token that ends a document, such as <eos>", group="truncation")
 
     embedding_size: int | None = option(
         None,
@@ -41,18 +65,49 @@ class LanguageModelConfig(TrainConfig):
     )
     tied: bool = option(False, "one matrix for the token vectors and the output", group="model")
 
-    batch_size: int = option(16, "lanes of text side by side", group="optimisation", low=1)
+    softmax: Literal["full", "adaptive"] = option(
+        "full", "adaptive gives rare tokens fewer dimensions; for large vocabularies of words", group="model"
+    )
+
+    ar: float = option(0.0, "activation regularisation of the last layer's outputs", group="optimisation", low=0)
+    tar: float = option(0.0, "the same of their changes from step to step", group="optimisation", low=0)
+    minibatches: Literal["sequential", "random"] = option(
+        "sequential",
+        "sequential: lanes of text, the state carried from window to window; random: windows from anywhere",
+        group="optimisation",
+    )
+    batch_size: int = option(16, "lanes or windows of text side by side", group="optimisation", low=1)
     learning_rate: float = option(0.003, "its peak", group="optimisation", above=0)
 
     def check(self) -> None:
-        super().check()
         if self.bidirectional:
             raise UsageError("--bidirectional: a language model reads forwards only, it must not see what it predicts")
+        super().check()
+        if (self.state == "documents") != (self.document_end is not None):
+            raise UsageError("--state documents and --document-end TOKEN go together")
+        if self.minibatches == "random":
+            self._check_random()
         if self.validation_share + self.test_share >= 1:
             raise UsageError("--validation-share and --test-share leave nothing to train on")
+        if self.tied and self.softmax != "full":
+            raise UsageError(f"--tied is for --softmax full: {self.softmax} has no matrix of the token vectors' form")
         if self.tied and self.embedding_size not in (None, self.hidden_size):
             raise UsageError(
                 f"--tied needs --embedding-size = --hidden-size = {self.hidden_size}, got {self.embedding_size}"
+            )
+
+    def _check_random(self) -> None:
+        """Random windows have nothing before them, and are read at once."""
+        wrong = {
+            f"--truncation {self.truncation}": self.truncation not in ("none", "fixed"),
+            f"--backward {self.backward}": self.backward is not None,
+            f"--burn-in {self.burn_in}": self.burn_in > 0,
+            f"--state {self.state}": self.state not in (None, "fresh"),
+        }
+        if unfit := " and ".join(option for option, is_wrong in wrong.items() if is_wrong):
+            raise UsageError(
+                f"--minibatches random reads windows of --window steps, each whole and from a fresh state; "
+                f"it cannot go with {unfit}"
             )
 
 
@@ -63,9 +118,26 @@ class EvaluateOptions(Options):
     run: str = option(dataclasses.MISSING, "the run folder", positional=True)
     data: str | None = option(None, "a text to score as a whole; by default the run's test part, else validation")
     pattern: str = option("*", "which files of a folder")
+    data_format: Literal["text", "jsonl", "csv", "tsv", "parquet"] | None = option(
+        None, "what the files of --data hold; by default their names tell"
+    )
+    field: str = option("text", "which column or key of a record is the text")
+    processes: int | None = option(None, "that read and tokenise; by default one a core", low=1)
     part: Literal["train", "validation", "test"] | None = option(None, "a part of the run's own data")
     format: Literal["text", "json"] = option("text", "how to print the metrics on standard output")
-    batch_size: int = option(64, "lanes scored side by side; 1 reads the text in one stream", low=1)
+    batch_size: int | None = option(
+        None, "lanes scored side by side; by default 64, or 1 with --cache-size or --dynamic-rate", low=1
+    )
+    cache_size: int = option(0, "tokens that a cache pointer remembers; 0 for none", group="adaptation", low=0)
+    cache_theta: float = option(0.3, "how sharply the cache prefers similar states", group="adaptation", low=0)
+    cache_share: float = option(0.1, "weight of the cache's prediction", group="adaptation", above=0, below=1)
+    dynamic_rate: float = option(0.0, "learning rate of dynamic evaluation; 0 for none", group="adaptation", low=0)
+    dynamic_decay: float = option(
+        0.001, "share of the way back to the trained model, a step", group="adaptation", low=0, below=1
+    )
+    window: int | None = option(
+        None, "steps read at a time, and learned from in dynamic evaluation; by default the run's", low=1
+    )
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")
 
     def check(self) -> None:

@@ -2,63 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from elman.data.text import Parts, named_parts, read_parts, read_text
+from elman.data.corpus import Corpus
+from elman.data.files import named_parts
+from elman.data.prepare import Say, prepare
+from elman.data.recipe import Recipe, part_to_score
 from elman.data.tokenizers import Tokenizer
 from elman.errors import UsageError, UserError
 from elman.tasks.language_model import TASK, EvaluateOptions, GenerateOptions, LanguageModelConfig
+from elman.tasks.language_model.adapt import Cache, Dynamic
 from elman.tasks.language_model.generate import generate as generate_text
 from elman.tasks.language_model.generate import until
-from elman.tasks.language_model.job import EncodedText, LanguageModelJob, describe, score
+from elman.tasks.language_model.job import SCORING_LANES, LanguageModelJob, describe, score
 from elman.tasks.language_model.model import LanguageModel, build_model
 from elman.tasks.models import engines_of, load_best
 from elman.tasks.sampling import Sampler
 from elman.train.checkpoint import write_atomically
 from elman.train.device import choose_device
-from elman.train.progress import Reporter
-from elman.train.run import RunFolder, open_run
-from elman.train.trainer import Trainer
+from elman.train.run import RunFolder
+from elman.train.session import session
 
 
 def train(given: Mapping[str, Any]) -> None:
     """Train a language model with the ``given`` options, and write the run folder."""
-    with Reporter() as reporter:
-        config, run, resuming = open_run(LanguageModelConfig, given, TASK.name, reporter.say)
-        device = choose_device(config.device)
-        tree = run.checkpoints.load_latest(reporter.say) if resuming else None
-        parts = _parts(config)
-        tokenizer = (
-            Tokenizer.load(run.tokenizer)
-            if resuming
-            else Tokenizer.build(
-                config.tokenizer, parts.train, vocab_size=config.vocab_size, min_frequency=config.min_frequency
-            )
-        )
-        torch.manual_seed(config.seed)
-        model = build_model(config, tokenizer).to(device)
-        engines = engines_of(model.recurrent, config.batch_size)
-        train_text, validation_text = (EncodedText.of(text, tokenizer) for text in (parts.train, parts.validation))
-        job = LanguageModelJob(model, tokenizer, train_text, validation_text, config)
-        trainer = Trainer(job, config, run, reporter)
-        if tree is not None:
-            trainer.restore(tree)
-        run.begin(config, TASK.name, resuming)
-        if not resuming:
-            write_atomically(run.tokenizer, tokenizer.to_json().encode())
-        reporter.say(
+    with session(LanguageModelConfig, given, TASK.name) as now:
+        config, run = now.config, now.run
+        if now.resuming and not run.tokenizer.exists():
+            write_atomically(run.tokenizer, now.tree["keepsakes"]["tokenizer"].encode())
+        # every process opens the text: on one machine the first to come prepares it, and the others wait
+        corpus = _corpus(config, run, now.reporter.say, Tokenizer.load(run.tokenizer) if now.resuming else None)
+        tokenizer = corpus.tokenizer
+        now.seed()
+        model = build_model(config, tokenizer).to(now.world.device)
+        job = LanguageModelJob(model, tokenizer, corpus.parts["train"], corpus.parts["validation"], config, now.world)
+        trainer = now.trainer(job)
+        if not now.resuming:
+            now.world.first(lambda: write_atomically(run.tokenizer, tokenizer.to_json().encode()))
+        with trainer.updater.autocast():
+            engines = engines_of(model.recurrent, config.batch_size)
+        now.reporter.say(
             f"run {run.path}: {len(job.train.tokens):,} training and {len(job.validation.tokens):,} validation tokens, "
             f"{tokenizer.size:,} types; {config.cell} with {sum(p.numel() for p in model.parameters()):,} parameters "
-            f"on {device}, engine {engines}" + (f"; going on after step {trainer.at.step}" if tree is not None else "")
+            f"on {now.world.device}, engine {engines}; tokens in {corpus.folder}{now.going_on(trainer.at)}"
         )
         end = trainer.fit()
-        reporter.say(
+        now.reporter.say(
             f"done: {end.step} steps in {end.seconds:.0f} s; best validation loss {end.best_cost:.4f} nats per token "
             f"at step {end.best_step}; kept in {run.model}"
         )
@@ -68,19 +64,34 @@ def evaluate(options: EvaluateOptions) -> None:
     """Print the best model's metrics on standard output."""
     run = RunFolder(options.run)
     config, tokenizer, model, about = _load(run, options.device)
-    if options.data is not None:
-        name, text = _whole(options.data, options.pattern)
-    else:
-        parts = _parts(config)
-        name = options.part or ("test" if parts.test is not None else "validation")
-        chosen: str | None = getattr(parts, name)
-        if chosen is None:
-            raise UsageError(f"--part test: the run {run.path} has no test part")
-        text = chosen
-    try:
-        metrics = score(model, EncodedText.of(text, tokenizer), config.window, options.batch_size)
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from None
+    cache = Cache(options.cache_size, options.cache_theta, options.cache_share) if options.cache_size else None
+    dynamic = Dynamic(options.dynamic_rate, options.dynamic_decay) if options.dynamic_rate else None
+    with contextlib.ExitStack() as stack:
+        if options.data is not None:
+            name = _name_of_whole(options.data)
+            # other people's texts leave no tokens behind
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="elman-"))
+            recipe = Recipe(
+                options.data, options.pattern, data_format=options.data_format, field=options.field, whole=True
+            )
+            text = prepare(recipe, folder, _to_stderr, tokenizer=tokenizer, processes=options.processes).parts["train"]
+        else:
+            parts = _corpus(config, run, _to_stderr, tokenizer).parts
+            name = options.part or ("test" if "test" in parts else "validation")
+            if name not in parts:
+                raise UsageError(f"--part {name}: the run {run.path} has no {name} part")
+            text = parts[name]
+        try:
+            metrics = score(
+                model,
+                text,
+                options.window or config.window,
+                options.batch_size or (1 if cache or dynamic else SCORING_LANES),
+                cache,
+                dynamic,
+            )
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
     if options.format == "json":
         print(json.dumps({**metrics, "data": name, "step": about["step"]}))
     else:
@@ -128,22 +139,21 @@ def _load(run: RunFolder, device: str) -> tuple[LanguageModelConfig, Tokenizer, 
     return config, tokenizer, model.to(choose_device(device)).eval(), about
 
 
-def _parts(config: LanguageModelConfig) -> Parts:
-    """The run's own data."""
-    return read_parts(
-        config.data,
-        pattern=config.pattern,
-        validation=config.validation,
-        test=config.test,
-        validation_share=config.validation_share,
-        test_share=config.test_share,
-    )
+def _corpus(config: LanguageModelConfig, run: RunFolder, say: Say, tokenizer: Tokenizer | None) -> Corpus:
+    """The run's own data; ``tokenizer`` is the run's, once it has one."""
+    cache = config.cache or run.path.absolute().parent / "tokens"
+    return prepare(Recipe.of(config), cache, say, tokenizer=tokenizer, processes=config.processes)
 
 
-def _whole(data: str, pattern: str) -> tuple[str, str]:
-    """The text to score, with its name; of a folder that has parts, the test part, else validation."""
-    files = named_parts(data)
-    path = files.get("test", files.get("validation", Path(data))) if "train" in files else Path(data)
-    if str(path) != str(Path(data)):
-        print(f"{data} has parts: scoring {path.name}", file=sys.stderr)
-    return str(path), read_text(path, pattern)
+def _name_of_whole(data: str) -> str:
+    """What is scored of a text: all, or of a folder that has parts one of them, with a word."""
+    named = named_parts(data)
+    if not named:
+        return data
+    files = part_to_score(named)
+    print(f"{data} has parts: scoring {', '.join(file.name for file in files[:3])}", file=sys.stderr)
+    return str(files[0])
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

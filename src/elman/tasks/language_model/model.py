@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from elman.data.tokenizers import Tokenizer
 from elman.errors import UsageError
 from elman.nn.recurrent import Recurrent
+from elman.nn.softmax import AdaptiveSoftmax, FullSoftmax
 from elman.tasks.language_model import LanguageModelConfig
 from elman.tasks.models import check_engine
 
@@ -28,6 +29,7 @@ class LanguageModel(nn.Module):
         hidden_size, num_layers: of the recurrent layers.
         dropout: on the token vectors, between layers, and before the head.
         tied: the head uses the token vectors.
+        softmax: ``full`` or ``adaptive``.
 
     Raises:
         ValueError: a size does not fit the cell, or ``tied`` does not fit the sizes.
@@ -42,13 +44,15 @@ class LanguageModel(nn.Module):
         num_layers: int = 1,
         dropout: float = 0.0,
         tied: bool = False,
+        softmax: str = "full",
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, embedding_size)
         between = dropout if num_layers > 1 else 0.0
         self.recurrent = Recurrent(cell, embedding_size, hidden_size, num_layers, dropout=between)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(self.recurrent.output_size, vocabulary)
+        kinds: dict[str, Callable[[int, int], Any]] = {"full": FullSoftmax, "adaptive": AdaptiveSoftmax}
+        self.head = kinds[softmax](self.recurrent.output_size, vocabulary)
         if tied:
             if self.recurrent.output_size != embedding_size:
                 raise ValueError(
@@ -60,14 +64,38 @@ class LanguageModel(nn.Module):
             del self.head.weight
         self.tied = tied
 
-    def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Tokens int64 ``[T, B]`` to logits ``[T, B, V]`` and the state to carry on."""
-        output, state = self.recurrent(self.dropout(self.embedding(tokens)), state)
+    def forward(self, tokens: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Tokens int64 ``[T, B]`` to logits ``[T, B, V]`` and the state to carry on; ``reset`` is that of Recurrent."""
+        output, state = self.read(tokens, state, reset)
         return self.logits(self.dropout(output)), state
+
+    def read(self, tokens: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Tokens int64 ``[T, B]`` to recurrent outputs ``[T, B, H]`` and the state to carry on."""
+        output, state = self.recurrent(self.dropout(self.embed(tokens)), state, reset=reset)
+        return output, state
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token numbers ``[...]`` to vectors ``[..., E]``."""
+        # the head's gradient of a tied matrix is dense, and the few rows of this one are added to it
+        return F.embedding(tokens, self.embedding.weight, sparse=self.tied and self.embedding.weight.is_leaf)
+
+    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss in nats of outputs ``[T, B, H]``, after their dropout, and targets ``[T, B]``."""
+        loss: Tensor = self.head.loss(output.flatten(0, 1), targets.flatten(), self._tied_weight())
+        return loss
+
+    def losses(self, output: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each target, ``[T, B]``; without gradients."""
+        losses: Tensor = self.head.losses(output.flatten(0, 1), targets.flatten(), self._tied_weight())
+        return losses.view_as(targets)
 
     def logits(self, output: Tensor) -> Tensor:
         """Recurrent outputs ``[..., H]`` to logits ``[..., V]``."""
-        return F.linear(output, self.embedding.weight if self.tied else self.head.weight, self.head.bias)
+        logits: Tensor = self.head.logits(output, self._tied_weight())
+        return logits
+
+    def _tied_weight(self) -> Tensor | None:
+        return self.embedding.weight if self.tied else None
 
     def stream(self) -> Callable[[int], Tensor]:
         """A function from one token to the logits ``[V]`` of the next; it carries the state. No gradients."""
@@ -75,7 +103,7 @@ class LanguageModel(nn.Module):
 
         @torch.no_grad()
         def next_logits(token: int) -> Tensor:
-            vector = self.embedding(torch.tensor([token], device=self.embedding.weight.device))
+            vector = self.embed(torch.tensor([token], device=self.embedding.weight.device))
             return self.logits(step(vector))[0]
 
         return next_logits
@@ -89,7 +117,14 @@ def build_model(config: LanguageModelConfig, tokenizer: Tokenizer) -> LanguageMo
         size = min(config.hidden_size, CHARACTER_EMBEDDING) if short else config.hidden_size
     try:
         model = LanguageModel(
-            tokenizer.size, config.cell, size, config.hidden_size, config.num_layers, config.dropout, config.tied
+            tokenizer.size,
+            config.cell,
+            size,
+            config.hidden_size,
+            config.num_layers,
+            config.dropout,
+            config.tied,
+            config.softmax,
         )
     except ValueError as error:
         raise UsageError(f"--cell {config.cell}: {error}") from None

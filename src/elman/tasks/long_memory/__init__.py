@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from elman.errors import UsageError
 from elman.tasks.task import Task
 from elman.train.config import TrainConfig
 from elman.train.options import Options, option
@@ -25,7 +26,17 @@ class LongMemoryConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
-class AddingConfig(LongMemoryConfig):
+class OneAnswerConfig(LongMemoryConfig):
+    """Problems with one answer, at the end."""
+
+    def check(self) -> None:
+        super().check()
+        if self.truncation != "none":
+            raise UsageError(f"--truncation {self.truncation}: the only answer comes at the end; it needs none")
+
+
+@dataclass(frozen=True)
+class AddingConfig(OneAnswerConfig):
     """Options of ``elman train adding``."""
 
     length: int = option(600, "steps of a sequence", group="data", low=2)
@@ -47,7 +58,7 @@ class CopyConfig(LongMemoryConfig):
 
 
 @dataclass(frozen=True)
-class DigitsConfig(LongMemoryConfig):
+class DigitsConfig(OneAnswerConfig):
     """Options of ``elman train mnist1d``."""
 
     validation_share: float = option(0.1, "share of the training part that validates", group="data", above=0, below=1)

@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from elman.tasks.long_memory import EvaluateOptions, LongMemoryConfig
 from elman.tasks.long_memory.job import ProblemJob, score
 from elman.tasks.long_memory.model import build_model
@@ -15,38 +13,33 @@ from elman.tasks.long_memory.problem import Problem
 from elman.tasks.models import engines_of, load_best
 from elman.tasks.task import Task
 from elman.train.device import choose_device
-from elman.train.progress import Reporter
-from elman.train.run import RunFolder, open_run
-from elman.train.trainer import Trainer
+from elman.train.run import RunFolder
+from elman.train.session import session
 
 Pose = Callable[[Any], Problem]  # makes the problem that a configuration describes
 
 
 def train(task: Task, pose: Pose, given: Mapping[str, Any]) -> None:
     """Train with the ``given`` options, and write the run folder."""
-    with Reporter() as reporter:
-        config, run, resuming = open_run(_config(task), given, task.name, reporter.say)
-        device = choose_device(config.device)
-        tree = run.checkpoints.load_latest(reporter.say) if resuming else None
+    with session(_config(task), given, task.name) as now:
+        config = now.config
         problem = pose(config)
-        torch.manual_seed(config.seed)
+        now.seed()
         model, opened = build_model(config, problem)
-        model.to(device)
-        engines = engines_of(model.recurrent, config.batch_size)
-        trainer = Trainer(ProblemJob(model, problem), config, run, reporter)
-        if tree is not None:
-            trainer.restore(tree)
-        run.begin(config, task.name, resuming)
-        reporter.say(
-            f"run {run.path}: {task.name}, {problem.steps} steps a sequence; {config.cell} with "
-            f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, engine {engines}"
+        model.to(now.world.device)
+        trainer = now.trainer(ProblemJob(model, problem, now.world))
+        with trainer.updater.autocast():
+            engines = engines_of(model.recurrent, config.batch_size)
+        now.reporter.say(
+            f"run {now.run.path}: {task.name}, {problem.steps} steps a sequence; {config.cell} with "
+            f"{sum(p.numel() for p in model.parameters()):,} parameters on {now.world.device}, engine {engines}"
             + (f"; chrono initialisation of {', '.join(opened)}" if opened else "; the cell's own initial values")
-            + (f"; going on after step {trainer.at.step}" if tree is not None else "")
+            + now.going_on(trainer.at)
         )
         end = trainer.fit()
-        reporter.say(
+        now.reporter.say(
             f"done: {end.step} steps in {end.seconds:.0f} s; {problem.cost_name} {end.best_cost:.6f} in validation "
-            f"at step {end.best_step}; kept in {run.model}"
+            f"at step {end.best_step}; kept in {now.run.model}"
         )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from elman.errors import UsageError
+from elman.nn.patterns import last_output
 from elman.nn.recurrent import Recurrent
 from elman.tasks.long_memory import LongMemoryConfig
 from elman.tasks.long_memory.problem import Problem
@@ -49,14 +51,18 @@ class SequenceModel(nn.Module):
         self.head = nn.Linear(self.recurrent.output_size, output_size)
         self.every_step = every_step
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs ``[T, B, I]`` to answers ``[T, B, O]``, or ``[B, O]`` where there is one for a sequence."""
-        output, _ = self.recurrent(inputs)
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Inputs ``[T, B, I]`` to answers ``[T, B, O]``, or ``[B, O]`` where there is one, and the state."""
+        output, state = self.read(inputs, state)
         if not self.every_step:
-            forwards, *backwards = output.chunk(self.recurrent.num_directions, dim=-1)
-            output = torch.cat([forwards[-1], *(direction[0] for direction in backwards)], dim=-1)
+            output = last_output(output, None, self.recurrent)
         answers: Tensor = self.head(self.dropout(output))
-        return answers
+        return answers, state
+
+    def read(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Inputs ``[T, B, I]`` to recurrent outputs ``[T, B, H·directions]`` and the state to carry on."""
+        output, state = self.recurrent(inputs, state)
+        return output, state
 
 
 def build_model(config: LongMemoryConfig, problem: Problem) -> tuple[SequenceModel, tuple[str, ...]]:
@@ -79,4 +85,4 @@ def build_model(config: LongMemoryConfig, problem: Problem) -> tuple[SequenceMod
     except ValueError as error:
         raise UsageError(f"--cell {config.cell}: {error}") from None
     check_engine(model.recurrent)
-    return model, open_gates(model.recurrent, config.cell, problem.steps) if config.chrono else ()
+    return model, open_gates(model.recurrent, problem.steps) if config.chrono else ()

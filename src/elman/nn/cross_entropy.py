@@ -1,0 +1,159 @@
+"""The cross-entropy of a linear layer's softmax, without ever holding all its logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from elman.compiler.build import BuildError
+from elman.engine import memory, products
+from elman.engine.dispatch import wanted
+
+CHUNK = 1 << 22  # logits held at a time: 16 MB in single precision
+COLUMNS = 1 << 12  # tokens whose weights the product packs at a time
+SLICE = 1 << 18  # logits that the softmax goes over at a time: what a core's cache holds
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """The mean over N tokens of log Σ_v exp(w_v·h + b_v) - (w_y·h + b_y), in nats: as torch's ``cross_entropy``.
+
+    Loss and gradients are made together, for a chunk of tokens at a time, when the loss is: of ``[N, V]`` only CHUNK
+    numbers exist at once. So it can be differentiated once, and not twice.
+
+    Under autocast the products are of its precision, logits and losses of the weight's.
+
+    Args:
+        hidden: [N, H].
+        weight, bias: [V, H] and [V].
+        targets: y, int64 [N].
+    """
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    return loss
+
+
+@torch.no_grad()
+def linear_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """What :func:`linear_cross_entropy` is the mean of, [N]; without gradients."""
+    losses = []
+    for rows in _chunks(len(hidden), len(weight)):
+        logits = _logits(hidden[rows], weight, bias)
+        losses.append(_losses(logits, targets[rows], 0.0))
+    return torch.cat(losses)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        count = len(hidden)
+        want_hidden, want_weight, want_bias, _ = ctx.needs_input_grad
+        d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want_hidden else None
+        d_weight = torch.empty_like(weight) if want_weight else None
+        d_bias = torch.zeros_like(bias) if bias is not None and want_bias else None
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        # the gradients of a mean would vanish in half precision: these are of the sum until the backward pass
+        later = 1 / count if torch.is_autocast_enabled(hidden.device.type) else 1.0
+        for rows in _chunks(count, len(weight)):
+            logits = _logits(hidden[rows], weight, bias)
+            total += _losses(logits, targets[rows], 1 / count / later).sum(dtype=torch.float64)
+            # the logits are their own gradients now
+            if d_hidden is not None:
+                multiply(d_hidden[rows], logits, weight)
+            if d_weight is not None:
+                multiply(d_weight, logits.t(), hidden[rows], add=rows.start > 0)
+            if d_bias is not None:
+                d_bias += logits.sum(0)
+        ctx.gradients, ctx.later = (d_hidden, d_weight, d_bias), later
+        return (total / count).to(weight.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("linear_cross_entropy keeps its gradients for one backward pass; compute the loss again")
+        gradients, ctx.gradients = ctx.gradients, None
+        factor = d_loss * ctx.later
+        if factor.device.type != "cpu" or factor.item() != 1:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient *= factor  # of no dimension, so it leaves the dtype alone
+        return (*gradients, None)
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    """Slices of almost equal size, each with at most CHUNK logits."""
+    count = max(1, -(-rows * vocabulary // CHUNK))
+    size = -(-rows // count)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, max(size, 1))]
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``[n, V]``."""
+    logits = memory.empty(len(hidden), len(weight), dtype=weight.dtype) if weight.device.type == "cpu" else None
+    if logits is None:
+        logits = weight.new_empty(len(hidden), len(weight))
+    for start in range(0, len(weight), COLUMNS):
+        some = slice(start, start + COLUMNS)
+        multiply(logits[:, some], hidden, weight[some].t(), bias=bias[some] if bias is not None else None)
+    return logits
+
+
+def _losses(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
+    """The losses ``[n]``; writes ``scale`` times their gradients over the logits ``[n, V]``."""
+    losses = []
+    step = max(1, SLICE // logits.shape[1])
+    for start in range(0, len(logits), step):
+        part = logits[start : start + step]
+        target = targets[start : start + step, None]
+        part -= part.amax(1, keepdim=True)
+        at_target = part.gather(1, target)
+        total = part.exp_().sum(1, keepdim=True)
+        losses.append((total.log() - at_target)[:, 0])
+        if scale:
+            part *= scale / total
+            part.scatter_add_(1, target, torch.full_like(at_target, -scale))
+    return torch.cat(losses)
+
+
+def multiply(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add: bool = False) -> None:
+    """out = a b + bias, or out += a b; on Elman's own kernel where it runs.
+
+    Args:
+        out: [M, N], each row contiguous.
+        a: [M, K]. b: [K, N]. Either may be transposed.
+        bias: [N].
+    """
+    if torch.is_autocast_enabled(out.device.type):
+        product = a @ b  # in the precision of autocast; an `out` would have none of it
+        if bias is not None:
+            product = product + bias
+        if add:
+            out += product
+        else:
+            out.copy_(product)
+        return
+    if out.device.type == "cpu" and out.dtype in products.REALS and wanted() in ("auto", "cpu"):
+        try:
+            tools = products.tools(out.dtype)
+        except BuildError:
+            pass  # the layers say so
+        else:
+            memory.scratch.begin()
+            sizes = (out.shape[0], out.shape[1], a.shape[1])
+            tools.multiply(
+                sizes,
+                (a.data_ptr(), a.stride(0), a.stride(1)),
+                (b.data_ptr(), b.stride(0), b.stride(1)),
+                (out.data_ptr(), out.stride(0)),
+                bias=bias.data_ptr() if bias is not None else 0,
+                add=add,
+            )
+            return
+    if add:
+        out.addmm_(a, b)
+    elif bias is not None:
+        torch.addmm(bias, a, b, out=out)
+    else:
+        torch.mm(a, b, out=out)

@@ -1,0 +1,128 @@
+"""Several processes that train one model: Lightning Fabric on torch.distributed.
+
+Every process has all weights and its own part of each batch; the gradients are averaged once for each update, in one
+piece: a recurrent layer's weight gradients are there only when the loop has come back to its first step, so there is
+little to overlap with. Imported only where there are several processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor
+
+from elman.errors import UsageError, UserError
+from elman.train.config import TrainConfig
+from elman.train.device import choose_device
+from elman.train.world import World
+
+Result = TypeVar("Result")
+
+
+class Together(World):
+    """One of several processes. Its methods are called by all of them, in the same order.
+
+    Raises:
+        UserError: another process has died.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        super().__init__(fabric.device)
+        self.fabric = fabric
+        self.rank = fabric.global_rank
+        self.size = fabric.world_size
+
+    def mean_gradients(self, parameters: list[torch.nn.Parameter], tokens: int) -> None:
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        weight = gradients[0].new_tensor([float(tokens)])
+        flat = torch.cat([weight, *(gradient.flatten() * tokens for gradient in gradients)])
+        self._sum(flat)
+        pieces = (flat[1:] / flat[0]).split([gradient.numel() for gradient in gradients])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+
+    def mean(self, value: float, tokens: int) -> tuple[float, int]:
+        both = torch.tensor([value * tokens, tokens], dtype=torch.float64, device=self.device)
+        self._sum(both)
+        return (both[0] / both[1]).item(), int(both[1])
+
+    def agree(self, number: int, value: float) -> tuple[int, float]:
+        both = torch.tensor([number, value], dtype=torch.float64, device=self.device)
+        self._call(dist.all_reduce, both, dist.ReduceOp.MAX)
+        return int(both[0]), both[1].item()
+
+    def told(self, error: UserError) -> UserError:
+        # the launcher kills all when one fails, so the others leave quietly, and the first with its status
+        return error if self.rank == 0 else UserError("", status=0)
+
+    def gather(self, tree: Any) -> list[Any]:
+        trees: list[Any] = [None] * self.size
+        self._call(dist.gather_object, tree, trees if self.rank == 0 else None)
+        return trees
+
+    def first(self, function: Callable[[], Result]) -> Result:
+        outcome: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                outcome = [function()]
+            except UserError as error:
+                outcome = [error]
+        self._call(dist.broadcast_object_list, outcome)
+        if isinstance(outcome[0], UserError):
+            raise self.told(outcome[0])
+        result: Result = outcome[0]
+        return result
+
+    def share(self, rows: Tensor, dim: int = 1) -> Tensor:
+        if rows.shape[dim] < self.size:
+            raise UserError(f"a batch of {rows.shape[dim]} rows cannot be divided among {self.size} processes")
+        return rows.tensor_split(self.size, dim)[self.rank]
+
+    def _sum(self, tensor: Tensor) -> None:
+        self._call(dist.all_reduce, tensor)
+
+    def _call(self, collective: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            collective(*arguments)
+        except RuntimeError as error:
+            if "memory" in str(error):
+                raise
+            raise UserError("the connection to the other processes is lost: one of them died or was stopped") from None
+
+
+def start_together(config: TrainConfig) -> World:
+    """Start the other processes, or join those that torchrun started.
+
+    Raises:
+        UsageError: there are not as many devices, or --batch-size cannot be divided among the processes.
+    """
+    device = choose_device(config.device)
+    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    devices, nodes = config.devices, config.nodes
+    if launched:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    if config.batch_size % (devices * nodes):
+        raise UsageError(
+            f"--batch-size {config.batch_size} is of all processes together and must be divisible by their number, "
+            f"{devices * nodes}"
+        )
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise UsageError(f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices")
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells about each process it starts
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=DDPStrategy(process_group_backend=backend),
+    )
+    fabric.launch()
+    return Together(fabric)
