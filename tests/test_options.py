@@ -49,6 +49,10 @@ def check(name: str, cell: str, options: dict[str, Any], engine: str) -> None:
         with pytest.raises(ValueError, match=r"has no recurrent products \(weight_hh\)"):
             case_of(cell, options).module()
         return
+    if "hidden_size" in options and cells.get(cell)().below:
+        with pytest.raises(ValueError, match="reads the layer below, so hidden_size must be the same in both"):
+            case_of(cell, options).module()
+        return
     if name == "reverse" and "dense" in options:
         return  # which of a layer's inputs come from which direction depends on their number
     case = case_of(cell, options, engine=engine)

@@ -178,6 +178,10 @@ class Recurrent(nn.Module):
             parts = layout(cell, width, size, self.bias)
             if cell.below and not layers:
                 raise ValueError(f"{cell!r} reads the layer below, so it cannot be the lowest; see Cell.at_layer")
+            if cell.below and size != sizes[level - 1]:
+                raise ValueError(
+                    f"{cell!r} reads the layer below, so hidden_size must be the same in both, got {sizes}"
+                )
             if layers and not self.layered and parts.states != layers[0][1].states:
                 raise ValueError(f"{self.cell!r} must have the same states in every layer, of the same widths")
             layers.append((cell, parts))
