@@ -127,8 +127,10 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: in
 
 def test_a_full_disk_in_a_process_of_its_own(tmp_path: Path, text_file: Path) -> None:
     """A limit on the size of files ends the metrics and the checkpoints alike, TensorBoard's events too."""
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "elman", "train", "lm", *SMALL, "--data", str(text_file), "--run", str(run)]
+    command = [sys.executable, "-m", "elman", "train", "lm", *SMALL, "--data", str(text_file), "--run"]
+    first = [*command, str(tmp_path / "first"), "--max-steps", "1"]
+    subprocess.run(first, check=True, capture_output=True)  # so that the tokens are kept
+    command.append(str(tmp_path / "run"))
     limit = 12_000  # the first lines of metrics fit, a checkpoint does not
     process = subprocess.run(
         [*command, "--max-steps", "100000", "--log-every", "1", "--evaluate-every", "100000"],

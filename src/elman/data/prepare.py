@@ -53,7 +53,7 @@ def prepare(
     check_vocabulary_size(recipe.tokenizer, recipe.vocab_size)
     streams = recipe.streams()
     folder = Path(cache).absolute() / recipe.name()
-    if recipe.data is not None and folder.is_relative_to(recipe.data):
+    if recipe.data is not None and Path(recipe.data).is_dir() and folder.is_relative_to(recipe.data):
         raise UsageError(f"tokens would be kept in {folder}, among the text itself: choose another --cache")
     try:
         with _locked(folder, say):
