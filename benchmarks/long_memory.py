@@ -126,8 +126,8 @@ def _shown(name: str, column: tuple[float | int | str, ...]) -> str:
     form = "{:,}" if isinstance(column[0], int) else "{:.1%}" if name.endswith("right") else "{:.2g}"
     if len(numbers) < len(column):
         return ", ".join(dict.fromkeys(v if isinstance(v, str) else form.format(v) for v in column))
-    shown = form.format(statistics.median_low(numbers))
-    return shown if len(numbers) == 1 else f"{shown} ({form.format(min(numbers))} to {form.format(max(numbers))})"
+    low, shown, high = (form.format(of(numbers)) for of in (min, statistics.median_low, max))
+    return shown if low == high else f"{shown} ({low} to {high})"
 
 
 def report(runs: list[Run], command: str) -> str:
@@ -149,6 +149,11 @@ def report(runs: list[Run], command: str) -> str:
         "made are each run's whole budget, unless it failed. Scores are of the test parts, by the model that was best",
         "in validation.",
         "",
+        *(
+            [f"The command was stopped: {len(done)} of its {len(runs)} runs are here.", ""]
+            if len(done) < len(runs)
+            else []
+        ),
         *table(runs),
         "",
     ]
