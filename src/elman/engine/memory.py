@@ -123,6 +123,7 @@ class Scratch(threading.local):
         """Start a run: what the last one took is free."""
         self._more.clear()
         if self._wanted > self._block.numel() and self._wanted <= SCRATCH_KEPT:
+            self._block = torch.empty(0, dtype=torch.uint8)  # gone before the next one is there
             self._block = empty(self._wanted + _LINE, dtype=torch.uint8)
         self._next = -(-self._block.data_ptr() // _LINE) * _LINE
         self._end = self._block.data_ptr() + self._block.numel()

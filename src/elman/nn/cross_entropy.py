@@ -38,8 +38,10 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
 def linear_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """What :func:`linear_cross_entropy` is the mean of, [N]; without gradients."""
     losses = []
-    for rows in _chunks(len(hidden), len(weight)):
-        logits = _logits(hidden[rows], weight, bias)
+    chunks = _chunks(len(hidden), len(weight))
+    held = _memory(chunks, weight)
+    for rows in chunks:
+        logits = _logits(hidden[rows], weight, bias, held)
         losses.append(_losses(logits, targets[rows], 0.0))
     return torch.cat(losses)
 
@@ -55,8 +57,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         # the gradients of a mean would vanish in half precision: these are of the sum until the backward pass
         later = 1 / count if torch.is_autocast_enabled(hidden.device.type) else 1.0
-        for rows in _chunks(count, len(weight)):
-            logits = _logits(hidden[rows], weight, bias)
+        chunks = _chunks(count, len(weight))
+        held = _memory(chunks, weight)
+        for rows in chunks:
+            logits = _logits(hidden[rows], weight, bias, held)
             total += _losses(logits, targets[rows], 1 / count / later).sum(dtype=torch.float64)
             # the logits are their own gradients now
             if d_hidden is not None:
@@ -89,11 +93,14 @@ def _chunks(rows: int, vocabulary: int) -> list[slice]:
     return [slice(start, min(start + size, rows)) for start in range(0, rows, max(size, 1))]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``[n, V]``."""
-    logits = memory.empty(len(hidden), len(weight), dtype=weight.dtype) if weight.device.type == "cpu" else None
-    if logits is None:
-        logits = weight.new_empty(len(hidden), len(weight))
+def _memory(chunks: list[slice], weight: Tensor) -> Tensor:
+    """For the logits of each chunk in turn, ``[n, V]``."""
+    return memory.empty_like(weight, max((rows.stop - rows.start for rows in chunks), default=0), len(weight))
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, held: Tensor) -> Tensor:
+    """``[n, V]``, in the first rows of ``held``."""
+    logits = held[: len(hidden)]
     for start in range(0, len(weight), COLUMNS):
         some = slice(start, start + COLUMNS)
         multiply(logits[:, some], hidden, weight[some].t(), bias=bias[some] if bias is not None else None)

@@ -13,6 +13,7 @@ from elman.data.tokenizers import Tokenizer
 from elman.errors import UsageError
 from elman.nn.recurrent import Recurrent
 from elman.nn.softmax import AdaptiveSoftmax, FullSoftmax
+from elman.nn.tied import gradient_last
 from elman.tasks.language_model import LanguageModelConfig
 from elman.tasks.models import check_engine
 
@@ -79,22 +80,31 @@ class LanguageModel(nn.Module):
         # the head's gradient of a tied matrix is dense, and the few rows of this one are added to it
         return F.embedding(tokens, self.embedding.weight, sparse=self.tied and self.embedding.weight.is_leaf)
 
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss in nats of outputs ``[T, B, H]``, after their dropout, and targets ``[T, B]``."""
-        loss: Tensor = self.head.loss(output.flatten(0, 1), targets.flatten(), self._tied_weight())
+    def loss(self, output: Tensor, targets: Tensor, tied: Tensor | None = None) -> Tensor:
+        """The mean loss in nats of outputs ``[T, B, H]``, after their dropout, and targets ``[T, B]``.
+
+        ``tied`` is what :meth:`tied_weight` gave before the tokens were read; without it the gradients take up more
+        memory.
+        """
+        weight = self._own_tied() if tied is None else tied
+        loss: Tensor = self.head.loss(output.flatten(0, 1), targets.flatten(), weight)
         return loss
+
+    def tied_weight(self) -> Tensor | None:
+        """The matrix that the head shares, for the loss of what is read after this call; None if it shares none."""
+        return gradient_last(self.embedding.weight) if self.tied else None
 
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         """The loss of each target, ``[T, B]``; without gradients."""
-        losses: Tensor = self.head.losses(output.flatten(0, 1), targets.flatten(), self._tied_weight())
+        losses: Tensor = self.head.losses(output.flatten(0, 1), targets.flatten(), self._own_tied())
         return losses.view_as(targets)
 
     def logits(self, output: Tensor) -> Tensor:
         """Recurrent outputs ``[..., H]`` to logits ``[..., V]``."""
-        logits: Tensor = self.head.logits(output, self._tied_weight())
+        logits: Tensor = self.head.logits(output, self._own_tied())
         return logits
 
-    def _tied_weight(self) -> Tensor | None:
+    def _own_tied(self) -> Tensor | None:
         return self.embedding.weight if self.tied else None
 
     def stream(self) -> Callable[[int], Tensor]:
