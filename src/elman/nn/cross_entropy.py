@@ -94,8 +94,12 @@ def _chunks(rows: int, vocabulary: int) -> list[slice]:
 
 
 def _memory(chunks: list[slice], weight: Tensor) -> Tensor:
-    """For the logits of each chunk in turn, ``[n, V]``."""
-    return memory.empty_like(weight, max((rows.stop - rows.start for rows in chunks), default=0), len(weight))
+    """For the logits of each chunk in turn, ``[n, V]``: of the scratch memory that layers do not need now."""
+    shape = max((rows.stop - rows.start for rows in chunks), default=0), len(weight)
+    if weight.device.type != "cpu":
+        return weight.new_empty(shape)
+    memory.scratch.begin()
+    return memory.scratch.tensor(*shape, dtype=weight.dtype)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, held: Tensor) -> Tensor:
@@ -147,16 +151,15 @@ def multiply(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add:
         except BuildError:
             pass  # the layers say so
         else:
-            memory.scratch.begin()
-            sizes = (out.shape[0], out.shape[1], a.shape[1])
-            tools.multiply(
-                sizes,
-                (a.data_ptr(), a.stride(0), a.stride(1)),
-                (b.data_ptr(), b.stride(0), b.stride(1)),
-                (out.data_ptr(), out.stride(0)),
-                bias=bias.data_ptr() if bias is not None else 0,
-                add=add,
-            )
+            with memory.scratch.within():
+                tools.multiply(
+                    (out.shape[0], out.shape[1], a.shape[1]),
+                    (a.data_ptr(), a.stride(0), a.stride(1)),
+                    (b.data_ptr(), b.stride(0), b.stride(1)),
+                    (out.data_ptr(), out.stride(0)),
+                    bias=bias.data_ptr() if bias is not None else 0,
+                    add=add,
+                )
             return
     if add:
         out.addmm_(a, b)
