@@ -1,5 +1,7 @@
 """Scratch memory: what is taken together stands apart, what is given back serves again, what is outgrown goes."""
 
+from itertools import pairwise
+
 import torch
 
 from elman.engine.memory import Scratch
@@ -11,7 +13,7 @@ def spans(*tensors: torch.Tensor) -> list[range]:
 
 def apart(*tensors: torch.Tensor) -> bool:
     ordered = sorted(spans(*tensors), key=lambda span: span.start)
-    return all(a.stop <= b.start for a, b in zip(ordered, ordered[1:], strict=False))
+    return all(a.stop <= b.start for a, b in pairwise(ordered))
 
 
 def test_parts_of_a_run_share_memory_and_never_touch_what_it_holds() -> None:
