@@ -114,7 +114,7 @@ Chunk = tuple[slice, slice]  # rows of logits, and the tokens that they are of
 def _chunks(rows: int, vocabulary: int, parts: int) -> list[Chunk]:
     """Slices of almost equal size, each with at most CHUNK logits, or one token's; a token has ``parts`` rows."""
     tokens = rows // parts
-    count = max(1, -(-rows * vocabulary // CHUNK))
+    count = max(1, -(-tokens // max(1, CHUNK // (vocabulary * parts))))
     size = max(1, -(-tokens // count))
     found = [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
     return [(slice(chunk.start * parts, chunk.stop * parts), chunk) for chunk in found]
