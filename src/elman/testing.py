@@ -253,8 +253,9 @@ def check_reverse(case: Case) -> None:
         return torch.cat(v.chunk(2, dim)[::-1], dim)
 
     def exchanged_parameters() -> dict[str, Tensor]:
-        parameters = {}
-        for name, value in module.named_parameters():
+        parameters: dict[str, Tensor] = {}
+        for name, parameter in module.named_parameters():
+            value: Tensor = parameter
             other = name.removesuffix("_reverse") if name.endswith("_reverse") else f"{name}_reverse"
             stored, _, place = name.removesuffix("_reverse").rpartition("_l")
             for dim in _of_input(module.layers[int(place)][0], stored) if concatenates and place != "0" else ():

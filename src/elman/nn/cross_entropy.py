@@ -99,7 +99,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("linear_cross_entropy keeps its gradients for one backward pass; compute the loss again")
-        gradients, ctx.gradients = ctx.gradients, None
+        gradients: tuple[Tensor | None, ...] = ctx.gradients
+        ctx.gradients = None
         factor = d_loss * ctx.later
         if factor.device.type != "cpu" or factor.item() != 1:
             for gradient in gradients:

@@ -137,7 +137,7 @@ class MixtureOfSoftmaxes(nn.Module):
     def logits(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
         vectors, log_shares = self._parts(hidden.reshape(-1, hidden.shape[-1]))
         each = F.linear(vectors, self.weight if weight is None else weight, self.bias).log_softmax(-1)
-        together = (each.unflatten(0, (-1, self.mixtures)) + log_shares[..., None]).logsumexp(1)
+        together: Tensor = (each.unflatten(0, (-1, self.mixtures)) + log_shares[..., None]).logsumexp(1)
         return together.view(*hidden.shape[:-1], -1)
 
     def _parts(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
