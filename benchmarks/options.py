@@ -21,6 +21,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "learn_state": ({"learn_state": True}, {}),
     "dropout": ({"dropout": 0.3}, {"num_layers": 2}),
     "merge": ({"merge": "sum"}, {"bidirectional": True}),
+    "mogrify, 5 rounds": ({"mogrify": 5}, {}),
+    "mogrify, 5 rounds of rank 32": ({"mogrify": 5, "mogrify_rank": 32}, {}),
     "recurrent_dropout + zoneout + locked_dropout": (
         {"recurrent_dropout": 0.3, "zoneout": 0.1, "locked_dropout": 0.3},
         {},

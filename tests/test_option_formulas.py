@@ -122,6 +122,49 @@ def test_layer_norm(engine: str) -> None:
         torch.testing.assert_close(module(x)[0], torch.stack(outputs))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("rank", [0, 2])
+def test_mogrifier(engine: str, rank: int) -> None:
+    """Five rounds as the paper has them, with gradients; the LSTM's equations are torch's."""
+    module, x = layer("lstm", mogrify=5, mogrify_rank=rank)
+    p = dict(module.named_parameters())
+
+    def gate(number: int, v: Tensor) -> Tensor:
+        inner = v if not rank else v @ p[f"weight_mogrify_{number}_in_l0"].T
+        return 2 * torch.sigmoid(inner @ p[f"weight_mogrify_{number}_l0"].T)
+
+    h = c = x.new_zeros(B, H)
+    outputs = []
+    for x_t in x:
+        x_1 = gate(1, h) * x_t
+        h_2 = gate(2, x_1) * h
+        x_3 = gate(3, h_2) * x_1
+        h_4 = gate(4, x_3) * h_2
+        x_5 = gate(5, h_4) * x_3
+        weights = (module.weight_ih_l0, module.weight_hh_l0, module.bias_ih_l0, module.bias_hh_l0)
+        h, c = torch._VF.lstm_cell(x_5, (h_4, c), *weights)
+        outputs.append(h)
+    expected = torch.stack(outputs)
+    with use_engine(engine):
+        found, (last, memory) = module(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close((last[0], memory[0]), (h, c))
+    away = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad((v * away).sum(), list(p.values())) for v in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_mogrifier_with_zero_matrices_is_the_cell_itself() -> None:
+    """2 σ(0) = 1; whatever reads the input or the state reads what the plain cell does."""
+    for cell in ("gru", "sru", "indrnn", "lstm"):
+        plain, x = layer(cell)
+        module = Recurrent(cell, INPUTS, H, mogrify=4, dtype=torch.float64)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(torch.zeros(()) if "mogrify" in name else plain.get_parameter(name))
+        torch.testing.assert_close(module(x)[0], plain(x)[0])
+
+
 def test_dropout_by_the_generator() -> None:
     module, x = layer(layers=2, dropout=0.4)
     lower, upper = _parts(module)
@@ -257,6 +300,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"residual": True, "dense": True}, "residual and dense exclude each other"),
     ({"hidden_size": [4, 5], "num_layers": 3}, "hidden_size must have a value for each layer"),
     ({"hidden_size": [4, 5], "cell": ["gru"]}, "must have a value for each layer"),
+    ({"mogrify": -1}, "mogrify must be a whole number, 0 or more, got -1"),
+    ({"mogrify": 2.0}, "mogrify must be a whole number, 0 or more, got 2.0"),
+    ({"mogrify_rank": 3}, "mogrify_rank = 3 needs mogrify, the number of rounds"),
     ({"hidden_size": []}, "hidden_size must have a value for each layer"),
 ]
 

@@ -27,8 +27,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sum": {"merge": "sum"},
     "mean": {"merge": "mean"},
     "learn_state": {"learn_state": True},
+    "mogrify": {"mogrify": 5},
+    "mogrify_low_rank": {"mogrify": 2, "mogrify_rank": 2},
     "hidden_sizes": {"hidden_size": (8, 12)},
 }
+INSIDE = ("zoneout", "layer_norm", "mogrify", "mogrify_low_rank")  # act in evaluation too, so torch has no kernel
 NEED_RECURRENT_PRODUCTS = ("recurrent_dropout", "weight_dropout")
 SAMPLE = ("lstm", "gru_reset_before", "clockwork", "min_gru")
 EXHAUSTIVE = ("chunks", "step", "lengths", "reset_bidirectional", "engine_reset")
@@ -100,7 +103,7 @@ def test_two_options(cell: str, a: str, b: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["reference", "cpu", "torch"])
-@pytest.mark.parametrize("option", [n for n in OPTIONS if n not in ("zoneout", "layer_norm")])
+@pytest.mark.parametrize("option", [n for n in OPTIONS if n not in INSIDE])
 def test_evaluation_knows_no_masks(option: str, engine: str) -> None:
     """eval() equals a module without the option, where the option is about masks; and two calls are the same."""
     options = OPTIONS[option]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import elman
 from elman.nn import cross_entropy
 from elman.nn.cross_entropy import linear_cross_entropy, linear_losses, multiply
-from elman.nn.softmax import AdaptiveSoftmax, FullSoftmax
+from elman.nn.softmax import AdaptiveSoftmax, FullSoftmax, MixtureOfSoftmaxes
 
 EPSILON = torch.finfo(torch.float64).eps
 
@@ -119,6 +119,38 @@ def test_a_tied_weight_takes_the_place_of_the_own() -> None:
     torch.testing.assert_close(softmax.loss(hidden, targets, weight), expected)
     torch.testing.assert_close(softmax.losses(hidden, targets, weight).mean(), expected)
     torch.testing.assert_close(softmax.logits(hidden, weight), F.linear(hidden, weight, softmax.bias))
+
+
+@pytest.mark.usefixtures("chunk", "engine")
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_a_mixture_is_the_papers_formula(scale: float) -> None:
+    torch.manual_seed(0)
+    softmax = MixtureOfSoftmaxes(19, 103, mixtures=4, width=7).double()
+    hidden = (torch.randn(41, 19, dtype=torch.float64) * scale).requires_grad_()
+    targets = torch.randint(103, (41,))
+    vectors = torch.tanh(hidden @ softmax.latent.weight.T + softmax.latent.bias).view(41, 4, 7)
+    each = F.softmax(vectors @ softmax.weight.T + softmax.bias, -1)
+    mixed = (F.softmax(hidden @ softmax.shares.weight.T, -1)[..., None] * each).sum(1)
+    expected = -mixed[torch.arange(41), targets].log()
+    inputs = [hidden, *softmax.parameters()]
+    gradients = torch.autograd.grad(3 * expected.mean(), inputs)
+    loss = softmax.loss(hidden, targets)
+    digits = 64 * EPSILON * scale
+    torch.testing.assert_close(loss, expected.mean(), atol=digits, rtol=digits)
+    torch.testing.assert_close(list(torch.autograd.grad(3 * loss, inputs)), list(gradients), atol=digits, rtol=digits)
+    torch.testing.assert_close(softmax.losses(hidden, targets), expected.detach(), atol=digits, rtol=digits)
+    torch.testing.assert_close(softmax.logits(hidden.view(1, 41, 19))[0], mixed.log(), atol=digits, rtol=digits)
+
+
+def test_a_mixture_holds_no_more_logits_than_one_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK", 1000)
+    seen: list[int] = []
+    real = cross_entropy._logits
+    monkeypatch.setattr(cross_entropy, "_logits", lambda *a: (seen.append(len(a[0]) * len(a[1])), real(*a))[1])
+    softmax = MixtureOfSoftmaxes(19, 103, mixtures=4).double()
+    softmax.loss(torch.randn(41, 19, dtype=torch.float64), torch.randint(103, (41,)))
+    assert max(seen) <= 1000
+    assert sum(seen) == 4 * 41 * 103
 
 
 def test_too_small_for_clusters() -> None:

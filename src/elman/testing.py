@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
 from elman.cells.contract import Cell
+from elman.cells.structure import LowRank
 from elman.engine.dispatch import explain, use_engine
 from elman.engine.draws import Noise
 from elman.nn.recurrent import Recurrent, as_cell
@@ -252,11 +253,14 @@ def check_reverse(case: Case) -> None:
         return torch.cat(v.chunk(2, dim)[::-1], dim)
 
     def exchanged_parameters() -> dict[str, Tensor]:
-        parameters = {}
-        for name, value in module.named_parameters():
+        parameters: dict[str, Tensor] = {}
+        for name, parameter in module.named_parameters():
+            value: Tensor = parameter
             other = name.removesuffix("_reverse") if name.endswith("_reverse") else f"{name}_reverse"
-            reads_directions = concatenates and name.startswith("weight_ih_l") and not name.startswith("weight_ih_l0")
-            parameters[other] = exchanged(value, 1) if reads_directions else value
+            stored, _, place = name.removesuffix("_reverse").rpartition("_l")
+            for dim in _of_input(module.layers[int(place)][0], stored) if concatenates and place != "0" else ():
+                value = exchanged(value, dim)
+            parameters[other] = value
         return parameters
 
     def plain() -> list[Tensor]:
@@ -273,6 +277,18 @@ def check_reverse(case: Case) -> None:
         ]
 
     compare(module, [x], (mirrored, plain), "exchanged directions")
+
+
+def _of_input(cell: Cell, parameter: str) -> list[int]:
+    """The dimensions of a parameter that are as wide as the layer's input."""
+    if parameter == "weight_ih":
+        return [1]
+    found = []
+    for product in cell.products:
+        inner = "_in" if isinstance(product.structure, LowRank) else ""
+        found += [0] if product.output == "I" and parameter == f"weight_{product.name}" else []
+        found += [1] if product.input == "I" and parameter == f"weight_{product.name}{inner}" else []
+    return found
 
 
 def check_reset(case: Case, bidirectional: bool = False) -> None:

@@ -162,6 +162,14 @@ class Cell:
         return True
 
     @property
+    def input_within(self) -> bool:
+        """Whether the step takes the products with its input itself, `u["x.<gate>"](v)` of a v [B, I] that it makes.
+
+        There is no `x.<gate>` then, and the products are in the loop, not ahead of it.
+        """
+        return False
+
+    @property
     def recurrent_bias(self) -> bool:
         """Whether `u.<gate>` has a bias (`bias_hh`)."""
         return True

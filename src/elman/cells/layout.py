@@ -159,7 +159,7 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
     if unknown and bias:  # without biases, those of the cell are missing
         raise ValueError(f"{where}: the frozen parameters {', '.join(map(repr, sorted(unknown)))} do not exist")
     parameters = [replace(p, frozen=p.name in cell.frozen) for p in parameters]
-    return Layout(
+    found = Layout(
         input_size,
         hidden_size,
         tuple((e, _width(e.width, widths)) for e in states),
@@ -171,6 +171,7 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
         input_bias,
         draws,
     )
+    return found.within() if cell.input_within else found
 
 
 def _width(width: Width, widths: dict[str, int]) -> int:

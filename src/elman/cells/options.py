@@ -1,4 +1,5 @@
-"""Options that act inside the recurrence, each a cell around a cell: zoneout, recurrent dropout, layer normalisation.
+"""Options that act inside the recurrence, each a cell around a cell: zoneout, recurrent dropout, layer normalisation,
+the Mogrifier.
 
 Randomness stays in what a wrapper `draws`; its step is an ordinary one, so every engine sees the same definition. In
 evaluation `Cell.evaluated` gives what takes the place of a random option.
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from elman.cells.contract import Cell, Draw, Gate, Vector, Width, entries
+from elman.cells.contract import Cell, Draw, Gate, Product, Vector, Width, entries
 from elman.cells.initial import Constant, Initial
-from elman.cells.math import layer_norm, where
+from elman.cells.math import layer_norm, sigmoid, where
+from elman.cells.structure import Dense, LowRank
 from elman.cells.wrapped import Wrapped
 
 
@@ -168,6 +170,49 @@ class LayerNorm(Wrapped):
 
         gates = {gate: normalised("ih", gate, getattr(x, gate)) for gate in _widths(self.cell.input_gates)}
         return self.cell.step(SimpleNamespace(**{**vars(x), **gates}), _Products(u, self.cell, reading), s, p)
+
+
+@dataclass(frozen=True)
+class Mogrified(Wrapped):
+    """A cell whose input and previous output gate each other in turn before it reads them.
+
+    x^i = 2 σ(Q^i h^{i-1}) ∘ x^{i-2}   for odd i,    h^i = 2 σ(R^i x^{i-1}) ∘ h^{i-2}   for even i, up to `rounds`,
+
+    from x^{-1} = x_t and h^0 = h_{t-1}; the cell then reads the last x and the last h in their places. Melis, Kočiský &
+    Blunsom, "Mogrifier LSTM", ICLR 2020, who take five rounds. With a `rank`, Q^i and R^i are products of two matrices
+    that meet in so many units, as there.
+
+    Parameters: `weight_mogrify_<i>` [I, R] for odd and [R, I] for even i, R the width of h; with a rank k [I or R, k],
+    and `weight_mogrify_<i>_in` [k, R or I].
+    """
+
+    rounds: int
+    rank: int = 0
+
+    @property
+    def input_within(self) -> bool:
+        return True
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        structure = LowRank(self.rank) if self.rank else Dense()
+        sides: tuple[tuple[Width, Width], ...] = (("I", "R"), ("R", "I"))  # of even rounds, and of odd ones
+        own = (
+            Product(f"mogrify_{i}", *sides[i % 2], bias=False, structure=structure) for i in range(1, self.rounds + 1)
+        )
+        return (*self.cell.products, *own)
+
+    def step(self, x: Any, u: Any, s: Any, p: Any) -> Any:
+        output = entries(self.cell)[0].name
+        raw, h = x.raw, getattr(s, output)
+        for i in range(1, self.rounds + 1):
+            if i % 2:
+                raw = 2 * sigmoid(u[f"mogrify_{i}"](h)) * raw
+            else:
+                h = 2 * sigmoid(u[f"mogrify_{i}"](raw)) * h
+        gates = {gate: u[f"x.{gate}"](raw) for gate in _widths(self.cell.input_gates)}
+        inputs = SimpleNamespace(**{**vars(x), **gates, "raw": raw})
+        return self.cell.step(inputs, u, s._replace(**{output: h}), p)
 
 
 def _widths(gates: tuple[str | Gate, ...]) -> dict[str, Width]:

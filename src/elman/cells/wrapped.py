@@ -64,6 +64,10 @@ class Wrapped(Cell):
         return self.cell.input_bias
 
     @property
+    def input_within(self) -> bool:
+        return self.cell.input_within
+
+    @property
     def recurrent_bias(self) -> bool:
         return self.cell.recurrent_bias
 

@@ -32,7 +32,7 @@ def trace(cell: Cell, layout: Layout, below: dict[str, int] | None = None) -> Gr
     inputs |= {d.name: graph.add(Node("draw", (), width, d.name)) for d, width in layout.draws}
     raw = inputs["raw"] = graph.leaf("raw", layout.input_size)
     for name, product in layout.products.items():
-        if name.startswith("x."):
+        if name.startswith("x.") and not cell.input_within:
             gate = graph.add(Node("product", (raw.index,), product.output, name))
             inputs[name.removeprefix("x.")] = gate
     inputs["below"] = SimpleNamespace(**{n: graph.leaf(f"below.{n}", w) for n, w in (below or {}).items()})

@@ -7,9 +7,12 @@ go back to a pool, not to the system, when the last tensor on them is gone.
 
 import ctypes
 import itertools
+import math
 import mmap
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,9 +35,7 @@ _numbers = itertools.count()
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """As `torch.empty`, on the CPU."""
-    count = 1
-    for n in shape:
-        count *= n
+    count = math.prod(shape)
     size = count * dtype.itemsize
     if size < SMALLEST:
         return torch.empty(shape, dtype=dtype)
@@ -83,6 +84,10 @@ def _take(size: int) -> mmap.mmap:
         kept = sum(s for s, _ in _free)
         while kept > KEPT:
             kept -= _free.pop(0)[0]
+    return _mapped(size)
+
+
+def _mapped(size: int) -> mmap.mmap:
     mapping = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE_FROM:
         mapping.madvise(mmap.MADV_HUGEPAGE)
@@ -116,17 +121,39 @@ class Scratch(threading.local):
 
     def __init__(self) -> None:
         self._block = torch.empty(0, dtype=torch.uint8)
-        self._next = self._end = self._wanted = 0
+        self._next = self._end = self._wanted = self._most = 0
         self._more: list[Tensor] = []
 
     def begin(self) -> None:
         """Start a run: what the last one took is free."""
         self._more.clear()
-        if self._wanted > self._block.numel() and self._wanted <= SCRATCH_KEPT:
-            self._block = empty(self._wanted + _LINE, dtype=torch.uint8)
+        wanted = max(self._wanted, self._most)
+        if wanted > self._block.numel() and wanted <= SCRATCH_KEPT:
+            self._block = torch.empty(0, dtype=torch.uint8)  # gone before the next one is there
+            # not from the pool: there the smaller ones that it had before would stay, and nobody wants their sizes
+            self._block = torch.frombuffer(_mapped(wanted + _LINE), dtype=torch.uint8)
         self._next = -(-self._block.data_ptr() // _LINE) * _LINE
         self._end = self._block.data_ptr() + self._block.numel()
-        self._wanted = 0
+        self._wanted = self._most = 0
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """A part of a run: what it takes is free behind it."""
+        before, wanted, count = self._next, self._wanted, len(self._more)
+        try:
+            yield
+        finally:
+            self._most = max(self._most, self._wanted)
+            self._next, self._wanted = before, wanted
+            del self._more[count:]
+
+    def tensor(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """As :meth:`take`; good until it is free again."""
+        size = math.prod(shape) * dtype.itemsize
+        address = self.take(size)
+        held = [block for block in (self._block, *self._more) if 0 <= address - block.data_ptr() < block.numel()]
+        start = address - held[0].data_ptr()
+        return held[0][start : start + size].view(dtype).view(shape)
 
     def take(self, size: int) -> int:
         """The address of so many bytes, at the start of a cache line."""

@@ -1,4 +1,4 @@
-"""The cross-entropy of a linear layer's softmax, without ever holding all its logits."""
+"""The cross-entropy of a linear layer's softmax, or of a mixture of such, without ever holding all its logits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ COLUMNS = 1 << 12  # tokens whose weights the product packs at a time
 SLICE = 1 << 18  # logits that the softmax goes over at a time: what a core's cache holds
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, log_shares: Tensor | None = None
+) -> Tensor:
     """The mean over N tokens of log Σ_v exp(w_v·h + b_v) - (w_y·h + b_y), in nats: as torch's ``cross_entropy``.
 
     Loss and gradients are made together, for a chunk of tokens at a time, when the loss is: of ``[N, V]`` only CHUNK
@@ -29,35 +31,59 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
         hidden: [N, H].
         weight, bias: [V, H] and [V].
         targets: y, int64 [N].
+        log_shares: of a mixture of K softmaxes over the same weights, the logarithms of their shares, [N, K]; each
+            token then has K rows of ``hidden``, one after the other [N·K, H], and the probability
+            Σ_k share_k · softmax_k(y). By default one softmax.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, log_shares)  # type: ignore[no-untyped-call]
     return loss
 
 
 @torch.no_grad()
-def linear_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def linear_losses(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, log_shares: Tensor | None = None
+) -> Tensor:
     """What :func:`linear_cross_entropy` is the mean of, [N]; without gradients."""
+    if log_shares is None:
+        log_shares = hidden.new_zeros(len(targets), 1)
     losses = []
-    for rows in _chunks(len(hidden), len(weight)):
-        logits = _logits(hidden[rows], weight, bias)
-        losses.append(_losses(logits, targets[rows], 0.0))
+    chunks = _chunks(len(hidden), len(weight), log_shares.shape[1])
+    held = _memory(chunks, weight)
+    for rows, tokens in chunks:
+        logits = _logits(hidden[rows], weight, bias, held)
+        losses.append(_losses(logits, targets[tokens], log_shares[tokens], 0.0)[0])
     return torch.cat(losses)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        count = len(hidden)
-        want_hidden, want_weight, want_bias, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        log_shares: Tensor | None,
+    ) -> Tensor:
+        count = len(targets)
+        want_hidden, want_weight, want_bias, _, want_shares = ctx.needs_input_grad
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want_hidden else None
         d_weight = torch.empty_like(weight) if want_weight else None
         d_bias = torch.zeros_like(bias) if bias is not None and want_bias else None
+        d_shares = torch.empty_like(log_shares) if log_shares is not None and want_shares else None
+        if log_shares is None:
+            log_shares = hidden.new_zeros(count, 1)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         # the gradients of a mean would vanish in half precision: these are of the sum until the backward pass
         later = 1 / count if torch.is_autocast_enabled(hidden.device.type) else 1.0
-        for rows in _chunks(count, len(weight)):
-            logits = _logits(hidden[rows], weight, bias)
-            total += _losses(logits, targets[rows], 1 / count / later).sum(dtype=torch.float64)
+        chunks = _chunks(len(hidden), len(weight), log_shares.shape[1])
+        held = _memory(chunks, weight)
+        for rows, tokens in chunks:
+            logits = _logits(hidden[rows], weight, bias, held)
+            losses, d_log = _losses(logits, targets[tokens], log_shares[tokens], 1 / count / later)
+            total += losses.sum(dtype=torch.float64)
+            if d_shares is not None:
+                d_shares[tokens] = d_log
             # the logits are their own gradients now
             if d_hidden is not None:
                 multiply(d_hidden[rows], logits, weight)
@@ -65,7 +91,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 multiply(d_weight, logits.t(), hidden[rows], add=rows.start > 0)
             if d_bias is not None:
                 d_bias += logits.sum(0)
-        ctx.gradients, ctx.later = (d_hidden, d_weight, d_bias), later
+        ctx.gradients, ctx.later = (d_hidden, d_weight, d_bias, None, d_shares), later
         return (total / count).to(weight.dtype)
 
     @staticmethod
@@ -73,48 +99,70 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("linear_cross_entropy keeps its gradients for one backward pass; compute the loss again")
-        gradients, ctx.gradients = ctx.gradients, None
+        gradients: tuple[Tensor | None, ...] = ctx.gradients
+        ctx.gradients = None
         factor = d_loss * ctx.later
         if factor.device.type != "cpu" or factor.item() != 1:
             for gradient in gradients:
                 if gradient is not None:
                     gradient *= factor  # of no dimension, so it leaves the dtype alone
-        return (*gradients, None)
+        return gradients
 
 
-def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    """Slices of almost equal size, each with at most CHUNK logits."""
-    count = max(1, -(-rows * vocabulary // CHUNK))
-    size = -(-rows // count)
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, max(size, 1))]
+Chunk = tuple[slice, slice]  # rows of logits, and the tokens that they are of
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``[n, V]``."""
-    logits = memory.empty(len(hidden), len(weight), dtype=weight.dtype) if weight.device.type == "cpu" else None
-    if logits is None:
-        logits = weight.new_empty(len(hidden), len(weight))
+def _chunks(rows: int, vocabulary: int, parts: int) -> list[Chunk]:
+    """Slices of almost equal size, each with at most CHUNK logits, or one token's; a token has ``parts`` rows."""
+    tokens = rows // parts
+    count = max(1, -(-tokens // max(1, CHUNK // (vocabulary * parts))))
+    size = max(1, -(-tokens // count))
+    found = [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+    return [(slice(chunk.start * parts, chunk.stop * parts), chunk) for chunk in found]
+
+
+def _memory(chunks: list[Chunk], weight: Tensor) -> Tensor:
+    """For the logits of each chunk in turn, ``[n, V]``: of the scratch memory that layers do not need now."""
+    shape = max((rows.stop - rows.start for rows, _ in chunks), default=0), len(weight)
+    if weight.device.type != "cpu":
+        return weight.new_empty(shape)
+    memory.scratch.begin()
+    return memory.scratch.tensor(*shape, dtype=weight.dtype)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, held: Tensor) -> Tensor:
+    """``[n, V]``, in the first rows of ``held``."""
+    logits = held[: len(hidden)]
     for start in range(0, len(weight), COLUMNS):
         some = slice(start, start + COLUMNS)
         multiply(logits[:, some], hidden, weight[some].t(), bias=bias[some] if bias is not None else None)
     return logits
 
 
-def _losses(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
-    """The losses ``[n]``; writes ``scale`` times their gradients over the logits ``[n, V]``."""
-    losses = []
-    step = max(1, SLICE // logits.shape[1])
-    for start in range(0, len(logits), step):
-        part = logits[start : start + step]
-        target = targets[start : start + step, None]
+def _losses(logits: Tensor, targets: Tensor, log_shares: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The losses ``[n]``, and ``scale`` times their gradients: of the shares ``[n, K]``; over the logits ``[n·K, V]``.
+
+    Of a mixture each row's gradient is that of a loss of its own, weighted by the part that it has in the probability.
+    """
+    losses, gradients = [], []
+    count = log_shares.shape[1]
+    step = max(1, SLICE // logits.shape[1] // count)
+    for start in range(0, len(targets), step):
+        part = logits[start * count : (start + step) * count]
+        target = targets[start : start + step].repeat_interleave(count)[:, None]
         part -= part.amax(1, keepdim=True)
         at_target = part.gather(1, target)
         total = part.exp_().sum(1, keepdim=True)
-        losses.append((total.log() - at_target)[:, 0])
+        apart = log_shares[start : start + step] - (total.log() - at_target).view(-1, count)
+        together = apart.logsumexp(1, keepdim=True)
+        losses.append(-together[:, 0])
         if scale:
-            part *= scale / total
-            part.scatter_add_(1, target, torch.full_like(at_target, -scale))
-    return torch.cat(losses)
+            weights = scale * (apart - together).exp()
+            gradients.append(-weights)
+            each = weights.view(-1, 1).to(part.dtype)
+            part *= each / total
+            part.scatter_add_(1, target, -each)
+    return torch.cat(losses), torch.cat(gradients or [log_shares])
 
 
 def multiply(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add: bool = False) -> None:
@@ -140,16 +188,15 @@ def multiply(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add:
         except BuildError:
             pass  # the layers say so
         else:
-            memory.scratch.begin()
-            sizes = (out.shape[0], out.shape[1], a.shape[1])
-            tools.multiply(
-                sizes,
-                (a.data_ptr(), a.stride(0), a.stride(1)),
-                (b.data_ptr(), b.stride(0), b.stride(1)),
-                (out.data_ptr(), out.stride(0)),
-                bias=bias.data_ptr() if bias is not None else 0,
-                add=add,
-            )
+            with memory.scratch.within():
+                tools.multiply(
+                    (out.shape[0], out.shape[1], a.shape[1]),
+                    (a.data_ptr(), a.stride(0), a.stride(1)),
+                    (b.data_ptr(), b.stride(0), b.stride(1)),
+                    (out.data_ptr(), out.stride(0)),
+                    bias=bias.data_ptr() if bias is not None else 0,
+                    add=add,
+                )
             return
     if add:
         out.addmm_(a, b)

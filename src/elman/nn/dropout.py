@@ -68,10 +68,14 @@ class EmbeddingDropout(nn.Module):
 
     def mask(self, noise: Noise) -> Tensor:
         """[V, 1]: 0 for a dropped word, else 1 / (1 - p)."""
-        weight = self.embedding.weight
-        words = Packing.dense(1, weight.shape[0], weight.device)
-        table = draws.rows(Noise(noise.seed), "embedding_dropout", 0, words)
-        return draws.mask(table, False, self.p, words, 1, (0.0, 1 / (1 - self.p)), weight.dtype)
+        return word_mask(self.embedding.weight, self.p, noise)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+def word_mask(weight: Tensor, p: float, noise: Noise | None = None) -> Tensor:
+    """Of the vectors [V, width] of a vocabulary, [V, 1]: 0 for a dropped word, else 1 / (1 - p)."""
+    words = Packing.dense(1, weight.shape[0], weight.device)
+    table = draws.rows(Noise((noise or draws.fresh()).seed), "embedding_dropout", 0, words)
+    return draws.mask(table, False, p, words, 1, (0.0, 1 / (1 - p)), weight.dtype)

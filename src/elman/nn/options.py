@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from elman.cells.contract import Cell, entries
 from elman.cells.initial import Identity, Initial, Orthogonal
-from elman.cells.options import LayerNorm, RecurrentDropout, Zoneout
+from elman.cells.options import LayerNorm, Mogrified, RecurrentDropout, Zoneout
 from elman.cells.wrapped import Projected, Unbiased
 
 Merge = Literal["concatenate", "sum", "mean"]
@@ -32,6 +32,8 @@ class Options:
     forget_bias: float | None = None
     chrono: float | None = None
     recurrent_init: RecurrentInit | Initial | None = None
+    mogrify: int = 0
+    mogrify_rank: int = 0
 
     def __post_init__(self) -> None:
         probability("dropout", self.dropout, one=True)
@@ -49,6 +51,11 @@ class Options:
         if not (self.recurrent_init is None or named or isinstance(self.recurrent_init, Initial)):
             known = " or ".join(map(repr, get_args(RecurrentInit)))
             raise ValueError(f"recurrent_init must be {known}, or an Initial, got {self.recurrent_init!r}")
+        for name in ("mogrify", "mogrify_rank"):
+            if not _is_count(getattr(self, name)):
+                raise ValueError(f"{name} must be a whole number, 0 or more, got {getattr(self, name)!r}")
+        if self.mogrify_rank and not self.mogrify:
+            raise ValueError(f"mogrify_rank = {self.mogrify_rank} needs mogrify, the number of rounds")
         if self.chrono is not None and not self.chrono > 2:
             raise ValueError(f"chrono must be the longest dependency in steps, above 2, got {self.chrono!r}")
         if self.chrono is not None and self.forget_bias is not None:
@@ -91,6 +98,8 @@ class Options:
             cell = LayerNorm(cell, bias)
         if self.proj_size:
             cell = Projected(cell, self.proj_size)
+        if self.mogrify:
+            cell = Mogrified(cell, self.mogrify, self.mogrify_rank)
         if self.recurrent_dropout:
             cell = RecurrentDropout(cell, float(self.recurrent_dropout), not self.recurrent_dropout_per_step)
         chances = self._chances(cell)
@@ -104,6 +113,10 @@ class Options:
             if name not in names:
                 raise ValueError(f"zoneout names the state {name!r}; {cell!r} has {', '.join(names)}")
         return tuple((name, float(z)) for name, z in self.zoneout.items() if z)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def probability(name: str, value: object, one: bool = False) -> None:

@@ -57,6 +57,8 @@ class Recurrent(nn.Module):
         forget_bias: what the forget gate's bias starts at.
         chrono: the longest dependency in steps that gates are to bridge from the start; see `nn.initialise.set_chrono`.
         recurrent_init: "orthogonal" or "identity", or an `Initial`, for each gate's part of `weight_hh`.
+        mogrify: rounds in which input and previous output gate each other before the cell reads them.
+        mogrify_rank: where positive, the rank of the matrices that do so.
         recompute: whether a layer keeps only its inputs for the backward pass and runs forward again there: for deep
             stacks and long sequences, a third more time for the memory of one layer instead of all.
         device, dtype: of the parameters.
@@ -98,6 +100,8 @@ class Recurrent(nn.Module):
         forget_bias: float | None = None,
         chrono: float | None = None,
         recurrent_init: RecurrentInit | Initial | None = None,
+        mogrify: int = 0,
+        mogrify_rank: int = 0,
         recompute: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -128,6 +132,8 @@ class Recurrent(nn.Module):
             forget_bias=forget_bias,
             chrono=chrono,
             recurrent_init=recurrent_init,
+            mogrify=mogrify,
+            mogrify_rank=mogrify_rank,
         )
         if dropout and num_layers == 1:
             warnings.warn("dropout acts between layers, so with num_layers=1 it has no effect", stacklevel=2)

@@ -1,4 +1,4 @@
-"""The last layer of a model that chooses among many tokens: full and adaptive softmax."""
+"""The last layer of a model that chooses among many tokens: full and adaptive softmax, mixture of softmaxes."""
 
 from __future__ import annotations
 
@@ -96,3 +96,51 @@ class AdaptiveSoftmax(nn.AdaptiveLogSoftmaxWithLoss):
         """The rows whose target is in a cluster, as numbers and as a mask."""
         found = (targets >= self.cutoffs[cluster]) & (targets < self.cutoffs[cluster + 1])
         return found.nonzero()[:, 0], found
+
+
+class MixtureOfSoftmaxes(nn.Module):
+    """A token's probability as a mixture of K softmaxes over the same weights, each of a vector of its own.
+
+    p(v) = Σ_k π_k softmax_v(W tanh(L_k h + a_k) + b),    π = softmax(P h)
+
+    A single softmax's log-probabilities have the rank of h; a mixture's do not. Yang, Dai, Salakhutdinov & Cohen,
+    "Breaking the softmax bottleneck: a high-rank RNN language model", ICLR 2018. It costs K times the logits; the loss
+    holds no more of them at once than that of one softmax.
+
+    Args:
+        hidden_size: H.
+        vocabulary: V.
+        mixtures: K.
+        width: E, of the K vectors; by default H.
+
+    Parameters: weight (W) [V, E], bias (b) [V], latent.weight [K·E, H], latent.bias [K·E], shares.weight (P) [K, H].
+    """
+
+    def __init__(self, hidden_size: int, vocabulary: int, mixtures: int, width: int | None = None) -> None:
+        super().__init__()
+        width = width or hidden_size
+        self.mixtures = mixtures
+        self.latent = nn.Linear(hidden_size, mixtures * width)
+        self.shares = nn.Linear(hidden_size, mixtures, bias=False)
+        self.weight = nn.Parameter(torch.empty(vocabulary, width).uniform_(-(width**-0.5), width**-0.5))
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        vectors, log_shares = self._parts(hidden)
+        return linear_cross_entropy(vectors, self.weight if weight is None else weight, self.bias, targets, log_shares)
+
+    @torch.no_grad()
+    def losses(self, hidden: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        vectors, log_shares = self._parts(hidden)
+        return linear_losses(vectors, self.weight if weight is None else weight, self.bias, targets, log_shares)
+
+    def logits(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
+        vectors, log_shares = self._parts(hidden.reshape(-1, hidden.shape[-1]))
+        each = F.linear(vectors, self.weight if weight is None else weight, self.bias).log_softmax(-1)
+        together: Tensor = (each.unflatten(0, (-1, self.mixtures)) + log_shares[..., None]).logsumexp(1)
+        return together.view(*hidden.shape[:-1], -1)
+
+    def _parts(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Of outputs [N, H] the vectors [N·K, E] and the logarithms of their shares [N, K]."""
+        vectors = self.latent(hidden).tanh().unflatten(1, (self.mixtures, -1)).flatten(0, 1)
+        return vectors, self.shares(hidden).log_softmax(-1)

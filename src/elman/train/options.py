@@ -20,7 +20,7 @@ import yaml
 
 from elman.errors import Parser, UsageError, UserError, did_you_mean
 
-Value = Union[bool, int, float, str, None]  # noqa: UP007  (used at run time, also on Python 3.10)
+Value = Union[bool, int, float, str, None, tuple[Any, ...]]  # noqa: UP007  (used at run time, also on Python 3.10)
 
 
 def option(
@@ -97,6 +97,11 @@ def convert(name: str, hint: Any, value: object) -> Value:
         if value not in choices:
             raise UsageError(f"unknown {dashed(name)} {value!r}{did_you_mean(str(value), map(str, choices))}")
         return typing.cast(Value, value)
+    if typing.get_origin(hint) is tuple:
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        if not parts:
+            raise UsageError(f"{dashed(name)} must have a value, or several between commas, got none")
+        return tuple(convert(name, choices[0], part.strip() if isinstance(part, str) else part) for part in parts)
     if hint is bool and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     try:
@@ -118,6 +123,8 @@ def convert(name: str, hint: Any, value: object) -> Value:
 
 def _check_bounds(field: dataclasses.Field[Any], value: Value) -> None:
     low, high, above, below = (field.metadata.get(name) for name in ("low", "high", "above", "below"))
+    for part in value if isinstance(value, tuple) else ():
+        _check_bounds(field, part)
     if value is None or not isinstance(value, (int, float)):
         return
     for broken, rule in (
@@ -241,8 +248,11 @@ def _add_argument(parser: Any, field: dataclasses.Field[Any], hint: Any) -> None
             dashed(field.name), action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS
         )
     else:
+        literal, several = typing.get_origin(hint) is Literal, typing.get_origin(hint) is tuple
         inner = next((part for part in typing.get_args(hint) if part is not type(None)), hint)
-        literal = typing.get_origin(hint) is Literal
+        if typing.get_origin(inner) is tuple:
+            inner, several = typing.get_args(inner)[0], True
         metavar = "{" + ",".join(typing.get_args(hint)) + "}" if literal else getattr(inner, "__name__", "str").upper()
         metavar = {"STR": "TEXT", "INT": "N", "FLOAT": "X"}.get(metavar, metavar)
+        metavar += f"[,{metavar}…]" * several
         parser.add_argument(dashed(field.name), metavar=metavar, help=text, default=argparse.SUPPRESS)

@@ -63,17 +63,17 @@ def state_sizes(carry: Any) -> Metrics:
     return {f"state_{name}": t.detach().double().square().mean().sqrt().item() for name, t in entries(carry)}
 
 
-def entries(carry: Any, name: str = "h") -> Iterator[tuple[str, Tensor]]:
-    """The floating-point tensors of a carry, with names: a named tuple's own, else ``h`` and numbers."""
+def entries(carry: Any, name: str = "h", number: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The floating-point tensors of a carry, with names: a named tuple's own, else ``h``, and numbers in sequences."""
     if isinstance(carry, Tensor):
         if carry.is_floating_point():
-            yield name, carry
+            yield name + number, carry
     elif isinstance(carry, tuple) and hasattr(carry, "_fields"):
         for field, value in zip(carry._fields, carry, strict=True):
-            yield from entries(value, field)
+            yield from entries(value, field, number)
     elif isinstance(carry, (list, tuple)):
-        for number, value in enumerate(carry):
-            yield from entries(value, f"{name}{number}")
+        for place, value in enumerate(carry):
+            yield from entries(value, name, f"{number}{place}")
 
 
 @torch.no_grad()

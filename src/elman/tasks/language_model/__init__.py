@@ -68,6 +68,26 @@ class LanguageModelConfig(TrainConfig):
     softmax: Literal["full", "adaptive"] = option(
         "full", "adaptive gives rare tokens fewer dimensions; for large vocabularies of words", group="model"
     )
+    mixtures: int = option(1, "softmaxes whose mixture predicts a token", group="model", low=1)
+    hidden_sizes: tuple[int, ...] | None = option(
+        None, "units of each layer, in place of --hidden-size and --num-layers: 1150,1150,400", group="model", low=1
+    )
+    mogrify: int = option(
+        0, "rounds in which input and output gate each other before each step: 5 in the paper", group="model", low=0
+    )
+    mogrify_rank: int = option(0, "rank of the matrices that do so; 0: full", group="model", low=0)
+    locked_dropout: tuple[float, ...] | None = option(
+        None,
+        "in place of --dropout, with a mask for all steps of a window: one share, or those of the token vectors and of "
+        "each layer's output",
+        group="model",
+        low=0,
+        below=1,
+    )
+    embedding_dropout: float = option(
+        0.0, "share of the vocabulary dropped from a window's input", group="model", low=0, below=1
+    )
+    weight_dropout: float = option(0.0, "share of recurrent weights dropped", group="model", low=0, below=1)
 
     ar: float = option(0.0, "activation regularisation of the last layer's outputs", group="optimisation", low=0)
     tar: float = option(0.0, "the same of their changes from step to step", group="optimisation", low=0)
@@ -78,6 +98,11 @@ class LanguageModelConfig(TrainConfig):
     )
     batch_size: int = option(16, "lanes or windows of text side by side", group="optimisation", low=1)
     learning_rate: float = option(0.003, "its peak", group="optimisation", above=0)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Units of each layer."""
+        return self.hidden_sizes or (self.hidden_size,) * self.num_layers
 
     def check(self) -> None:
         if self.bidirectional:
@@ -91,10 +116,27 @@ class LanguageModelConfig(TrainConfig):
             raise UsageError("--validation-share and --test-share leave nothing to train on")
         if self.tied and self.softmax != "full":
             raise UsageError(f"--tied is for --softmax full: {self.softmax} has no matrix of the token vectors' form")
-        if self.tied and self.embedding_size not in (None, self.hidden_size):
+        if self.tied and self.mixtures == 1 and self.embedding_size not in (None, self.sizes[-1]):
+            which = "the last of --hidden-sizes" if self.hidden_sizes else "--hidden-size"
+            raise UsageError(f"--tied needs --embedding-size = {which} = {self.sizes[-1]}, got {self.embedding_size}")
+        self._check_model()
+
+    def _check_model(self) -> None:
+        """Options of the network that do not go together."""
+        if self.mixtures > 1 and self.softmax != "full":
+            raise UsageError(f"--mixtures is for --softmax full, got {self.softmax}")
+        if self.hidden_sizes and self.num_layers not in (1, len(self.hidden_sizes)):
+            raise UsageError(f"--hidden-sizes has {len(self.hidden_sizes)} layers, --num-layers says {self.num_layers}")
+        if self.mogrify_rank and not self.mogrify:
+            raise UsageError("--mogrify-rank needs --mogrify, the number of rounds")
+        places = len(self.sizes) + 1
+        if self.locked_dropout and len(self.locked_dropout) not in (1, places):
             raise UsageError(
-                f"--tied needs --embedding-size = --hidden-size = {self.hidden_size}, got {self.embedding_size}"
+                f"--locked-dropout must be one share, or {places}: of the token vectors and each layer's output, "
+                f"got {len(self.locked_dropout)}"
             )
+        if self.locked_dropout and self.dropout:
+            raise UsageError("--dropout and --locked-dropout exclude each other")
 
     def _check_random(self) -> None:
         """Random windows have nothing before them, and are read at once."""

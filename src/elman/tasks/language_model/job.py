@@ -117,9 +117,10 @@ class LanguageModelJob:
 
     def loss(self, stretch: Stretch, carry: Any) -> tuple[Tensor, int, Any]:
         inputs, targets, reset = self.steps(stretch)
+        tied = self.model.tied_weight()
         outputs, state = self.model.read(inputs, carry, reset)
         dropped = self.model.dropout(outputs)
-        loss = self.model.loss(dropped, targets)
+        loss = self.model.loss(dropped, targets, tied)
         return loss + activation_penalties(outputs, dropped, self.ar, self.tar), targets.numel(), state
 
     def read(self, stretch: Stretch, carry: Any) -> Any:

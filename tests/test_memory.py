@@ -1,0 +1,48 @@
+"""Scratch memory: what is taken together stands apart, what is given back serves again, what is outgrown goes."""
+
+from itertools import pairwise
+
+import torch
+
+from elman.engine.memory import Scratch
+
+
+def spans(*tensors: torch.Tensor) -> list[range]:
+    return [range(t.data_ptr(), t.data_ptr() + t.numel() * t.itemsize) for t in tensors]
+
+
+def apart(*tensors: torch.Tensor) -> bool:
+    ordered = sorted(spans(*tensors), key=lambda span: span.start)
+    return all(a.stop <= b.start for a, b in pairwise(ordered))
+
+
+def test_parts_of_a_run_share_memory_and_never_touch_what_it_holds() -> None:
+    scratch = Scratch()
+    for _ in range(3):  # the first run finds no block yet, the others one that is large enough
+        scratch.begin()
+        held = scratch.tensor(300, 7, dtype=torch.float32).fill_(1)
+        parts = []
+        for rows in (50, 200, 100):
+            with scratch.within():
+                part = scratch.tensor(rows, 3, dtype=torch.float64).fill_(2)
+                other = scratch.tensor(10, dtype=torch.float32).fill_(3)
+                assert part.shape == (rows, 3)
+                assert apart(held, part, other)
+                parts.append(part.data_ptr())
+        later = scratch.tensor(5, dtype=torch.float32).fill_(4)
+        assert apart(held, later)
+        assert (held == 1).all()
+    assert len(set(parts)) == 1
+    assert later.data_ptr() == parts[0]
+
+
+def test_a_block_that_is_outgrown_is_gone() -> None:
+    scratch = Scratch()
+    sizes = []
+    for size in (1000, 1000, 5000, 5000, 1000):
+        scratch.begin()
+        scratch.take(size)
+        sizes.append(scratch._block.numel())
+    assert sizes[1] == sizes[2] >= 1000
+    assert sizes[3] == sizes[4] >= 5000
+    assert not scratch._more
