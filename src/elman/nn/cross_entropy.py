@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +19,22 @@ COLUMNS = 1 << 12  # tokens whose weights the product packs at a time
 SLICE = 1 << 18  # logits that the softmax goes over at a time: what a core's cache holds
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Part:
+    """Where a weight's rows belong that are divided among P processes, each of which calls with the same tokens.
+
+    Attributes:
+        first: the number of the first row's token.
+        gathered: all processes' tensors of one shape, stacked: ``[P, ...]``.
+    """
+
+    first: int
+    gathered: Callable[[Tensor], Tensor]
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, part: Part | None = None
+) -> Tensor:
     """The mean over N tokens of log Σ_v exp(w_v·h + b_v) - (w_y·h + b_y), in nats: as torch's ``cross_entropy``.
 
     Loss and gradients are made together, for a chunk of tokens at a time, when the loss is: of ``[N, V]`` only CHUNK
@@ -29,26 +46,31 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
         hidden: [N, H].
         weight, bias: [V, H] and [V].
         targets: y, int64 [N].
+        part: where weight and bias are a part of all rows. The gradient of hidden then lacks the other parts' share.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, part)  # type: ignore[no-untyped-call]
     return loss
 
 
 @torch.no_grad()
-def linear_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def linear_losses(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, part: Part | None = None
+) -> Tensor:
     """What :func:`linear_cross_entropy` is the mean of, [N]; without gradients."""
     losses = []
     for rows in _chunks(len(hidden), len(weight)):
         logits = _logits(hidden[rows], weight, bias)
-        losses.append(_losses(logits, targets[rows], 0.0))
+        losses.append(_losses(logits, targets[rows], 0.0, part))
     return torch.cat(losses)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, part: Part | None
+    ) -> Tensor:
         count = len(hidden)
-        want_hidden, want_weight, want_bias, _ = ctx.needs_input_grad
+        want_hidden, want_weight, want_bias, *_ = ctx.needs_input_grad
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want_hidden else None
         d_weight = torch.empty_like(weight) if want_weight else None
         d_bias = torch.zeros_like(bias) if bias is not None and want_bias else None
@@ -57,7 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         later = 1 / count if torch.is_autocast_enabled(hidden.device.type) else 1.0
         for rows in _chunks(count, len(weight)):
             logits = _logits(hidden[rows], weight, bias)
-            total += _losses(logits, targets[rows], 1 / count / later).sum(dtype=torch.float64)
+            total += _losses(logits, targets[rows], 1 / count / later, part).sum(dtype=torch.float64)
             # the logits are their own gradients now
             if d_hidden is not None:
                 multiply(d_hidden[rows], logits, weight)
@@ -79,7 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for gradient in gradients:
                 if gradient is not None:
                     gradient *= factor  # of no dimension, so it leaves the dtype alone
-        return (*gradients, None)
+        return (*gradients, None, None)
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
@@ -100,8 +122,10 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return logits
 
 
-def _losses(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
+def _losses(logits: Tensor, targets: Tensor, scale: float, part: Part | None = None) -> Tensor:
     """The losses ``[n]``; writes ``scale`` times their gradients over the logits ``[n, V]``."""
+    if part is not None:
+        return _losses_of_part(logits, targets, scale, part)
     losses = []
     step = max(1, SLICE // logits.shape[1])
     for start in range(0, len(logits), step):
@@ -115,6 +139,29 @@ def _losses(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
             part *= scale / total
             part.scatter_add_(1, target, torch.full_like(at_target, -scale))
     return torch.cat(losses)
+
+
+def _losses_of_part(logits: Tensor, targets: Tensor, scale: float, part: Part) -> Tensor:
+    """The same of logits ``[n, V / P]``: three numbers a token tell the processes of each other's."""
+    own = targets - part.first
+    here = (own >= 0) & (own < logits.shape[1])
+    own = own.clamp(0, logits.shape[1] - 1)[:, None]
+    step = max(1, SLICE // logits.shape[1])
+    slices = [slice(start, start + step) for start in range(0, len(logits), step)]
+    at_target = logits.gather(1, own)[:, 0].where(here, -torch.inf)
+    top, total = torch.empty_like(at_target), torch.empty_like(at_target)
+    for some in slices:
+        top[some] = logits[some].amax(1)
+        total[some] = logits[some].sub_(top[some, None]).exp_().sum(1)
+    tops, totals, at_targets = part.gathered(torch.stack([top, total, at_target])).unbind(1)  # each [P, n]
+    highest = tops.amax(0)
+    sums = (totals * (tops - highest).exp()).sum(0)
+    if scale:
+        factor = scale * (top - highest).exp() / sums
+        for some in slices:
+            logits[some].mul_(factor[some, None])
+        logits.scatter_add_(1, own, -scale * here[:, None].to(logits.dtype))
+    return sums.log() + highest - at_targets.amax(0)
 
 
 def multiply(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add: bool = False) -> None:

@@ -1,8 +1,9 @@
 """Several processes that train one model: Lightning Fabric on torch.distributed.
 
-Every process has all weights and its own part of each batch; the gradients are averaged once for each update, in one
-piece: a recurrent layer's weight gradients are there only when the loop has come back to its first step, so there is
-little to overlap with. Imported only where there are several processes.
+Every process has its own part of each batch and all weights, but for those that --shard divides (`elman.nn.divided`). The
+gradients of what all have are averaged once for each update, in one piece: a recurrent layer's weight gradients are
+there only when the loop has come back to its first step, so there is little to overlap with. Imported only where there
+are several processes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
 from elman.errors import UsageError, UserError
+from elman.nn.divided import Rows
 from elman.train.config import TrainConfig
 from elman.train.device import choose_device
 from elman.train.world import World
@@ -48,6 +50,11 @@ class Together(World):
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
 
+    def norm(self, gradients: list[Tensor], divided: list[Tensor]) -> Tensor:
+        square = super().norm([], divided).to(self.device).square()
+        self._sum(square)
+        return (super().norm(gradients, []).square() + square).sqrt()
+
     def mean(self, value: float, tokens: int) -> tuple[float, int]:
         both = torch.tensor([value * tokens, tokens], dtype=torch.float64, device=self.device)
         self._sum(both)
@@ -67,9 +74,9 @@ class Together(World):
         self._call(dist.gather_object, tree, trees if self.rank == 0 else None)
         return trees
 
-    def first(self, function: Callable[[], Result]) -> Result:
+    def first(self, function: Callable[[], Result], together: bool = False) -> Result:
         outcome: list[Any] = [None]
-        if self.rank == 0:
+        if self.rank == 0 or together:
             try:
                 outcome = [function()]
             except UserError as error:
@@ -84,6 +91,28 @@ class Together(World):
         if rows.shape[dim] < self.size:
             raise UserError(f"a batch of {rows.shape[dim]} rows cannot be divided among {self.size} processes")
         return rows.tensor_split(self.size, dim)[self.rank]
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        everyones = tensor.new_empty(self.size, *tensor.shape)
+        self._call(dist.all_gather, list(everyones.unbind(0)), tensor.contiguous())
+        return everyones
+
+    def summed_share(self, tensor: Tensor) -> Tensor:
+        share = torch.empty_like(tensor[0], memory_format=torch.contiguous_format)
+        self._call(dist.reduce_scatter, share, list(tensor.contiguous().unbind(0)))
+        return share
+
+    def whole(self, part: Tensor, rows: Rows) -> Tensor:
+        own = part.detach().cpu().contiguous()
+        if self.rank:
+            self._call(dist.send, own, 0)
+            return own
+        whole = own.new_empty(rows.whole, *own.shape[1:])
+        whole[rows.start : rows.stop] = own
+        for rank in range(1, self.size):
+            others = Rows.of(rows.whole, rank, self.size)
+            self._call(dist.recv, whole[others.start : others.stop], rank)
+        return whole
 
     def _sum(self, tensor: Tensor) -> None:
         self._call(dist.all_reduce, tensor)

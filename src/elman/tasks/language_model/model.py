@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from elman.data.tokenizers import Tokenizer
 from elman.errors import UsageError
+from elman.nn.divided import DividedEmbedding
 from elman.nn.recurrent import Recurrent
 from elman.nn.softmax import AdaptiveSoftmax, FullSoftmax
 from elman.tasks.language_model import LanguageModelConfig
@@ -47,7 +48,7 @@ class LanguageModel(nn.Module):
         softmax: str = "full",
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, embedding_size)
+        self.embedding: nn.Embedding | DividedEmbedding = nn.Embedding(vocabulary, embedding_size)
         between = dropout if num_layers > 1 else 0.0
         self.recurrent = Recurrent(cell, embedding_size, hidden_size, num_layers, dropout=between)
         self.dropout = nn.Dropout(dropout)
@@ -77,7 +78,11 @@ class LanguageModel(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Token numbers ``[...]`` to vectors ``[..., E]``."""
         # the head's gradient of a tied matrix is dense, and the few rows of this one are added to it
-        return F.embedding(tokens, self.embedding.weight, sparse=self.tied and self.embedding.weight.is_leaf)
+        sparse = self.tied and self.embedding.weight.is_leaf
+        if isinstance(self.embedding, DividedEmbedding):
+            vectors: Tensor = self.embedding(tokens, sparse)
+            return vectors
+        return F.embedding(tokens, self.embedding.weight, sparse=sparse)
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """The mean loss in nats of outputs ``[T, B, H]``, after their dropout, and targets ``[T, B]``."""
