@@ -73,7 +73,7 @@ def test_a_sharded_run_goes_on_sharded_or_not(
     tmp_path: Path, text_file: Path, elman_process: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*TRAIN, *TIED, "--tokenizer", "word", "--data", str(text_file), "--schedule", "constant"]
-    arguments += ["--devices", "2", "--shard"]
+    arguments += ["--warmup", "0", "--devices", "2", "--shard"]
 
     def run(name: str, *more: str) -> None:
         process = elman_process(*arguments, *more, "--run", str(tmp_path / name))

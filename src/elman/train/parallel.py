@@ -29,17 +29,16 @@ Result = TypeVar("Result")
 
 
 class Together(World):
-    """One of several processes. Its methods are called by all of them, in the same order.
+    """One of several processes, of torch's default group. Its methods are called by all of them, in the same order.
 
     Raises:
         UserError: another process has died.
     """
 
-    def __init__(self, fabric: Fabric) -> None:
-        super().__init__(fabric.device)
-        self.fabric = fabric
-        self.rank = fabric.global_rank
-        self.size = fabric.world_size
+    def __init__(self, device: torch.device, rank: int, size: int) -> None:
+        super().__init__(device)
+        self.rank = rank
+        self.size = size
 
     def mean_gradients(self, parameters: list[torch.nn.Parameter], tokens: int) -> None:
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
@@ -154,4 +153,4 @@ def start_together(config: TrainConfig) -> World:
         strategy=DDPStrategy(process_group_backend=backend),
     )
     fabric.launch()
-    return Together(fabric)
+    return Together(fabric.device, fabric.global_rank, fabric.world_size)
