@@ -70,9 +70,7 @@ def example(size: int) -> tuple[Tensor, Tensor, nn.Embedding, FullSoftmax]:
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("chunk", [1 << 30, 200])
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_divided_softmax_is_the_whole_one(
-    size: int, chunk: int, tied: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_divided_softmax_is_the_whole_one(size: int, chunk: int, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK", chunk)
     monkeypatch.setattr(cross_entropy, "SLICE", min(chunk, 150))
     hidden, targets, embedding, whole = example(size)

@@ -47,7 +47,9 @@ def assert_same_losses(ours: Path, theirs: Path, steps: int) -> None:
         pytest.param(["--truncation", "randomized", "--accumulate", "2"], id="randomized", marks=pytest.mark.slow),
         pytest.param(["--shard", "--tokenizer", "word", *TIED], id="sharded"),
         pytest.param(["--shard", "--truncation", "randomized", *UNTIED], id="sharded-untied", marks=pytest.mark.slow),
-        pytest.param(["--shard", "--tokenizer", "word", "--softmax", "adaptive"], id="adaptive", marks=pytest.mark.slow),
+        pytest.param(
+            ["--shard", "--tokenizer", "word", "--softmax", "adaptive"], id="adaptive", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_two_processes_train_as_one_does(

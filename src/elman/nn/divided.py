@@ -146,9 +146,7 @@ def _divided_parameters(model: nn.Module) -> Iterator[tuple[str, Rows]]:
 
 class _LookUp(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, tokens: Tensor, first: int, sparse: bool, processes: Processes
-    ) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor, first: int, sparse: bool, processes: Processes) -> Tensor:
         own = processes.gathered(tokens) - first  # [P, ...]
         here = (own >= 0) & (own < len(weight))
         ctx.save_for_backward(own, here)
