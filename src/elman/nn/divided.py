@@ -1,11 +1,12 @@
 """Token vectors and softmaxes whose rows are divided among the processes that train together.
 
-Each process has the rows of some tokens and all sequences' share in them: the vectors and outputs of everybody's tokens
-travel, the matrices never do, and neither a matrix nor its gradient nor the optimiser's state is whole anywhere
-(the vocabulary-parallel layers of Shoeybi et al., "Megatron-LM", 2019, arXiv 1909.08053, with other rows in each process).
+Each process has the rows of some tokens, and serves them to all: the vectors and outputs of everybody's tokens travel,
+the matrices never do, and neither a matrix nor its gradient nor the optimiser's state is whole anywhere. These are the
+vocabulary-parallel layers of Shoeybi et al. ("Megatron-LM", 2019, arXiv 1909.08053), but each process brings tokens of
+its own.
 
-Gradients: those of divided rows are of the mean over all processes; those of what goes in are of the process's own mean,
-like all that data-parallel training averages afterwards. So all processes must have equally many tokens.
+Gradients: those of divided rows are of the mean over all processes; those of what goes in are of the process's own
+mean, like all that data-parallel training averages afterwards. So all processes must have equally many tokens.
 """
 
 from __future__ import annotations
