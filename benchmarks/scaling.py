@@ -2,8 +2,8 @@
 
 A step is the trainer's own: losses, gradients, their sum over the processes, clipping, the optimiser. ``weak``: each
 process has the lanes that one process has alone; ``strong``: they share them; ``sharded``: weak, with --shard.
-Rounds alternate between the settings, so that all see the same machine; shown are the median of each round's ratio to one
-process and of the tokens per second. The character model has 512 units and 65 types, the word model is the published
+Rounds alternate between the settings, so that all see the same machine; shown are the medians of tokens per second and
+of each round's ratio to one process. The character model has 512 units and 65 types, the word model is the published
 one of WikiText-2: 2 x 650 units, tied, 33,278 types, 35 words.
 
     python benchmarks/scaling.py chars|words [--seconds 50] [--lanes N]

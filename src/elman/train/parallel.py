@@ -1,7 +1,7 @@
 """Several processes that train one model: Lightning Fabric on torch.distributed.
 
-Every process has its own part of each batch and all weights, but for those that --shard divides (`elman.nn.divided`). The
-gradients of what all have are averaged once for each update, in one piece: a recurrent layer's weight gradients are
+Every process has its own part of each batch and all weights, but for those that --shard divides (`elman.nn.divided`).
+The gradients of what all have are averaged once for each update, in one piece: a recurrent layer's weight gradients are
 there only when the loop has come back to its first step, so there is little to overlap with. Imported only where there
 are several processes.
 """
