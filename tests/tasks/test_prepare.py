@@ -382,8 +382,8 @@ def test_the_state_is_reset_where_stored_documents_begin(tmp_path: Path, text_fi
         LanguageModelJob(model, stored.tokenizer, train, validation, config, world)
         for world in (World(torch.device("cpu")), Third(1))
     ]
+    in_memory = dataclasses.replace(train, tokens=train.tokens[:])
     with pytest.raises(UsageError, match="the training text is one document; --document-end"):
-        in_memory = dataclasses.replace(train, tokens=train.tokens[:])
         LanguageModelJob(model, stored.tokenizer, in_memory, validation, config, World(torch.device("cpu")))
     (length,) = jobs[0].lengths(0)
     lanes = [lane * length for lane in range(3)]

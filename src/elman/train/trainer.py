@@ -156,10 +156,8 @@ class Trainer:
         """Write and show an evaluation, with a sample."""
         sample = self.job.sample()
         seen = {} if self.config.bidirectional else watch.inside(self.job, self.course.place.epoch)
-        self.log(
-            "validation",
-            {**metrics, "cost": self.at.costs[-1], "best_step": self.at.best_step, **seen, "sample": sample},
-        )
+        kept = {"cost": self.at.costs[-1], "best_step": self.at.best_step}
+        self.log("validation", {**metrics, **kept, **seen, "sample": sample})
         self.reporter.say(
             f"step {self.at.step}  validation {self.job.describe(metrics)}" + " (best)" * (self.at.stale == 0)
         )

@@ -51,12 +51,12 @@ class LanguageModelConfig(TrainConfig):
     )
     state: Literal["kept", "fresh", "documents"] | None = option(  # type: ignore[assignment]
         None,
-        "what a window begins with: the state before it, or the initial one; documents keeps it and begins anew at each "
-        "document; by default kept, of random minibatches fresh",
+        "what a window begins with: the state before it, or the initial one; documents keeps it and begins anew "
+        "at each document; by default kept, of random minibatches fresh",
         group="truncation",
     )
     document_end: str | None = option(
-        None, "the token that ends a document; by default a file, or a record of one, is one", group="truncation"
+        None, "the token that ends a document; by default each file, or record of it, is one", group="truncation"
     )
 
     embedding_size: int | None = option(
