@@ -158,7 +158,8 @@ class Team:
 
     def speed(self, steps: int) -> float:
         """Tokens per second of all processes."""
-        return steps * self.setting.lanes * self.setting.window / max(self.ask(steps))
+        seconds: float = max(self.ask(steps))
+        return steps * self.setting.lanes * self.setting.window / seconds
 
 
 def settings_of(one: Setting) -> dict[str, Setting]:

@@ -129,15 +129,15 @@ def _losses(logits: Tensor, targets: Tensor, scale: float, part: Part | None = N
     losses = []
     step = max(1, SLICE // logits.shape[1])
     for start in range(0, len(logits), step):
-        part = logits[start : start + step]
+        some = logits[start : start + step]
         target = targets[start : start + step, None]
-        part -= part.amax(1, keepdim=True)
-        at_target = part.gather(1, target)
-        total = part.exp_().sum(1, keepdim=True)
+        some -= some.amax(1, keepdim=True)
+        at_target = some.gather(1, target)
+        total = some.exp_().sum(1, keepdim=True)
         losses.append((total.log() - at_target)[:, 0])
         if scale:
-            part *= scale / total
-            part.scatter_add_(1, target, torch.full_like(at_target, -scale))
+            some *= scale / total
+            some.scatter_add_(1, target, torch.full_like(at_target, -scale))
     return torch.cat(losses)
 
 
