@@ -1,9 +1,9 @@
 """Several processes that train one model: Lightning Fabric on torch.distributed.
 
 Every process has its own part of each batch and all weights, but for those that --shard divides (`elman.nn.divided`).
-The gradients of what all have are averaged once for each update, in one piece: a recurrent layer's weight gradients are
-there only when the loop has come back to its first step, so there is little to overlap with. Imported only where there
-are several processes.
+The gradients of what all have are averaged once for each update, after the backward pass: a recurrent layer's weight
+gradients are there only when the loop has come back to its first step, so there is little to overlap with. Imported
+only where there are several processes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from elman.train.device import choose_device
 from elman.train.world import World
 
 Result = TypeVar("Result")
+LARGE = 1 << 18  # numbers: gradients that are summed alone, the others in one piece
 
 
 class Together(World):
@@ -41,13 +42,21 @@ class Together(World):
         self.size = size
 
     def mean_gradients(self, parameters: list[torch.nn.Parameter], tokens: int) -> None:
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        weight = gradients[0].new_tensor([float(tokens)])
-        flat = torch.cat([weight, *(gradient.flatten() * tokens for gradient in gradients)])
-        self._sum(flat)
-        pieces = (flat[1:] / flat[0]).split([gradient.numel() for gradient in gradients])
-        for parameter, piece in zip(parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
+        share = tokens / self.mean(1.0, tokens)[1]
+        small = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradient = parameter.grad.mul_(share)
+            if gradient.numel() >= LARGE and gradient.is_contiguous():
+                self._sum(gradient)  # where it lies: copies of large matrices cost more than their way
+            else:
+                small.append(gradient)
+        if small:
+            flat = torch.cat([gradient.flatten() for gradient in small])
+            self._sum(flat)
+            for gradient, piece in zip(small, flat.split([gradient.numel() for gradient in small]), strict=True):
+                gradient.copy_(piece.view_as(gradient))
 
     def norm(self, gradients: list[Tensor], divided: list[Tensor]) -> Tensor:
         square = super().norm([], divided).to(self.device).square()
