@@ -8,6 +8,7 @@ one of WikiText-2: 2 x 650 units, tied, 33,278 types, 35 words.
 
     python benchmarks/scaling.py chars|words [--seconds 50] [--lanes N]
     python benchmarks/scaling.py memory      # 100,000 types of 650, untied, with Adam
+    python benchmarks/scaling.py noise TEXT  # how large a batch still pays: the gradient's noise while CHARS is trained
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from elman.nn.divided import divide
 from elman.tasks.language_model import LanguageModelConfig
 from elman.tasks.language_model.job import LanguageModelJob
 from elman.tasks.language_model.model import LanguageModel
+from elman.train.job import Stretch
 from elman.train.parallel import Together
 from elman.train.progress import Reporter
 from elman.train.run import RunFolder
@@ -208,15 +210,56 @@ def memory(one: Setting) -> None:
         print(f"| {name} | {held / 1e6:.0f} | {most / 1e6:.0f} |")
 
 
+def noise(file: str, windows: int = 64) -> None:
+    """Print the simple noise scale tr Σ / |G|² of McCandlish et al. 2018, in tokens, as a text is learned.
+
+    From the gradients g of M windows of B tokens: E |g|² = |G|² + tr Σ / B, and that of their mean has M B tokens.
+    """
+    text = Path(file).read_text(encoding="utf-8")
+    tokenizer = Tokenizer.build("char", text)
+    encoded = EncodedText.of(text, tokenizer)
+    torch.manual_seed(0)
+    model = LanguageModel(tokenizer.size, "lstm", CHARS.embedding, CHARS.units)
+    config = LanguageModelConfig(hidden_size=CHARS.units, max_steps=1)
+    job = LanguageModelJob(model, tokenizer, encoded, encoded, config, World(torch.device("cpu")))
+    training = Trainer(job, config, RunFolder(tempfile.gettempdir()), Reporter(), job.world)
+    parameters = training.updater.parameters
+    print("| step | loss, nats | noise scale, tokens |")
+    print("|---|---|---|")
+    for step in (10, 100, 300, 1000):
+        while training.at.step < step:
+            training.update(0.5)
+        squares, total, tokens = [], torch.zeros(sum(p.numel() for p in parameters)), 0
+        random = torch.Generator().manual_seed(step)
+        for start in torch.randint(job.lengths(0)[0] - 2 * config.window, (windows,), generator=random).tolist():
+            # a window to warm the state, and the next one
+            carry = job.read(Stretch(0, 0, start, start + config.window), None)
+            carry = type(carry)(*(entry.detach() for entry in carry))
+            loss, tokens, _ = job.loss(Stretch(0, 0, start + config.window, start + 2 * config.window), carry)
+            flat = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
+            squares.append(flat.square().sum().item())
+            total += flat / windows
+        one, mean = statistics.mean(squares), total.square().sum().item()
+        scatter = (one - mean) / (1 / tokens - 1 / (windows * tokens))
+        square = (windows * mean - one) / (windows - 1)
+        print(f"| {step} | {training.at.loss_mean:.2f} | {scatter / square:,.0f} |")
+
+
 def main() -> None:
     """Print what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["chars", "words", "memory"])
+    parser.add_argument("what", choices=["chars", "words", "memory", "noise"])
+    parser.add_argument("text", nargs="?", help="of noise")
     parser.add_argument("--seconds", type=float, default=50.0)
     parser.add_argument("--lanes", type=int, help="of one process; by default 16 of characters, 20 of words")
     options = parser.parse_args()
     if options.what == "memory":
         memory(BIG)
+        return
+    if options.what == "noise":
+        if options.text is None:
+            parser.error("noise needs a TEXT")
+        noise(options.text)
         return
     one = CHARS if options.what == "chars" else WORDS
     speeds(replace(one, lanes=options.lanes) if options.lanes else one, options.seconds)

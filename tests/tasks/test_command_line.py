@@ -39,6 +39,7 @@ def files(tmp_path: Path, text_file: Path, trained: Path) -> dict[str, str]:
         "empty.txt": b"",
         "binary.txt": b"PK\x03\x04\0\0" * 100,
         "latin1.txt": "Caf\xe9 ".encode("latin-1") * 1000,
+        "blanks.txt": b" " * 1000,
         "short.txt": b"too short a text\n",
         "cut.txt.gz": b"\x1f\x8b\x08\0\0\0\0\0\0\3abc",
         "plain.txt.gz": b"not gzip at all",
@@ -159,6 +160,8 @@ BAD_INPUT = [
     (TRAIN + "--data TMP/latin1.txt", 1, ["TMP/latin1.txt is not UTF-8", "0xe9 at offset 3"]),
     (TRAIN + "--data TMP/cut.txt.gz", 1, ["TMP/cut.txt.gz is not a whole gzip file"]),
     (TRAIN + "--data TMP/plain.txt.gz", 1, ["TMP/plain.txt.gz is not a whole gzip file"]),
+    (TRAIN + "--data TEXT --cache TMP/binary.txt", 1, ["cannot keep tokens in TMP/binary.txt/", "--cache chooses"]),
+    (TRAIN + "--data TMP/blanks.txt --tokenizer word", 1, ["the train part of TMP/blanks.txt is empty"]),
     (TRAIN + "--data TMP/nothing", 1, ["no file in TMP/nothing matches '*'"]),
     (TRAIN + "--data TMP/short.txt", 1, ["TMP/short.txt is too short", "--window"]),
     (TRAIN + "--data TEXT --validation TMP/empty.txt", 1, ["TMP/empty.txt is empty"]),
@@ -226,11 +229,19 @@ def test_the_engine_of_the_environment(
     assert run_main(capsys, "evaluate", str(trained))[0] == 0
 
 
+TORCHRUN = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a positive number, got 'two'"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 without torchrun; unset it, or use --devices"),
+        ({**TORCHRUN}, "LOCAL_WORLD_SIZE is missing, which torchrun sets"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "two"}, "LOCAL_WORLD_SIZE must be a number, got 'two'"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2", "RANK": "-1"}, "RANK must be a number, got '-1'"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "http"}, "MASTER_PORT must be a number, got 'http'"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "3", "WORLD_SIZE": "3"}, "--batch-size 4 is of all processes together"),
         ({"ELMAN_ENGINE": "fast"}, "ELMAN_ENGINE must be one of"),
     ],
     ids=str,

@@ -138,13 +138,19 @@ def start_together(config: TrainConfig) -> World:
     """Start the other processes, or join those that torchrun started.
 
     Raises:
-        UsageError: there are not as many devices, or --batch-size cannot be divided among the processes.
+        UsageError: there are not as many devices, --batch-size cannot be divided among the processes, or a variable
+            of the environment that connects them is no number.
+        UserError: they cannot be connected.
     """
     device = choose_device(config.device)
-    launched = "TORCHELASTIC_RUN_ID" in os.environ
     devices, nodes = config.devices, config.nodes
-    if launched:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+    for name in ("LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_PORT"):
+        if not (value := os.environ.get(name, "0")).isdecimal():
+            raise UsageError(f"{name} must be a number, got {value!r}")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+        if not devices:
+            raise UsageError("LOCAL_WORLD_SIZE is missing, which torchrun sets; unset TORCHELASTIC_RUN_ID without it")
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     if config.batch_size % (devices * nodes):
         raise UsageError(
@@ -161,5 +167,8 @@ def start_together(config: TrainConfig) -> World:
         num_nodes=nodes,
         strategy=DDPStrategy(process_group_backend=backend),
     )
-    fabric.launch()
+    try:
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot connect the processes: {str(error).splitlines()[0]}") from None
     return Together(fabric.device, fabric.global_rank, fabric.world_size)
