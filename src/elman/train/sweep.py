@@ -207,7 +207,7 @@ def costs(run: Path) -> list[float]:
     file = RunFolder(run).metrics
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     entries = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be on its way
-    return [float(entry["cost"]) for entry in entries if entry["kind"] == "validation"]
+    return [float(entry["cost"]) for entry in entries if "cost" in entry]
 
 
 def run_trial(task: str, words: Sequence[str], run: Path, hear: Callable[[Path], bool]) -> tuple[int, str, bool]:
