@@ -96,7 +96,10 @@ def trainer(setting: Setting, world: World) -> Trainer:
 
 
 def work(setting: Setting, rank: int, port: int, commands: Connection) -> None:
-    """One process: for each number of steps that comes, send the seconds they took; for 0, the memory, and end."""
+    """One process: for each number of steps that comes, send the seconds they took; for 0, the memory, and end.
+
+    A negative number asks for so many sums of the gradients alone.
+    """
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
@@ -111,8 +114,11 @@ def work(setting: Setting, rank: int, port: int, commands: Connection) -> None:
     training = trainer(setting, world)
     while steps := commands.recv():
         began = time.perf_counter()
-        for _ in range(steps):
-            training.update(0.5)
+        for _ in range(abs(steps)):
+            if steps > 0:
+                training.update(0.5)
+            else:
+                world.mean_gradients(training.updater.shared, 1)
         commands.send(time.perf_counter() - began)
     updater = training.updater
     parameters = [p.numel() * p.element_size() for p in updater.parameters]
@@ -182,11 +188,16 @@ def speeds(one: Setting, seconds: float) -> None:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         rounds.append({name: team.speed(steps) for name, team in teams.items()})
+    teams["2, strong"].ask(-1)
+    seconds = max(teams["2, strong"].ask(-5)) / 5
     for team in teams.values():
         team.ask(0)
     parameters = LanguageModel(one.types, "lstm", one.embedding, one.units, one.layers, tied=one.tied)
     count = sum(p.numel() for p in parameters.parameters())
     print(f"{one.name}: {count / 1e6:.1f} million parameters, {len(rounds)} rounds of {steps} steps each")
+    # each of two processes sends and receives all gradients once
+    size = 4 * count / 1e9
+    print(f"gradients of {1000 * size:.0f} MB are summed in {1000 * seconds:.0f} ms, {size / seconds:.2f} GB/s")
     print("| | tokens a step | tokens/s | x one process | efficiency |")
     print("|---|---|---|---|---|")
     for name, team in teams.items():

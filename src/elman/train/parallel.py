@@ -26,7 +26,7 @@ from elman.train.device import choose_device
 from elman.train.world import World
 
 Result = TypeVar("Result")
-LARGE = 1 << 18  # numbers: gradients that are summed alone, the others in one piece
+LARGE = 1 << 21  # numbers: gradients that are summed alone, the others in one piece
 
 
 class Together(World):
@@ -42,21 +42,23 @@ class Together(World):
         self.size = size
 
     def mean_gradients(self, parameters: list[torch.nn.Parameter], tokens: int) -> None:
-        share = tokens / self.mean(1.0, tokens)[1]
-        small = []
+        large, small = [], []
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            gradient = parameter.grad.mul_(share)
+            gradient = parameter.grad.mul_(tokens)
             if gradient.numel() >= LARGE and gradient.is_contiguous():
                 self._sum(gradient)  # where it lies: copies of large matrices cost more than their way
+                large.append(gradient)
             else:
                 small.append(gradient)
-        if small:
-            flat = torch.cat([gradient.flatten() for gradient in small])
-            self._sum(flat)
-            for gradient, piece in zip(small, flat.split([gradient.numel() for gradient in small]), strict=True):
-                gradient.copy_(piece.view_as(gradient))
+        flat = torch.cat([torch.full((1,), float(tokens), device=self.device), *(each.flatten() for each in small)])
+        self._sum(flat)
+        for gradient in large:
+            gradient.div_(flat[0])
+        pieces = (flat[1:] / flat[0]).split([gradient.numel() for gradient in small])
+        for gradient, piece in zip(small, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
 
     def norm(self, gradients: list[Tensor], divided: list[Tensor]) -> Tensor:
         square = super().norm([], divided).to(self.device).square()

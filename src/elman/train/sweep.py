@@ -133,7 +133,7 @@ def open_study(options: SweepOptions, task: str, folder: Path) -> optuna.Study:
             )
         pruner = {
             "none": optuna.pruners.NopPruner(),
-            "median": optuna.pruners.MedianPruner(options.startup_trials, options.startup_evaluations),
+            "median": optuna.pruners.MedianPruner(options.startup_trials, options.startup_evaluations + 1),
             "halving": optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4),
         }[options.pruner]
         sampler = optuna.samplers.TPESampler(seed=options.sampler_seed)
@@ -171,8 +171,8 @@ def sweep(task: str, kind: type[TrainConfig], options: SweepOptions, given: Mapp
 
         def hear(run: Path) -> bool:
             for cost in costs(run)[len(scores) :]:
-                trial.report(cost, len(scores))  # by evaluations: steps need not mean the same in all trials
                 scores.append(cost)
+                trial.report(cost, len(scores))  # by evaluations: steps need not mean the same in all trials
             return bool(scores) and trial.should_prune()
 
         status, last, stopped = run_trial(task, [*fixed, *searched], folder / name, hear)
@@ -207,7 +207,7 @@ def costs(run: Path) -> list[float]:
     file = RunFolder(run).metrics
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     entries = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be on its way
-    return [float(entry["cost"]) for entry in entries if entry["kind"] == "validation"]
+    return [float(entry["cost"]) for entry in entries if "cost" in entry]
 
 
 def run_trial(task: str, words: Sequence[str], run: Path, hear: Callable[[Path], bool]) -> tuple[int, str, bool]:
