@@ -39,6 +39,7 @@ def files(tmp_path: Path, text_file: Path, trained: Path) -> dict[str, str]:
         "empty.txt": b"",
         "binary.txt": b"PK\x03\x04\0\0" * 100,
         "latin1.txt": "Caf\xe9 ".encode("latin-1") * 1000,
+        "blanks.txt": b" " * 1000,
         "short.txt": b"too short a text\n",
         "cut.txt.gz": b"\x1f\x8b\x08\0\0\0\0\0\0\3abc",
         "plain.txt.gz": b"not gzip at all",
@@ -121,7 +122,8 @@ BAD_INPUT = [
     (TRAIN + "--truncation fixt", 2, ["unknown --truncation 'fixt'; did you mean fixed?"]),
     (TRAIN + "--backward 9", 2, ["--backward must be at least --window 64, got 9"]),
     (TRAIN + "--truncation none --burn-in 9", 2, ["--burn-in is for truncated sequences"]),
-    (TRAIN + "--state documents", 2, ["--state documents and --document-end TOKEN go together"]),
+    (TRAIN + "--document-end x", 2, ["--document-end is for --state documents, got kept"]),
+    (TRAIN + "--data TEXT --state documents", 2, ["--state documents: the training text is one document"]),
     (TRAIN + "--data TEXT --state documents --document-end 漢", 2, ["--document-end '漢' is no token"]),
     (TRAIN + "--precision fp61", 2, ["unknown --precision 'fp61'; did you mean fp16?"]),
     (TRAIN + "--precision fp16 --device cpu", 2, ["--precision fp16 is for CUDA devices"]),
@@ -131,6 +133,8 @@ BAD_INPUT = [
     (TRAIN + "--roll-back -1", 2, ["--roll-back must be at least 0"]),
     (TRAIN + "--accumulate 0", 2, ["--accumulate must be at least 1"]),
     (TRAIN + "--devices 0", 2, ["--devices must be at least 1"]),
+    (TRAIN + "--shard --data TEXT", 2, ["--shard divides a model among several processes: add --devices N"]),
+    (TRAIN + "--shard --precision fp16", 2, ["--shard goes with --precision fp32 and bf16, not fp16"]),
     (TRAIN + "--devices 3", 2, ["--batch-size 16", "divisible by their number, 3"]),
     ("train adding --run NEW --truncation fixed", 2, ["--truncation fixed: the only answer comes at the end"]),
     ("train copy --run NEW --bidirectional --truncation fixed", 2, ["--bidirectional reads whole sequences"]),
@@ -156,6 +160,8 @@ BAD_INPUT = [
     (TRAIN + "--data TMP/latin1.txt", 1, ["TMP/latin1.txt is not UTF-8", "0xe9 at offset 3"]),
     (TRAIN + "--data TMP/cut.txt.gz", 1, ["TMP/cut.txt.gz is not a whole gzip file"]),
     (TRAIN + "--data TMP/plain.txt.gz", 1, ["TMP/plain.txt.gz is not a whole gzip file"]),
+    (TRAIN + "--data TEXT --cache TMP/binary.txt", 1, ["cannot keep tokens in TMP/binary.txt/", "--cache chooses"]),
+    (TRAIN + "--data TMP/blanks.txt --tokenizer word", 1, ["the train part of TMP/blanks.txt is empty"]),
     (TRAIN + "--data TMP/nothing", 1, ["no file in TMP/nothing matches '*'"]),
     (TRAIN + "--data TMP/short.txt", 1, ["TMP/short.txt is too short", "--window"]),
     (TRAIN + "--data TEXT --validation TMP/empty.txt", 1, ["TMP/empty.txt is empty"]),
@@ -223,11 +229,19 @@ def test_the_engine_of_the_environment(
     assert run_main(capsys, "evaluate", str(trained))[0] == 0
 
 
+TORCHRUN = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a positive number, got 'two'"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 without torchrun; unset it, or use --devices"),
+        ({**TORCHRUN}, "LOCAL_WORLD_SIZE is missing, which torchrun sets"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "two"}, "LOCAL_WORLD_SIZE must be a number, got 'two'"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2", "RANK": "-1"}, "RANK must be a number, got '-1'"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "http"}, "MASTER_PORT must be a number, got 'http'"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "3", "WORLD_SIZE": "3"}, "--batch-size 4 is of all processes together"),
         ({"ELMAN_ENGINE": "fast"}, "ELMAN_ENGINE must be one of"),
     ],
     ids=str,

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gzip
+import itertools
 import json
 import signal
 import subprocess
@@ -358,6 +359,55 @@ def test_documents_and_random_windows_read_stored_tokens(tmp_path: Path, text_fi
         assert len(set(losses[0])) == 6
 
 
+def test_the_state_is_reset_where_stored_documents_begin(tmp_path: Path, text_file: Path, small_pieces: None) -> None:
+    """In lanes and windows that know nothing of documents, in shards that end within them and at their ends."""
+    text = text_file.read_text()[:9000]
+    generator = np.random.default_rng(0)
+    ends = [0, *sorted(generator.choice(np.arange(1, 9000), 60, replace=False).tolist()), 9000]
+    records = [text[begin:end].rstrip("\n") for begin, end in itertools.pairwise(ends)]
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        lines = [json.dumps({"text": record}) for record in records[number::3]]
+        (tmp_path / "data" / f"{number}.jsonl").write_text("\n".join(lines))
+    stored = prepare(Recipe(str(tmp_path / "data")), tmp_path / "tokens", print)
+    assert len(list(stored.folder.glob("shards/*.tokens"))) > 4
+    begins, position = set(), 0
+    for record in [*records[0::3], *records[1::3], *records[2::3]]:
+        begins.add(position)
+        position += len(record) + 1  # the line end
+    model = LanguageModel(stored.tokenizer.size, "lstm", 8, 16).double().eval()
+    train, validation = stored.parts["train"], stored.parts["validation"]
+    config = LanguageModelConfig(batch_size=3, window=20, state="documents")
+    jobs = [
+        LanguageModelJob(model, stored.tokenizer, train, validation, config, world)
+        for world in (World(torch.device("cpu")), Third(1))
+    ]
+    in_memory = dataclasses.replace(train, tokens=train.tokens[:])
+    with pytest.raises(UsageError, match="the training text is one document; --document-end"):
+        LanguageModelJob(model, stored.tokenizer, in_memory, validation, config, World(torch.device("cpu")))
+    (length,) = jobs[0].lengths(0)
+    lanes = [lane * length for lane in range(3)]
+    found, carry, losses = set(), None, []
+    for start in range(0, length, 20):
+        stretch = Stretch(0, 0, start, min(start + 20, length))
+        _, _, reset = jobs[0].steps(stretch)
+        assert reset is not None
+        found |= {lanes[lane] + start + step for step, lane in reset.nonzero().tolist()}
+        assert torch.equal(jobs[1].steps(stretch)[2], reset[:, 1:2])  # type: ignore[arg-type]
+        loss, count, carry = jobs[0].loss(stretch, carry)
+        losses.append(loss.item() * count)
+    used = range(1, 3 * length)
+    assert found - {0} == begins & set(used)
+    assert len(found) > 40
+    alone = 0.0
+    tokens = torch.from_numpy(train.tokens[:].astype(np.int64))
+    with torch.no_grad():
+        for begin, end in itertools.pairwise([*sorted(begins & set(used) | set(lanes)), 3 * length]):
+            output, _ = model.read(tokens[begin:end, None])
+            alone += model.losses(output, tokens[begin + 1 : end + 1, None]).sum().item()
+    assert sum(losses) == pytest.approx(alone, rel=1e-9)
+
+
 class Half(World):
     """One of two processes, without the other."""
 
@@ -369,6 +419,12 @@ class Half(World):
 
     def share(self, rows: torch.Tensor, dim: int = 1) -> torch.Tensor:
         return rows.tensor_split(self.size, dim)[self.rank]
+
+
+class Third(Half):
+    """One of three."""
+
+    size = 3
 
 
 @pytest.mark.parametrize("minibatches", ["sequential", "random"])

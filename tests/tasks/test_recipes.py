@@ -96,9 +96,9 @@ def test_words_are_dropped_from_the_input_alone() -> None:
     assert model.embedding.weight.grad is not None
     assert model.embedding.weight.grad.ne(0).any(-1).all()  # by the softmax
     assert torch.equal(model.eval().embed(tokens), model.embedding.weight[tokens])
-    mask = word_mask(model.embedding.weight, 0.5, Noise(3))
+    mask = word_mask(model.embedding.weight, 0.5, len(model.embedding.weight), Noise(3))
     assert mask.shape == (40, 1)
-    assert torch.equal(mask, word_mask(model.embedding.weight, 0.5, Noise(3)))
+    assert torch.equal(mask, word_mask(model.embedding.weight, 0.5, len(model.embedding.weight), Noise(3)))
 
 
 def test_a_mixture_predicts_as_it_is_scored() -> None:

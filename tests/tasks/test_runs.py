@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from elman.cli import main
+from elman.train import sweep
+from elman.train.run import RunFolder
 
 from .conftest import metrics_of
 
@@ -71,6 +74,7 @@ def test_curves(folder: Path, tmp_path: Path) -> None:
         ("runs RUNS --plot TMP/missing/curves.png", 1, "cannot write TMP/missing/curves.png"),
         ("sweep", 2, "a task comes first"),
         ("sweep lm", 2, "--space FILE is missing"),
+        ("sweep lm --space TMP/good.yaml --pruner medium", 2, "unknown --pruner 'medium'; did you mean median?"),
         ("sweep lm --space TMP/missing.yaml", 2, "cannot read TMP/missing.yaml"),
         ("sweep lm --space TMP/typo.yaml", 2, "unknown option 'hiden_size'; did you mean hidden_size?"),
         ("sweep lm --space TMP/type.yaml", 2, "--hidden-size must be a whole number, got 'big'"),
@@ -120,6 +124,66 @@ def test_a_sweep_tries_options_and_goes_on(tmp_path: Path, capfd: pytest.Capture
     for word in options.split():
         name, setting = word.removeprefix("--").split("=")
         assert f"{name.replace('-', '_')}: {setting}" in config
+
+
+def test_bad_trials_are_pruned_told_and_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []  # evaluations of each trial
+
+    def run_trial(task: str, words: Sequence[str], run: Path, hear: Callable[[Path], bool]) -> tuple[int, str, bool]:
+        width = int(next(word for word in words if word.startswith("--hidden-size")).split("=")[1])
+        run.mkdir()
+        lengths.append(0)
+        lines = ""
+        for number in range(1, 5):
+            lines += json.dumps({"kind": "train", "loss": 0}) + "\n"
+            lines += json.dumps({"kind": "validation", "cost": width / number}) + "\n"
+            (run / "metrics.jsonl").write_text(lines + '{"kind": "valid')  # the next line is on its way
+            lengths[-1] = number
+            if hear(run):
+                return 143, "", True
+        RunFolder(run).save_model({}, {"cost": width / 4})
+        return 0, "", False
+
+    monkeypatch.setattr(sweep, "run_trial", run_trial)
+    (tmp_path / "space.yaml").write_text("hidden_size: {low: 1, high: 99}")
+    command = ["sweep", "adding", "--space", str(tmp_path / "space.yaml"), "--folder", str(tmp_path / "sweep")]
+    command += ["--pruner", "median", "--startup-trials", "3", "--startup-evaluations", "2"]
+    assert main([*command, "--trials", "8"]) == 0
+    first = capfd.readouterr()
+    assert main([*command, "--trials", "12"]) == 0  # those that were pruned count, and the study goes on
+    second = capfd.readouterr()
+    lines = [line for line in (first.err + second.err).splitlines() if line.startswith("trial-")]
+    assert len(lines) == len(lengths) == 12
+    widths = [int(line.split("hidden_size ")[1].split(":")[0]) for line in lines]
+    finished: list[int] = []
+    for line, width, length in zip(lines, widths, lengths, strict=True):
+        bad = len(finished) >= 3 and width > statistics.median(finished)
+        assert length == (3 if bad else 4), lines
+        assert (f": pruned at {width / 3:.6g}, evaluation 3" in line) == bad
+        if not bad:
+            finished.append(width)
+    assert 3 <= len(finished) < 12
+    assert float(second.out.split("\t")[0]) == min(finished) / 4
+
+
+@pytest.mark.slow
+def test_a_pruned_run_is_stopped_and_could_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "space.yaml").write_text("learning_rate: [0.01, 0.0000001]")
+    command = ["sweep", "adding", "--space", str(tmp_path / "space.yaml"), "--folder", str(tmp_path / "sweep")]
+    command += ["--pruner", "median", "--startup-trials", "1", "--trials", "5", "--", "--length", "6"]
+    assert main([*command, "--max-steps", "1500", "--evaluate-every", "30", "--hidden-size", "64"]) == 0
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("trial-")]
+    assert len(lines) == 5
+    pruned = [line for line in lines if "pruned at" in line]
+    assert pruned
+    assert all("learning_rate 1e-07" in line for line in pruned)
+    run = tmp_path / "sweep" / pruned[0].split(":")[0]
+    step = metrics_of(run)[-1]["step"]
+    assert step < 1500  # type: ignore[operator]
+    assert main(["train", "adding", "--run", str(run), "--resume"]) == 0
+    assert metrics_of(run)[-1]["step"] == 1500
 
 
 @pytest.mark.slow

@@ -129,6 +129,12 @@ BAD_RECORDS = [
 ]
 
 
+def test_blanks_hold_no_words(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" \t" * 50)
+    with pytest.raises(UserError, match=r"the train part of .*a\.txt is empty"):
+        prepare(Recipe(str(tmp_path / "a.txt"), tokenizer="word", whole=True), tmp_path / "t", print)
+
+
 @pytest.mark.parametrize(("name", "content", "message"), BAD_RECORDS, ids=[f"{n} {m}" for n, _, m in BAD_RECORDS])
 def test_bad_files_are_named_with_the_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     if name.endswith(("parquet", "zst")):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from elman.data.order import Permutation
-from elman.data.store import TokenSequence
+from elman.data.store import StoredTokens, TokenSequence
 
 
 class Batches(ABC):
@@ -39,6 +39,15 @@ class Batches(ABC):
         columns = [self.tokens[begin + start : begin + stop + 1] for begin in begins.tolist()]
         block = torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))  # [T + 1, B]
         return block[:-1], block[1:]
+
+    def document_begins(self, begins: Tensor, start: int, stop: int) -> Tensor:
+        """Which of these steps begin a document, as the text on disk has them: bool ``[T, B]``."""
+        found = torch.zeros(stop - start, len(begins), dtype=torch.bool)
+        if isinstance(self.tokens, StoredTokens):
+            for row, begin in enumerate(begins.tolist()):
+                places = self.tokens.document_starts(begin + start, begin + stop)
+                found[torch.from_numpy(places - begin - start), row] = True
+        return found
 
     def window(self, epoch: int, index: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """The same of all rows of a sequence."""

@@ -189,7 +189,7 @@ class _Preparation:
             places = _token_places(lists, cuts if stream == "train" else [])
             names = ("train", "validation", "test") if stream == "train" else (stream,)
             for name, (begin, end) in zip(names, itertools.pairwise(places), strict=False):
-                if end[0] > begin[0]:
+                if end[1] > begin[1]:  # blanks alone may hold no word
                     found[name] = Part(stream, begin[1], end[1], end[0] - begin[0])
         for name in ("train",) if self.recipe.whole else ("train", "validation"):
             if name not in found:

@@ -160,8 +160,13 @@ class StoredTokens:
         return self._shards.read(self._start + start, self._start + max(start, stop))[::step]
 
     def document_starts(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """The positions in ``start`` to ``stop`` behind which a new document begins: where a state may be reset."""
+        """The positions in ``start`` to ``stop`` at which a new document begins, but for the first of the stream."""
         return self._shards.ends(self._start + start, self._start + stop) - self._start
+
+    def documents(self) -> int:
+        """How many end here at most: those of all shards that the stretch touches."""
+        shards = zip(self._shards.starts, self._shards.shards, strict=False)
+        return sum(s.documents for begin, s in shards if begin < self._stop and begin + s.tokens > self._start)
 
     def digest(self) -> str:
         """Names the tokens, wherever they lie: those of the same files, cut at the same places, have the same."""

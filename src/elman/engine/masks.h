@@ -40,8 +40,9 @@ static void fill(void *argument) {
     const Mask &m = *(const Mask *)argument;
     const int64_t thread = m.threads > 1 ? m.thread_number() : 0, team = m.threads > 1 ? m.team_size() : 1;
     const V yes = splat(m.values[0]), no = splat(m.values[1]);
+    const int64_t batch = m.batch_sizes[0], first = batch * thread / team, last = batch * (thread + 1) / team;
     for (int64_t t = 0; t < m.steps; ++t)
-        for (int64_t row = thread; row < m.batch_sizes[t]; row += team) {
+        for (int64_t row = first; row < last && row < m.batch_sizes[t]; ++row) {
             const int64_t start = (m.offsets[t] + row) * m.width;
             for (int64_t unit = 0; unit < m.width; unit += LANES) {
                 const int64_t left = m.width - unit, at = start + unit;

@@ -60,7 +60,7 @@ struct Call {
 struct Context {
     Call *call;
     int64_t thread, rows, blocks_of, block_parts;  // rows of this thread; which share of the unit blocks it takes
-    int64_t row_first, row_stride;                 // batch row of local row j: row_first + j * row_stride
+    int64_t row_first;                             // batch row of local row 0
     real *p[BUFFERS];
     int64_t s[BUFFERS];
     int64_t time;                                  // the step, of all
@@ -96,7 +96,7 @@ template <bool WHOLE> INLINE void total(const Context &c, int buffer, int64_t un
 }
 INLINE real *sum_at(const Context &c, int sum, int64_t thread, int64_t row) {
     const Call &k = *c.call;
-    return k.sums + ((sum * k.threads + thread) * k.batch + c.row_first + row * c.row_stride) * LANES;
+    return k.sums + ((sum * k.threads + thread) * k.batch + c.row_first + row) * LANES;
 }
 template <bool WHOLE> INLINE void sum(const Context &c, int index, int64_t row, int64_t left, V v) {
     if (!WHOLE)
@@ -113,7 +113,7 @@ INLINE V read_sum(const Context &c, int index, int64_t row) {
 }
 
 INLINE Integers draw(const Context &c, int number, int64_t row, int64_t unit) {
-    return __builtin_convertvector(chosen(c.call->draws[number], c.row_first + row * c.row_stride, c.time, unit), Integers);
+    return __builtin_convertvector(chosen(c.call->draws[number], c.row_first + row, c.time, unit), Integers);
 }
 
 INLINE Integers draw_one(const Context &c, int number, int64_t row) { return draw(c, number, row, 0)[0] - Integers{}; }
@@ -270,7 +270,7 @@ static void place(Context &c, int64_t t) {
         }
         const bool rows = b.kind != UNITS && b.kind != TOTALS;
         c.p[i] = b.kind == ABSENT ? 0 : b.base + (row + (rows ? c.row_first : 0)) * b.stride;
-        c.s[i] = rows ? b.stride * c.row_stride : 0;
+        c.s[i] = rows ? b.stride : 0;
     }
 }
 
@@ -289,7 +289,7 @@ static void enter(Context &c, int64_t t) {
     const int64_t old = k.reverse && t + 1 < k.steps ? k.batch_sizes[t + 1] : k.batch;
     const uint8_t *reset = k.reset ? k.reset + k.offsets[t] : 0;
     bool any = k.batch_sizes[t] > old;
-    for (int64_t row = 0; reset && row < c.rows; ++row) any |= reset[c.row_first + row * c.row_stride] != 0;
+    for (int64_t row = 0; reset && row < c.rows; ++row) any |= reset[c.row_first + row] != 0;
     for (int64_t i = 0; i < k.states; ++i) {
         const int64_t from = k.entering[3 * i], to = k.entering[3 * i + 1], otherwise = k.entering[3 * i + 2];
         if (!any) {
@@ -299,7 +299,7 @@ static void enter(Context &c, int64_t t) {
         }
         const Buffer &b = k.buffers[from];
         for (int64_t row = 0; row < c.rows; ++row) {
-            const int64_t number = c.row_first + row * c.row_stride;
+            const int64_t number = c.row_first + row;
             const real *source = c.p[from] + row * c.s[from];
             if (number >= old) source = b.base + (initial_row(k) + number) * b.stride;
             if (reset && reset[number]) source = c.p[otherwise];
@@ -318,7 +318,7 @@ static void begin_rows(const Context &c, int64_t t) {
     for (int64_t i = 0; i < k.carries; ++i) {
         int64_t carry = k.finals[3 * i], final = k.finals[3 * i + 1];
         for (int64_t row = 0; row < c.rows; ++row)
-            if (c.row_first + row * c.row_stride >= later) {
+            if (c.row_first + row >= later) {
                 real *to = c.p[carry] + row * c.s[carry];
                 const real *from = c.p[final] ? c.p[final] + row * c.s[final] : 0;
                 int64_t width = k.buffers[carry].stride;
@@ -342,7 +342,7 @@ static void cut(const Context &c, int64_t t) {
         int64_t width = k.buffers[handed].stride;
         int64_t first = width * c.blocks_of / c.block_parts, last = width * (c.blocks_of + 1) / c.block_parts;
         for (int64_t row = 0; row < c.rows; ++row)
-            if (k.reset[k.offsets[t] + c.row_first + row * c.row_stride]) {
+            if (k.reset[k.offsets[t] + c.row_first + row]) {
                 real *to = c.p[handed] + row * c.s[handed];
                 for (int64_t i = first; total && i < last; ++i) total[i] += to[i];
                 memset(to + first, 0, (last - first) * sizeof(real));
@@ -384,19 +384,18 @@ static void work(void *argument) {
     const int64_t team = k.threads > 1 ? k.team_size() : 1;
     // The runtime may give fewer threads than were asked for.
     c.thread = k.threads > 1 ? k.thread_number() : 0;
-    bool split = false;
-    c.block_parts = 0;
+    int64_t before = 0;
     for (int64_t i = k.first; i < k.last; ++i) {
-        const int64_t t = k.backward != k.reverse ? k.last - 1 - (i - k.first) : i;
-        if (c.block_parts == 0 || split != (team > 1 && k.batch_sizes[t] <= k.split_rows)) {
-            if (c.block_parts && team > 1) meet(k.meeting, team);  // what is shared out changes hands
-            split = team > 1 && k.batch_sizes[t] <= k.split_rows;
-            c.blocks_of = split ? c.thread : 0;
-            c.block_parts = split ? team : 1;
-            c.row_first = split ? 0 : c.thread;
-            c.row_stride = split ? 1 : team;
-        }
-        c.rows = (k.batch_sizes[t] - c.row_first + c.row_stride - 1) / c.row_stride;
+        const int64_t t = k.backward != k.reverse ? k.last - 1 - (i - k.first) : i, rows = k.batch_sizes[t];
+        // Rows of one thread lie together, since writing lines beside another thread's is slow. So rows change hands
+        // where their number does.
+        if (i > k.first && rows != before && team > 1) meet(k.meeting, team);
+        before = rows;
+        const bool split = team > 1 && rows <= k.split_rows;
+        c.blocks_of = split ? c.thread : 0;
+        c.block_parts = split ? team : 1;
+        c.row_first = split ? 0 : rows * c.thread / team;
+        c.rows = split ? rows : rows * (c.thread + 1) / team - c.row_first;
         c.time = t;
         place(c, t);
         if (i == k.first) once(c);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +19,28 @@ COLUMNS = 1 << 12  # tokens whose weights the product packs at a time
 SLICE = 1 << 18  # logits that the softmax goes over at a time: what a core's cache holds
 
 
+@dataclass(frozen=True)
+class Part:
+    """Where a weight's rows belong that are divided among P processes, each of which calls with the same tokens.
+
+    Attributes:
+        first: the number of the first row's token.
+        most: rows of the process that has most.
+        gathered: all processes' tensors of one shape, stacked: ``[P, ...]``.
+    """
+
+    first: int
+    most: int
+    gathered: Callable[[Tensor], Tensor]
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, log_shares: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    log_shares: Tensor | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """The mean over N tokens of log Σ_v exp(w_v·h + b_v) - (w_y·h + b_y), in nats: as torch's ``cross_entropy``.
 
@@ -34,24 +56,31 @@ def linear_cross_entropy(
         log_shares: of a mixture of K softmaxes over the same weights, the logarithms of their shares, [N, K]; each
             token then has K rows of ``hidden``, one after the other [N·K, H], and the probability
             Σ_k share_k · softmax_k(y). By default one softmax.
+        part: where weight and bias are a part of all rows, for one softmax. The gradient of hidden then lacks the other
+            parts' share.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, log_shares)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, log_shares, part)  # type: ignore[no-untyped-call]
     return loss
 
 
 @torch.no_grad()
 def linear_losses(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, log_shares: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    log_shares: Tensor | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """What :func:`linear_cross_entropy` is the mean of, [N]; without gradients."""
     if log_shares is None:
         log_shares = hidden.new_zeros(len(targets), 1)
     losses = []
-    chunks = _chunks(len(hidden), len(weight), log_shares.shape[1])
+    chunks = _chunks(len(hidden), len(weight) if part is None else part.most, log_shares.shape[1])
     held = _memory(chunks, weight)
     for rows, tokens in chunks:
         logits = _logits(hidden[rows], weight, bias, held)
-        losses.append(_losses(logits, targets[tokens], log_shares[tokens], 0.0)[0])
+        losses.append(_losses(logits, targets[tokens], log_shares[tokens], 0.0, part)[0])
     return torch.cat(losses)
 
 
@@ -64,9 +93,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         log_shares: Tensor | None,
+        part: Part | None,
     ) -> Tensor:
         count = len(targets)
-        want_hidden, want_weight, want_bias, _, want_shares = ctx.needs_input_grad
+        want_hidden, want_weight, want_bias, _, want_shares, _ = ctx.needs_input_grad
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want_hidden else None
         d_weight = torch.empty_like(weight) if want_weight else None
         d_bias = torch.zeros_like(bias) if bias is not None and want_bias else None
@@ -76,11 +106,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         # the gradients of a mean would vanish in half precision: these are of the sum until the backward pass
         later = 1 / count if torch.is_autocast_enabled(hidden.device.type) else 1.0
-        chunks = _chunks(len(hidden), len(weight), log_shares.shape[1])
+        chunks = _chunks(len(hidden), len(weight) if part is None else part.most, log_shares.shape[1])
         held = _memory(chunks, weight)
         for rows, tokens in chunks:
             logits = _logits(hidden[rows], weight, bias, held)
-            losses, d_log = _losses(logits, targets[tokens], log_shares[tokens], 1 / count / later)
+            losses, d_log = _losses(logits, targets[tokens], log_shares[tokens], 1 / count / later, part)
             total += losses.sum(dtype=torch.float64)
             if d_shares is not None:
                 d_shares[tokens] = d_log
@@ -106,7 +136,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for gradient in gradients:
                 if gradient is not None:
                     gradient *= factor  # of no dimension, so it leaves the dtype alone
-        return gradients
+        return (*gradients, None)
 
 
 Chunk = tuple[slice, slice]  # rows of logits, and the tokens that they are of
@@ -139,30 +169,57 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, held: Tensor) -
     return logits
 
 
-def _losses(logits: Tensor, targets: Tensor, log_shares: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _losses(
+    logits: Tensor, targets: Tensor, log_shares: Tensor, scale: float, part: Part | None
+) -> tuple[Tensor, Tensor]:
     """The losses ``[n]``, and ``scale`` times their gradients: of the shares ``[n, K]``; over the logits ``[n·K, V]``.
 
     Of a mixture each row's gradient is that of a loss of its own, weighted by the part that it has in the probability.
     """
+    if part is not None:
+        return _losses_of_part(logits, targets, scale, part), log_shares
     losses, gradients = [], []
     count = log_shares.shape[1]
     step = max(1, SLICE // logits.shape[1] // count)
     for start in range(0, len(targets), step):
-        part = logits[start * count : (start + step) * count]
+        some = logits[start * count : (start + step) * count]
         target = targets[start : start + step].repeat_interleave(count)[:, None]
-        part -= part.amax(1, keepdim=True)
-        at_target = part.gather(1, target)
-        total = part.exp_().sum(1, keepdim=True)
+        some -= some.amax(1, keepdim=True)
+        at_target = some.gather(1, target)
+        total = some.exp_().sum(1, keepdim=True)
         apart = log_shares[start : start + step] - (total.log() - at_target).view(-1, count)
         together = apart.logsumexp(1, keepdim=True)
         losses.append(-together[:, 0])
         if scale:
             weights = scale * (apart - together).exp()
             gradients.append(-weights)
-            each = weights.view(-1, 1).to(part.dtype)
-            part *= each / total
-            part.scatter_add_(1, target, -each)
+            each = weights.view(-1, 1).to(some.dtype)
+            some *= each / total
+            some.scatter_add_(1, target, -each)
     return torch.cat(losses), torch.cat(gradients or [log_shares])
+
+
+def _losses_of_part(logits: Tensor, targets: Tensor, scale: float, part: Part) -> Tensor:
+    """The same of logits ``[n, V / P]``: three numbers a token tell the processes of each other's."""
+    own = targets - part.first
+    here = (own >= 0) & (own < logits.shape[1])
+    own = own.clamp(0, logits.shape[1] - 1)[:, None]
+    step = max(1, SLICE // logits.shape[1])
+    slices = [slice(start, start + step) for start in range(0, len(logits), step)]
+    at_target = logits.gather(1, own)[:, 0].where(here, -torch.inf)
+    top, total = torch.empty_like(at_target), torch.empty_like(at_target)
+    for some in slices:
+        top[some] = logits[some].amax(1)
+        total[some] = logits[some].sub_(top[some, None]).exp_().sum(1)
+    tops, totals, at_targets = part.gathered(torch.stack([top, total, at_target])).unbind(1)  # each [P, n]
+    highest = tops.amax(0)
+    sums = (totals * (tops - highest).exp()).sum(0)
+    if scale:
+        factor = scale * (top - highest).exp() / sums
+        for some in slices:
+            logits[some].mul_(factor[some, None])
+        logits.scatter_add_(1, own, -scale * here[:, None].to(logits.dtype))
+    return sums.log() + highest - at_targets.amax(0)
 
 
 def multiply(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add: bool = False) -> None:

@@ -68,14 +68,14 @@ class EmbeddingDropout(nn.Module):
 
     def mask(self, noise: Noise) -> Tensor:
         """[V, 1]: 0 for a dropped word, else 1 / (1 - p)."""
-        return word_mask(self.embedding.weight, self.p, noise)
+        return word_mask(self.embedding.weight, self.p, self.embedding.num_embeddings, noise)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
 
 
-def word_mask(weight: Tensor, p: float, noise: Noise | None = None) -> Tensor:
-    """Of the vectors [V, width] of a vocabulary, [V, 1]: 0 for a dropped word, else 1 / (1 - p)."""
-    words = Packing.dense(1, weight.shape[0], weight.device)
+def word_mask(weight: Tensor, p: float, count: int, noise: Noise | None = None) -> Tensor:
+    """Of a vocabulary of V = ``count`` words, [V, 1] like ``weight``: 0 for a dropped word, else 1 / (1 - p)."""
+    words = Packing.dense(1, count, weight.device)
     table = draws.rows(Noise((noise or draws.fresh()).seed), "embedding_dropout", 0, words)
     return draws.mask(table, False, p, words, 1, (0.0, 1 / (1 - p)), weight.dtype)

@@ -2,31 +2,26 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.checkpoint import checkpoint
 
 from elman import cells
 from elman.cells.contract import Cell
 from elman.cells.initial import Initial
-from elman.cells.layout import Layout, layout
-from elman.cells.wrapped import Unbiased
 from elman.engine import dispatch, draws
-from elman.engine.call import Direction, DirectionResult, LayerCall
+from elman.engine.call import DirectionResult, LayerCall
 from elman.engine.draws import Noise
-from elman.engine.packing import Packing
 from elman.engine.reference import default_state
 from elman.nn.frame import Frame
 from elman.nn.initialise import fill, initial_name
 from elman.nn.options import Merge, Options, RecurrentInit, per_layer
-from elman.nn.wiring import Wiring, merged, weight_mask
-
-Run = Callable[[LayerCall], list[DirectionResult]]
+from elman.nn.stack import Stack
+from elman.nn.unrolling import Unrolling, form, learned_state
+from elman.nn.wiring import merged
 
 
 class Recurrent(nn.Module):
@@ -152,17 +147,14 @@ class Recurrent(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.recompute = recompute
-        self._wiring = Wiring(self.options, num_layers)
-        self._trained = self._lay_out(stacked, given["hidden_size"])
-        self.layers = [self._evaluated(cell, parts) for cell, parts in self._trained]
+        self._stack = Stack(
+            stacked, given["hidden_size"], input_size, bias, self.num_directions, self.options, self.layered
+        )
+        self.layers = self._stack.layers
         self._random = self.options.acts_at_random
         self._seeded = self._random and not (self.dropout_as_torch and self.options == Options(dropout=dropout))
-        self._slots = [
-            [[(p.name, p.name + suffix) for p in parts.parameters] for suffix in self._suffixes(level)]
-            for level, (_, parts) in enumerate(self.layers)
-        ]
-        for level, (_, parts) in enumerate(self.layers):
-            for suffix in self._suffixes(level):
+        for (_, parts), suffixes in zip(self.layers, self._stack.suffixes, strict=True):
+            for suffix in suffixes:
                 for parameter in parts.parameters:
                     empty = torch.empty(parameter.shape, device=device, dtype=dtype)
                     trained = nn.Parameter(empty, requires_grad=not parameter.frozen)
@@ -173,39 +165,6 @@ class Recurrent(nn.Module):
                         self.register_parameter(initial_name(entry.name, suffix), learned)
         self.reset_parameters()
 
-    def _lay_out(self, stacked: list[Cell], sizes: list[int]) -> list[tuple[Cell, Layout]]:
-        """Each layer's cell as it trains, with its layout."""
-        options, skips = self.options, self._wiring.skips
-        layers: list[tuple[Cell, Layout]] = []
-        width = self.input_size
-        for level, (cell, size) in enumerate(zip(stacked, sizes, strict=True)):
-            cell = cell.at_layer(level)
-            cell = options.applied(Unbiased(cell) if cell.biases and not self.bias else cell, self.bias)
-            parts = layout(cell, width, size, self.bias)
-            if cell.below and not layers:
-                raise ValueError(f"{cell!r} reads the layer below, so it cannot be the lowest; see Cell.at_layer")
-            if cell.below and size != sizes[level - 1]:
-                raise ValueError(
-                    f"{cell!r} reads the layer below, so hidden_size must be the same in both, got {sizes}"
-                )
-            if layers and not self.layered and parts.states != layers[0][1].states:
-                raise ValueError(f"{self.cell!r} must have the same states in every layer, of the same widths")
-            layers.append((cell, parts))
-            output = parts.output_size * (self.num_directions if options.merge == "concatenate" else 1)
-            skips.append(options.residual and output == width)
-            if options.residual and level and output != width:
-                warnings.warn(f"residual: layer {level} has no skip, since {width} in are {output} out", stacklevel=3)
-            width = output + (width if options.dense and level < len(sizes) - 1 else 0)
-        if options.residual and not any(skips):
-            raise ValueError("residual: no layer's input is as wide as its output, so there is nothing to add")
-        return layers
-
-    def _evaluated(self, cell: Cell, parts: Layout) -> tuple[Cell, Layout]:
-        other = cell.evaluated()
-        if other == cell:
-            return cell, parts
-        return other, layout(other, parts.input_size, parts.hidden_size, self.bias)
-
     @property
     def num_directions(self) -> int:
         """2 where bidirectional, else 1."""
@@ -214,26 +173,23 @@ class Recurrent(nn.Module):
     @property
     def output_size(self) -> int:
         """Width of the output: H, or the projection's, times the directions where they are concatenated."""
-        return self.layers[-1][1].output_size * (self.num_directions if self.options.merge == "concatenate" else 1)
+        return self._stack.output_size
 
     @property
     def plain_stack(self) -> bool:
         """Whether each layer reads just the output of the one below, dropout apart."""
-        return self._wiring.plain
+        return self._stack.wiring.plain
 
     def default_state(self, level: int, direction: int = 0) -> tuple[Tensor, ...]:
         """The state of a layer at the start of a sequence, learned or the cell's own: [width] for each entry."""
         if self.options.learn_state:
-            return tuple(v.detach().clone() for v in self._learned(level, direction))
+            return tuple(v.detach().clone() for v in learned_state(self, self._stack, level, direction))
         parts = self.layers[level][1]
         return tuple(v[0] for v in default_state(parts, 1, next(self.parameters())))
 
-    def _suffixes(self, level: int) -> list[str]:
-        return [f"_l{level}", f"_l{level}_reverse"][: self.num_directions]
-
     def reset_parameters(self) -> None:
         """Draw all parameters afresh: U(-1/√H, 1/√H) as torch.nn, then what the cell and the options say."""
-        fill(self, self.layers, [self._suffixes(level) for level in range(self.num_layers)], self.options)
+        fill(self, self.layers, self._stack.suffixes, self.options)
 
     def forward(
         self,
@@ -266,7 +222,7 @@ class Recurrent(nn.Module):
             ValueError: a shape, length or dtype does not fit.
         """
         frame = self._frame(input, lengths)
-        output, _, final = self._unroll(frame, state, reset, extras, noise, dispatch.run, every_state=False)
+        output, _, final = self._unrolling(frame, noise).forward(state, reset, extras, every_state=False)
         return frame.leave(output), final
 
     def unroll(
@@ -284,9 +240,9 @@ class Recurrent(nn.Module):
         They are the states as the cell made them, merged as outputs are, without skips and dropout of the output.
         """
         frame = self._frame(input, lengths)
-        _, results, final = self._unroll(frame, state, reset, extras, noise, dispatch.run, every_state=True)
+        _, results, final = self._unrolling(frame, noise).forward(state, reset, extras, every_state=True)
         sequences = [merged(parts, self.options.merge) for parts in zip(*(r.sequences for r in results), strict=True)]
-        return _form(self.cell)(*(frame.leave(v) for v in sequences)), final
+        return form(self.cell)(*(frame.leave(v) for v in sequences)), final
 
     def step(
         self,
@@ -348,7 +304,9 @@ class Recurrent(nn.Module):
             state = default_state(call.layout, call.packing.batch, call.input)
             return [DirectionResult(sequences, state) for _ in call.directions]
 
-        self._unroll(frame, None, arguments.pop("reset", None), arguments.pop("extras", None), None, record, False)
+        noise = Noise(0) if self.training and self._random else None
+        unrolling = Unrolling(self, self._stack, frame, record, noise)
+        unrolling.forward(None, arguments.pop("reset", None), arguments.pop("extras", None), every_state=False)
         if arguments:
             raise TypeError(f"unknown arguments: {', '.join(arguments)}")
 
@@ -361,121 +319,17 @@ class Recurrent(nn.Module):
             raise ValueError(f"input must be {weight.dtype} like the parameters, got {frame.input.dtype}")
         return frame
 
-    def _unroll(
-        self,
-        frame: Frame,
-        state: Any,
-        reset: Tensor | None,
-        extras: Mapping[str, Tensor] | None,
-        noise: Noise | None,
-        run: Run,
-        every_state: bool,
-    ) -> tuple[Tensor, list[DirectionResult], Any]:
-        """The output, [N, width] and packed, the last layer's results, and the state as the caller sees it."""
-        packing, packed_reset = frame.packing, frame.reset(reset)
-        drawn = self._drawn(noise, run)
-        layers, wiring = self.layers if drawn is None else self._trained, self._wiring
-        given = None if state is None else self._given(frame, state)
-        x = frame.input if drawn is None else wiring.enter(frame.input, packing, drawn)
-        results: list[DirectionResult] = []
-        finals: list[tuple[Tensor, ...]] = []
-        for level, (cell, parts) in enumerate(layers):
-            above = layers[level + 1][0].below if level + 1 < self.num_layers else ()
-            call = LayerCall(
-                cell=cell,
-                layout=parts,
-                packing=packing,
-                input=x,
-                reset=packed_reset,
-                extras=frame.extras(parts, extras),
-                directions=tuple(
-                    self._direction(
-                        level,
-                        index,
-                        None if given is None else tuple(v[index] for v in given[level]),
-                        {name: _sequence(results[index], layers[level - 1][0], name) for name in cell.below},
-                        packing,
-                        drawn,
-                    )
-                    for index in range(self.num_directions)
-                ),
-                every_state=bool(above) or (every_state and level == self.num_layers - 1),
-            )
-            if self.recompute and torch.is_grad_enabled() and run is dispatch.run:
-                results = checkpoint(run, call, use_reentrant=False, preserve_rng_state=False)
-            else:
-                results = run(call)
-            finals += [result.state for result in results]
-            output = merged([result.sequences[0] for result in results], self.options.merge)
-            named = noise is not None or run is not dispatch.run or not self.dropout_as_torch
-            x = output if wiring.trivial else wiring.leave(level, x, output, packing, drawn, named)
-        return x, results, self._leave(frame, finals)
-
-    def _drawn(self, noise: Noise | None, run: Run) -> Noise | None:
-        """Where this call's masks come from; None where there are none."""
+    def _unrolling(self, frame: Frame, noise: Noise | None) -> Unrolling:
+        """A call, with the masks that `noise` or a fresh seed gives where there are any."""
+        named = noise is not None or not self.dropout_as_torch
         if not self.training or not self._random or noise is draws.SILENT:
-            return None
-        if noise is not None:
-            if not isinstance(noise, Noise):
-                raise TypeError(f"noise must be an elman.Noise, got {type(noise).__name__}")
-            return noise
-        return draws.fresh() if self._seeded and run is dispatch.run else Noise(0)
-
-    def _direction(
-        self,
-        level: int,
-        index: int,
-        state: tuple[Tensor, ...] | None,
-        below: dict[str, Tensor],
-        packing: Packing,
-        drawn: Noise | None,
-    ) -> Direction:
-        """One direction of a layer: its parameters, where it starts from, and what it draws."""
-        parameters = {name: getattr(self, full) for name, full in self._slots[level][index]}
-        direction = Direction(parameters, state, index == 1, below)
-        if self.options.learn_state:
-            direction.default = self._learned(level, index)
-            if state is None:
-                direction.state = tuple(v.expand(packing.batch, -1) for v in direction.default)
-        if drawn is not None:
-            place = 2 * level + index
-            declared = self._trained[level][1].draws
-            direction.draws = {d.name: draws.rows(drawn, d.name, place, packing) for d, _ in declared}
-            if self.options.weight_dropout:
-                weight = parameters["weight_hh"]
-                parameters["weight_hh"] = weight * weight_mask(weight, self.options.weight_dropout, place, drawn)
-        return direction
-
-    def _learned(self, level: int, index: int) -> tuple[Tensor, ...]:
-        """The state at the start of a sequence, [width] for each entry."""
-        suffix, weight = self._suffixes(level)[index], next(self.parameters())
-        return tuple(
-            getattr(self, initial_name(entry.name, suffix))
-            if entry.dtype == "float"
-            else torch.full((width,), int(entry.initial), device=weight.device)
-            for entry, width in self.layers[level][1].states
-        )
-
-    def _given(self, frame: Frame, state: Any) -> list[tuple[Tensor, ...]]:
-        """The caller's state, for each layer one [directions, B, width] tensor for each entry, in packed order."""
-        if not self.layered:
-            whole = frame.state(state, self.layers[0][1], self.num_layers * self.num_directions)
-            return list(zip(*(v.unflatten(0, (self.num_layers, -1)) for v in whole), strict=True))
-        if not isinstance(state, (tuple, list)) or len(state) != self.num_layers:
-            got = f"{len(state)}" if isinstance(state, (tuple, list)) else type(state).__name__
-            raise ValueError(f"state must have an entry for each of {self.num_layers} layers, got {got}")
-        layers = zip(state, self.layers, strict=True)
-        return [frame.state(value, parts, self.num_directions) for value, (_, parts) in layers]
-
-    def _leave(self, frame: Frame, finals: list[tuple[Tensor, ...]]) -> Any:
-        """The state after the last step, in the caller's form."""
-        if not self.layered:
-            return _stacked(frame, self.cell, finals)
-        count = self.num_directions
-        return tuple(
-            _stacked(frame, cell, finals[level * count : (level + 1) * count])
-            for level, (cell, _) in enumerate(self.layers)
-        )
+            noise = None
+        elif noise is None:
+            noise = draws.fresh() if self._seeded else Noise(0)
+        elif not isinstance(noise, Noise):
+            raise TypeError(f"noise must be an elman.Noise, got {type(noise).__name__}")
+        recompute = self.recompute and torch.is_grad_enabled()
+        return Unrolling(self, self._stack, frame, dispatch.run, noise, named, recompute)
 
     def flatten_parameters(self) -> None:
         """Nothing to do: kept so that code written for torch.nn runs as it is."""
@@ -485,8 +339,8 @@ class Recurrent(nn.Module):
         """The parameters of each layer and direction, in order, as torch.nn's layers give them."""
         return [
             [getattr(self, p.name + suffix) for p in parts.parameters]
-            for level, (_, parts) in enumerate(self.layers)
-            for suffix in self._suffixes(level)
+            for (_, parts), suffixes in zip(self.layers, self._stack.suffixes, strict=True)
+            for suffix in suffixes
         ]
 
     def extra_repr(self) -> str:
@@ -513,29 +367,6 @@ def as_cell(cell: str | type[Cell] | Cell) -> Cell:
     raise ValueError(f"cell must be a registered name, a Cell class or an instance, got {cell!r}")
 
 
-@lru_cache(maxsize=1024)
-def _form(cell: Cell) -> Any:
-    return cell.State
-
-
-def _stack(rows: tuple[Tensor, ...]) -> Tensor:
-    return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
-
-
-def _stacked(frame: Frame, cell: Cell, finals: list[tuple[Tensor, ...]]) -> Any:
-    """Final states of directions, [B, width] for each entry, as one tensor or named tuple in the caller's form."""
-    state = _form(cell)(*(frame.leave_state(_stack(entry)) for entry in zip(*finals, strict=True)))
-    return state if len(state) > 1 else state[0]
-
-
 def _positive(name: str, size: object) -> None:
     if not isinstance(size, int) or size < 1:
         raise ValueError(f"{name} must be a positive integer, got {size!r}")
-
-
-def _sequence(result: DirectionResult, cell: Cell, name: str) -> Tensor:
-    names = cell.State._fields
-    if name not in names:
-        raise ValueError(f"{cell!r} reads the state {name!r} of the layer below, which has {', '.join(names)}")
-    sequence: Tensor = result.sequences[names.index(name)]
-    return sequence

@@ -26,6 +26,14 @@ class TrainConfig(Options):
     devices: int = option(1, "processes on this machine, each with a device of its own, or cores", group="run", low=1)
     nodes: int = option(1, "machines; the same command runs on each, see docs/training.md", group="run", low=1)
 
+    shard: bool = option(
+        False,
+        "divide token vectors and full softmax among the processes, with their gradients and optimiser; "
+        "docs/training.md",
+        group="run",
+        resumable=True,
+    )
+
     cell: str = option("lstm", "the recurrent cell, as `elman cells` lists them, or MODULE:CLASS", group="model")
     hidden_size: int = option(512, "units of a layer", group="model", low=1)
     num_layers: int = option(1, "layers", group="model", low=1)
@@ -116,6 +124,8 @@ class TrainConfig(Options):
     def check(self) -> None:
         if self.momentum and self.optimizer != "sgd":
             raise UsageError(f"--momentum is for --optimizer sgd, got {self.optimizer}")
+        if self.shard and self.precision == "fp16":
+            raise UsageError("--shard goes with --precision fp32 and bf16, not fp16: its processes would scale apart")
         if self.resume and self.run is None:
             raise UsageError("--resume needs --run DIR, the run to continue")
         if self.backward is not None and self.truncation != "fixed":

@@ -1,8 +1,9 @@
 """Several processes that train one model: Lightning Fabric on torch.distributed.
 
-Every process has all weights and its own part of each batch; the gradients are averaged once for each update, in one
-piece: a recurrent layer's weight gradients are there only when the loop has come back to its first step, so there is
-little to overlap with. Imported only where there are several processes.
+Every process has its own part of each batch and all weights, but for those that --shard divides (`elman.nn.divided`).
+The gradients of what all have are averaged once for each update, after the backward pass: a recurrent layer's weight
+gradients are there only when the loop has come back to its first step, so there is little to overlap with. Imported
+only where there are several processes.
 """
 
 from __future__ import annotations
@@ -19,34 +20,48 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
 from elman.errors import UsageError, UserError
+from elman.nn.divided import Rows
 from elman.train.config import TrainConfig
 from elman.train.device import choose_device
 from elman.train.world import World
 
 Result = TypeVar("Result")
+LARGE = 1 << 18  # numbers: gradients that are summed alone, the others in one piece
 
 
 class Together(World):
-    """One of several processes. Its methods are called by all of them, in the same order.
+    """One of several processes, of torch's default group. Its methods are called by all of them, in the same order.
 
     Raises:
         UserError: another process has died.
     """
 
-    def __init__(self, fabric: Fabric) -> None:
-        super().__init__(fabric.device)
-        self.fabric = fabric
-        self.rank = fabric.global_rank
-        self.size = fabric.world_size
+    def __init__(self, device: torch.device, rank: int, size: int) -> None:
+        super().__init__(device)
+        self.rank = rank
+        self.size = size
 
     def mean_gradients(self, parameters: list[torch.nn.Parameter], tokens: int) -> None:
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        weight = gradients[0].new_tensor([float(tokens)])
-        flat = torch.cat([weight, *(gradient.flatten() * tokens for gradient in gradients)])
-        self._sum(flat)
-        pieces = (flat[1:] / flat[0]).split([gradient.numel() for gradient in gradients])
-        for parameter, piece in zip(parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
+        share = tokens / self.mean(1.0, tokens)[1]
+        small = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradient = parameter.grad.mul_(share)
+            if gradient.numel() >= LARGE and gradient.is_contiguous():
+                self._sum(gradient)  # where it lies: copies of large matrices cost more than their way
+            else:
+                small.append(gradient)
+        if small:
+            flat = torch.cat([gradient.flatten() for gradient in small])
+            self._sum(flat)
+            for gradient, piece in zip(small, flat.split([gradient.numel() for gradient in small]), strict=True):
+                gradient.copy_(piece.view_as(gradient))
+
+    def norm(self, gradients: list[Tensor], divided: list[Tensor]) -> Tensor:
+        square = super().norm([], divided).to(self.device).square()
+        self._sum(square)
+        return (super().norm(gradients, []).square() + square).sqrt()
 
     def mean(self, value: float, tokens: int) -> tuple[float, int]:
         both = torch.tensor([value * tokens, tokens], dtype=torch.float64, device=self.device)
@@ -67,9 +82,9 @@ class Together(World):
         self._call(dist.gather_object, tree, trees if self.rank == 0 else None)
         return trees
 
-    def first(self, function: Callable[[], Result]) -> Result:
+    def first(self, function: Callable[[], Result], together: bool = False) -> Result:
         outcome: list[Any] = [None]
-        if self.rank == 0:
+        if self.rank == 0 or together:
             try:
                 outcome = [function()]
             except UserError as error:
@@ -84,6 +99,28 @@ class Together(World):
         if rows.shape[dim] < self.size:
             raise UserError(f"a batch of {rows.shape[dim]} rows cannot be divided among {self.size} processes")
         return rows.tensor_split(self.size, dim)[self.rank]
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        everyones = tensor.new_empty(self.size, *tensor.shape)
+        self._call(dist.all_gather, list(everyones.unbind(0)), tensor.contiguous())
+        return everyones
+
+    def summed_share(self, tensor: Tensor) -> Tensor:
+        share = torch.empty_like(tensor[0], memory_format=torch.contiguous_format)
+        self._call(dist.reduce_scatter, share, list(tensor.contiguous().unbind(0)))
+        return share
+
+    def whole(self, part: Tensor, rows: Rows) -> Tensor:
+        own = part.detach().cpu().contiguous()
+        if self.rank:
+            self._call(dist.send, own, 0)
+            return own
+        whole = own.new_empty(rows.whole, *own.shape[1:])
+        whole[rows.start : rows.stop] = own
+        for rank in range(1, self.size):
+            others = Rows.of(rows.whole, rank, self.size)
+            self._call(dist.recv, whole[others.start : others.stop], rank)
+        return whole
 
     def _sum(self, tensor: Tensor) -> None:
         self._call(dist.all_reduce, tensor)
@@ -101,13 +138,19 @@ def start_together(config: TrainConfig) -> World:
     """Start the other processes, or join those that torchrun started.
 
     Raises:
-        UsageError: there are not as many devices, or --batch-size cannot be divided among the processes.
+        UsageError: there are not as many devices, --batch-size cannot be divided among the processes, or a variable
+            of the environment that connects them is no number.
+        UserError: they cannot be connected.
     """
     device = choose_device(config.device)
-    launched = "TORCHELASTIC_RUN_ID" in os.environ
     devices, nodes = config.devices, config.nodes
-    if launched:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+    for name in ("LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_PORT"):
+        if not (value := os.environ.get(name, "0")).isdecimal():
+            raise UsageError(f"{name} must be a number, got {value!r}")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+        if not devices:
+            raise UsageError("LOCAL_WORLD_SIZE is missing, which torchrun sets; unset TORCHELASTIC_RUN_ID without it")
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     if config.batch_size % (devices * nodes):
         raise UsageError(
@@ -124,5 +167,8 @@ def start_together(config: TrainConfig) -> World:
         num_nodes=nodes,
         strategy=DDPStrategy(process_group_backend=backend),
     )
-    fabric.launch()
-    return Together(fabric)
+    try:
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot connect the processes: {str(error).splitlines()[0]}") from None
+    return Together(fabric.device, fabric.global_rank, fabric.world_size)

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
 from elman.errors import UsageError, UserError
+from elman.nn.divided import divide
 from elman.train import world
 from elman.train.config import TrainConfig
 from elman.train.job import Job
@@ -20,6 +22,8 @@ from elman.train.progress import Reporter
 from elman.train.run import AnyConfig, RunFolder, open_run
 from elman.train.trainer import Trainer
 from elman.train.world import World
+
+AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 
 @dataclass
@@ -31,7 +35,7 @@ class Session(Generic[AnyConfig]):
         task: its name.
         run: the run folder.
         resuming: whether training goes on from a checkpoint.
-        tree: that checkpoint, or None.
+        tree: that checkpoint until the trainer has it, or None.
         reporter: what the user sees; silent in all processes but the first.
         world: the processes that train together.
     """
@@ -48,18 +52,34 @@ class Session(Generic[AnyConfig]):
         """Seed what draws the model's first weights: alike in all processes."""
         torch.manual_seed(self.config.seed)
 
+    def place(self, model: AnyModel) -> AnyModel:
+        """The model on this process's device; divided among the processes if --shard asks for it.
+
+        Raises:
+            UsageError: it cannot be divided.
+        """
+        if self.config.shard:
+            if self.world.size == 1:
+                raise UsageError("--shard divides a model among several processes: add --devices N or --nodes N")
+            try:
+                divide(model, self.world)
+            except ValueError as error:
+                raise self.world.told(UsageError(f"--shard: {error}")) from None
+        return model.to(self.world.device)
+
     def trainer(self, job: Job) -> Trainer:
         """The trainer, at the checkpoint if there is one; the run folder is ready after it."""
         torch.manual_seed(self.config.seed + self.world.rank)  # dropout differs from process to process
         trainer = Trainer(job, self.config, self.run, self.reporter, self.world)
         if self.tree is not None:
             trainer.restore(self.tree)
+            self.tree = None  # as large as all that is trained
         self.world.first(lambda: self.run.begin(self.config, self.task, self.resuming))
         return trainer
 
     def going_on(self, at: Position) -> str:
         """The end of the first line: where a resumed run goes on."""
-        return f"; going on after step {at.step}" if self.tree is not None else ""
+        return f"; going on after step {at.step}" if self.resuming else ""
 
 
 @contextmanager

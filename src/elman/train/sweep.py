@@ -7,15 +7,16 @@ processes and machines that name the same storage share the work.
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import typing
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import yaml
@@ -44,6 +45,13 @@ class SweepOptions(Options):
     storage: str | None = option(None, "URL of an Optuna storage; by default study.db in the folder")
     study: str | None = option(None, "the study's name in the storage; by default the task's")
     sampler_seed: int = option(0, "of what is tried", low=0)
+    pruner: Literal["none", "median", "halving"] = option(
+        "none",
+        "stop bad trials early: those worse than the median at an evaluation, or all but the best of four at the "
+        "first, fourth, sixteenth …",
+    )
+    startup_trials: int = option(5, "finished trials before median stops any", low=1)
+    startup_evaluations: int = option(1, "of a trial, before median may stop it", low=0)
 
     def check(self) -> None:
         if self.space is None:
@@ -123,9 +131,14 @@ def open_study(options: SweepOptions, task: str, folder: Path) -> optuna.Study:
                 grace_period=5 * HEARTBEAT,
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
             )
+        pruner = {
+            "none": optuna.pruners.NopPruner(),
+            "median": optuna.pruners.MedianPruner(options.startup_trials, options.startup_evaluations),
+            "halving": optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4),
+        }[options.pruner]
         sampler = optuna.samplers.TPESampler(seed=options.sampler_seed)
         return optuna.create_study(
-            storage=storage, study_name=options.study or task, sampler=sampler, load_if_exists=True
+            storage=storage, study_name=options.study or task, sampler=sampler, pruner=pruner, load_if_exists=True
         )
     except Exception as error:  # databases differ in what they raise
         raise UserError(f"cannot open the storage: {str(error).splitlines()[0]}") from None
@@ -154,11 +167,22 @@ def sweep(task: str, kind: type[TrainConfig], options: SweepOptions, given: Mapp
         name = str(trial.user_attrs.get("folder", f"trial-{trial.number:05d}"))
         trial.set_user_attr("folder", name)
         searched = [word for key, value in values.items() for word in _words(key, value)]
-        status, last = run_trial(task, [*fixed, *searched], folder / name)
+        scores: list[float] = []
+
+        def hear(run: Path) -> bool:
+            for cost in costs(run)[len(scores) :]:
+                trial.report(cost, len(scores))  # by evaluations: steps need not mean the same in all trials
+                scores.append(cost)
+            return bool(scores) and trial.should_prune()
+
+        status, last, stopped = run_trial(task, [*fixed, *searched], folder / name, hear)
+        shown = ", ".join(f"{key} {value}" for key, value in values.items())
+        if stopped and status == 143:
+            print(f"{name}: {shown}: pruned at {scores[-1]:.6g}, evaluation {len(scores)}", file=sys.stderr)
+            raise optuna.TrialPruned
         if status in (130, 143):
             study.enqueue_trial(values, user_attrs={"folder": name})
             raise KeyboardInterrupt
-        shown = ", ".join(f"{key} {value}" for key, value in values.items())
         if status:
             print(f"{name}: {shown}: failed: {last}", file=sys.stderr)
             trial.set_user_attr("failure", last)
@@ -178,11 +202,23 @@ def sweep(task: str, kind: type[TrainConfig], options: SweepOptions, given: Mapp
     print(f"{best.value:.6g}\t{folder / best.user_attrs['folder']}\t{options_of_best}")
 
 
-def run_trial(task: str, words: Sequence[str], run: Path) -> tuple[int, str]:
-    """Train in a process of its own, going on where there is something; returns its status and its last words."""
+def costs(run: Path) -> list[float]:
+    """What each evaluation of a run found, so far."""
+    file = RunFolder(run).metrics
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    entries = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be on its way
+    return [float(entry["cost"]) for entry in entries if entry["kind"] == "validation"]
+
+
+def run_trial(task: str, words: Sequence[str], run: Path, hear: Callable[[Path], bool]) -> tuple[int, str, bool]:
+    """Train in a process of its own, going on where there is something.
+
+    ``hear`` is called when the run has said something, and stops it by a true answer. Returns the status, its last
+    words, and whether it was told to stop.
+    """
     resume = ["--resume"] if run.exists() else []
     command = [sys.executable, "-m", "elman", "train", task, *words, "--run", str(run), *resume]
-    last = ""
+    last, stopped = "", False
     # in a session of its own, out of reach of Ctrl-C, which would be a second signal after ours
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
@@ -190,7 +226,10 @@ def run_trial(task: str, words: Sequence[str], run: Path) -> tuple[int, str]:
             try:
                 for line in process.stderr:
                     last = line.strip() or last
-                return process.wait(), last.removeprefix("elman: ")
+                    if not stopped and hear(run):
+                        stopped = True
+                        process.terminate()  # it saves and leaves
+                return process.wait(), last.removeprefix("elman: "), stopped
             except KeyboardInterrupt:
                 process.terminate()  # it saves and leaves
 

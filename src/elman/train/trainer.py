@@ -43,6 +43,7 @@ class Trainer:
         self.leads = world.rank == 0  # the first process alone writes, evaluates and speaks
         self.course = Course(job, Truncation.of(config), fresh=config.state == "fresh")
         self.updater = Updater(job.model, config, world)
+        self.divided = bool(self.updater.rows)  # then all processes must run the model together, always
         self.average = Average(job.model, config)
         self.at = Position()
         self.began = time.monotonic()
@@ -132,7 +133,7 @@ class Trainer:
         at = self.at
         with self.average.applied():
             self.job.model.eval()
-            metrics = self.world.first(self.job.evaluate)
+            metrics = self.world.first(self.job.evaluate, self.divided)
             cost = self.job.cost(metrics)
             check_finite(cost, "validation loss", at.step)
             at.costs.append(cost)
@@ -141,7 +142,7 @@ class Trainer:
             else:
                 at.stale += 1
             at.evaluated_step = at.step
-            if self.leads:
+            if self.leads or self.divided:
                 self.report(metrics)
         if self.average.hear(at.costs):
             self.reporter.say(f"step {at.step}  validation stalls: from here on the weights are averaged")
@@ -155,7 +156,8 @@ class Trainer:
         """Write and show an evaluation, with a sample."""
         sample = self.job.sample()
         seen = {} if self.config.bidirectional else watch.inside(self.job, self.course.place.epoch)
-        self.log("validation", {**metrics, "best_step": self.at.best_step, **seen, "sample": sample})
+        kept = {"cost": self.at.costs[-1], "best_step": self.at.best_step}
+        self.log("validation", {**metrics, **kept, **seen, "sample": sample})
         self.reporter.say(
             f"step {self.at.step}  validation {self.job.describe(metrics)}" + " (best)" * (self.at.stale == 0)
         )
@@ -194,23 +196,23 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint. Processes wait for each other, so that none leaves before it is there."""
-        for name, tensor in self.job.model.state_dict().items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise TroubleError(f"{name} is no longer finite at step {self.at.step}")
-        own = self.world.gather(snapshot.own(self))
+        tensors = {name: t for name, t in self.job.model.state_dict().items() if t.is_floating_point()}
+        bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        if self.world.agree(len(bad), 0.0)[0]:
+            raise TroubleError(f"{', '.join(bad[:1]) or 'a weight'} is no longer finite at step {self.at.step}")
+        self.at.metrics_bytes = self.journal.sync()
+        self.at.seconds = self.seconds()
+        tree = snapshot.take(self)
         if self.leads:
-            self.at.metrics_bytes = self.journal.sync()
-            self.at.seconds = self.seconds()
-            tree = snapshot.take(self, own)
             self.run.checkpoints.save(self.at.step, tree, keep=self.config.keep, best=self.at.best_step)
         self.tick()
 
     def keep_model(self) -> None:
         """Write the model as the best so far."""
-        if self.leads:
-            with self.average.applied():
-                about = {"step": self.at.step, "cost": self.at.best_cost}
-                self.run.save_model(self.job.model.state_dict(), about)
+        with self.average.applied():
+            weights = snapshot.model(self)
+            if self.leads:
+                self.run.save_model(weights, {"step": self.at.step, "cost": self.at.best_cost})
 
     def restore(self, tree: Any) -> None:
         """Take up a checkpoint.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elman.nn.divided import divided_rows
 from elman.train import optim
 from elman.train.config import TrainConfig
 from elman.train.world import World
@@ -21,10 +22,17 @@ class Updater:
 
     In fp16 the loss is scaled so that small gradients do not vanish; where a gradient overflows, the step is left out
     and the scale halved.
+
+    Attributes:
+        rows: of each parameter that is divided among the processes, by its name, the rows that this one has.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, world: World) -> None:
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        self.rows = divided_rows(model)
+        self.shared = [p for name, p in named if name not in self.rows]
+        self.divided = [p for name, p in named if name in self.rows]
         self.device = self.parameters[0].device
         self.optimizer = optim.optimizer(self.parameters, config)
         self.clip = config.clip or math.inf
@@ -42,9 +50,12 @@ class Updater:
 
     def gradient_norm(self, tokens: int) -> float:
         """Take the mean of all processes' gradients, weighted by their ``tokens``, clip it; returns its norm before."""
-        self.world.mean_gradients(self.parameters, tokens)
+        self.world.mean_gradients(self.shared, tokens)
         self.scaler.unscale_(self.optimizer)
-        return nn.utils.clip_grad_norm_(self.parameters, self.clip).item()
+        shared, divided = ([p.grad for p in some if p.grad is not None] for some in (self.shared, self.divided))
+        norm = self.world.norm(shared, divided)
+        nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+        return norm.item()
 
     @property
     def may_overflow(self) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elman.errors import UsageError, UserError
+from elman.nn.divided import Rows
 from elman.train.config import TrainConfig
 from elman.train.device import choose_device
 
@@ -34,6 +35,10 @@ class World:
     def mean_gradients(self, parameters: list[torch.nn.Parameter], tokens: int) -> None:
         """Replace each gradient by the mean of all processes', weighted by their ``tokens``."""
 
+    def norm(self, gradients: list[Tensor], divided: list[Tensor]) -> Tensor:
+        """The norm of gradients that all processes have alike, and of others that are divided among them."""
+        return nn.utils.get_total_norm([*gradients, *divided])
+
     def mean(self, value: float, tokens: int) -> tuple[float, int]:
         """The mean of all processes' values, weighted by ``tokens``, and the sum of these."""
         return value, tokens
@@ -50,13 +55,25 @@ class World:
         """All processes' trees, in order of rank; only the first process gets them."""
         return [tree]
 
-    def first(self, function: Callable[[], Result]) -> Result:
-        """What ``function`` returns, or raises, in the first process: the others do not call it."""
+    def first(self, function: Callable[[], Result], together: bool = False) -> Result:
+        """What ``function`` returns, or raises, in the first process; the others call it only ``together``."""
         return function()
 
     def share(self, rows: Tensor, dim: int = 1) -> Tensor:
         """This process's part of the rows of a batch."""
         return rows
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """All processes' tensors of one shape, stacked: ``[P, ...]``."""
+        return tensor[None]
+
+    def summed_share(self, tensor: Tensor) -> Tensor:
+        """Of ``[P, ...]`` the sum over all processes of this one's entry, ``[...]``."""
+        return tensor[0]
+
+    def whole(self, part: Tensor, rows: Rows) -> Tensor:
+        """Of a tensor whose rows are divided all of them, on the CPU; only the first process gets them."""
+        return part
 
 
 def start(config: TrainConfig) -> World:

@@ -51,11 +51,13 @@ class LanguageModelConfig(TrainConfig):
     )
     state: Literal["kept", "fresh", "documents"] | None = option(  # type: ignore[assignment]
         None,
-        "what a window begins with: the state before it, or the initial one; documents keeps it and begins anew after "
-        "--document-end; by default kept, of random minibatches fresh",
+        "what a window begins with: the state before it, or the initial one; documents keeps it and begins anew "
+        "at each document; by default kept, of random minibatches fresh",
         group="truncation",
     )
-    document_end: str | None = option(None, "the token that ends a document, such as <eos>", group="truncation")
+    document_end: str | None = option(
+        None, "the token that ends a document; by default each file, or record of it, is one", group="truncation"
+    )
 
     embedding_size: int | None = option(
         None,
@@ -108,8 +110,8 @@ class LanguageModelConfig(TrainConfig):
         if self.bidirectional:
             raise UsageError("--bidirectional: a language model reads forwards only, it must not see what it predicts")
         super().check()
-        if (self.state == "documents") != (self.document_end is not None):
-            raise UsageError("--state documents and --document-end TOKEN go together")
+        if self.document_end is not None and self.state != "documents":
+            raise UsageError(f"--document-end is for --state documents, got {self.state or 'kept'}")
         if self.minibatches == "random":
             self._check_random()
         if self.validation_share + self.test_share >= 1:

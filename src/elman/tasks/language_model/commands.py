@@ -41,7 +41,9 @@ def train(given: Mapping[str, Any]) -> None:
         corpus = _corpus(config, run, now.reporter.say, Tokenizer.load(run.tokenizer) if now.resuming else None)
         tokenizer = corpus.tokenizer
         now.seed()
-        model = build_model(config, tokenizer).to(now.world.device)
+        model = build_model(config, tokenizer)
+        parameters = sum(p.numel() for p in model.parameters())
+        model = now.place(model)
         job = LanguageModelJob(model, tokenizer, corpus.parts["train"], corpus.parts["validation"], config, now.world)
         trainer = now.trainer(job)
         if not now.resuming:
@@ -50,7 +52,7 @@ def train(given: Mapping[str, Any]) -> None:
             engines = engines_of(model.recurrent, config.batch_size)
         now.reporter.say(
             f"run {run.path}: {len(job.train.tokens):,} training and {len(job.validation.tokens):,} validation tokens, "
-            f"{tokenizer.size:,} types; {config.cell} with {sum(p.numel() for p in model.parameters()):,} parameters "
+            f"{tokenizer.size:,} types; {config.cell} with {parameters:,} parameters "
             f"on {now.world.device}, engine {engines}; tokens in {corpus.folder}{now.going_on(trainer.at)}"
         )
         end = trainer.fit()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from elman.data.lanes import Batches, Lanes, RandomWindows, ScoringLanes
-from elman.data.store import EncodedText
+from elman.data.store import EncodedText, StoredTokens
 from elman.data.tokenizers import Tokenizer
 from elman.errors import UsageError, UserError
 from elman.tasks.language_model import LanguageModelConfig
@@ -71,7 +71,7 @@ class LanguageModelJob:
     """Windows of text: of lanes, with the state carried along, or random ones; see `elman.train.job.Job`.
 
     Raises:
-        UsageError: --document-end is no token.
+        UsageError: --document-end is no token, or there is one document where the state shall be reset between them.
         UserError: a part is too short for one window.
     """
 
@@ -107,6 +107,11 @@ class LanguageModelJob:
         if len(validation.tokens) < 2:
             raise UserError(f"the validation text has {len(validation.tokens)} tokens; it needs two")
         self.document_end = _token(tokenizer, config.document_end) if config.document_end is not None else None
+        self.stored_documents = config.state == "documents" and self.document_end is None
+        if self.stored_documents and not (isinstance(train.tokens, StoredTokens) and train.tokens.documents() > 1):
+            raise UsageError(
+                "--state documents: the training text is one document; --document-end TOKEN names what ends one inside"
+            )
         self.fingerprint = f"{train.digest} {validation.digest}"
 
     def lengths(self, epoch: int) -> Sequence[int]:
@@ -133,6 +138,10 @@ class LanguageModelJob:
         None stands for the last where documents do not matter. Nothing comes before the first step of a sequence.
         """
         begins = self.world.share(self.batches.begins(stretch.epoch, stretch.index), dim=0)
+        if self.stored_documents:
+            inputs, targets = self.batches.read(begins, stretch.start, stretch.stop)
+            reset = self.batches.document_begins(begins, stretch.start, stretch.stop)
+            return inputs.to(self.device), targets.to(self.device), reset.to(self.device)
         before = int(self.document_end is not None and stretch.start > 0)
         inputs, targets = self.batches.read(begins, stretch.start - before, stretch.stop)
         inputs, targets = inputs.to(self.device), targets[before:].to(self.device)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from elman.data.tokenizers import Tokenizer
 from elman.errors import UsageError
+from elman.nn.divided import DividedEmbedding
 from elman.nn.dropout import LockedDropout, word_mask
 from elman.nn.recurrent import Recurrent
 from elman.nn.softmax import AdaptiveSoftmax, FullSoftmax, MixtureOfSoftmaxes
@@ -61,7 +62,7 @@ class LanguageModel(nn.Module):
         mogrify_rank: int = 0,
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, embedding_size)
+        self.embedding: nn.Embedding | DividedEmbedding = nn.Embedding(vocabulary, embedding_size)
         self.embedding_dropout = embedding_dropout
         layers = len(hidden_size) if isinstance(hidden_size, Sequence) else num_layers
         self.recurrent = Recurrent(
@@ -105,11 +106,15 @@ class LanguageModel(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Token numbers ``[...]`` to vectors ``[..., E]``."""
         # the head's gradient of a tied matrix is dense, and the few rows of this one are added to it
-        weight = self.embedding.weight
-        vectors = F.embedding(tokens, weight, sparse=self.tied and weight.is_leaf)
+        sparse = self.tied and self.embedding.weight.is_leaf
+        vectors: Tensor
+        if isinstance(self.embedding, DividedEmbedding):
+            vectors, words = self.embedding(tokens, sparse), self.embedding.rows.whole
+        else:
+            vectors, words = F.embedding(tokens, self.embedding.weight, sparse=sparse), self.embedding.num_embeddings
         if not (self.training and self.embedding_dropout):
             return vectors
-        return vectors * F.embedding(tokens, word_mask(weight, self.embedding_dropout))
+        return vectors * F.embedding(tokens, word_mask(self.embedding.weight, self.embedding_dropout, words))
 
     def loss(self, output: Tensor, targets: Tensor, tied: Tensor | None = None) -> Tensor:
         """The mean loss in nats of outputs ``[T, B, H]``, after their dropout, and targets ``[T, B]``.

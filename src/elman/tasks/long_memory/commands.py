@@ -26,7 +26,7 @@ def train(task: Task, pose: Pose, given: Mapping[str, Any]) -> None:
         problem = pose(config)
         now.seed()
         model, opened = build_model(config, problem)
-        model.to(now.world.device)
+        model = now.place(model)
         trainer = now.trainer(ProblemJob(model, problem, now.world))
         with trainer.updater.autocast():
             engines = engines_of(model.recurrent, config.batch_size)

@@ -1,0 +1,163 @@
+"""A call of a stack of layers: what each layer is given, in order, and what becomes of its results."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from elman.cells.contract import Cell
+from elman.engine import draws
+from elman.engine.call import Direction, DirectionResult, LayerCall
+from elman.engine.draws import Noise
+from elman.nn.frame import Frame
+from elman.nn.initialise import initial_name
+from elman.nn.stack import Stack
+from elman.nn.wiring import merged, weight_mask
+
+Run = Callable[[LayerCall], list[DirectionResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class Unrolling:
+    """One call.
+
+    Args:
+        module: that has the parameters.
+        stack: its layers.
+        frame: the caller's input.
+        run: runs a layer.
+        noise: where masks come from; None where there are none.
+        named: whether `dropout` draws from the noise too; else as torch.nn does.
+        recompute: whether a layer's inner values are computed again for the backward pass.
+    """
+
+    module: nn.Module
+    stack: Stack
+    frame: Frame
+    run: Run
+    noise: Noise | None = None
+    named: bool = True
+    recompute: bool = False
+
+    def forward(
+        self, state: Any, reset: Tensor | None, extras: Mapping[str, Tensor] | None, every_state: bool
+    ) -> tuple[Tensor, list[DirectionResult], Any]:
+        """The output, [N, width] and packed, the last layer's results, and the state in the caller's form.
+
+        Args:
+            state, reset, extras: as the caller gave them.
+            every_state: whether the last layer's results have the sequences of all states, and not the first alone.
+        """
+        stack, frame, noise = self.stack, self.frame, self.noise
+        packing, packed_reset = frame.packing, frame.reset(reset)
+        layers, wiring = stack.layers if noise is None else stack.trained, stack.wiring
+        last = len(layers) - 1
+        given = None if state is None else self._given(state)
+        x = frame.input if noise is None else wiring.enter(frame.input, packing, noise)
+        results: list[DirectionResult] = []
+        finals: list[tuple[Tensor, ...]] = []
+        for level, (cell, parts) in enumerate(layers):
+            below = {name: _place(layers[level - 1][0], name) for name in cell.below}
+            call = LayerCall(
+                cell=cell,
+                layout=parts,
+                packing=packing,
+                input=x,
+                reset=packed_reset,
+                extras=frame.extras(parts, extras),
+                directions=tuple(
+                    self._direction(
+                        level,
+                        index,
+                        None if given is None else tuple(v[index] for v in given[level]),
+                        {name: results[index].sequences[place] for name, place in below.items()},
+                    )
+                    for index in range(stack.directions)
+                ),
+                every_state=every_state if level == last else bool(layers[level + 1][0].below),
+            )
+            if self.recompute:
+                results = checkpoint(self.run, call, use_reentrant=False, preserve_rng_state=False)
+            else:
+                results = self.run(call)
+            finals += [result.state for result in results]
+            output = merged([result.sequences[0] for result in results], stack.options.merge)
+            x = output if wiring.trivial else wiring.leave(level, x, output, packing, noise, self.named)
+        return x, results, self._leave(finals)
+
+    def _direction(
+        self, level: int, index: int, state: tuple[Tensor, ...] | None, below: dict[str, Tensor]
+    ) -> Direction:
+        """One direction of a layer: its parameters, where it starts from, and what it draws."""
+        stack, noise, packing = self.stack, self.noise, self.frame.packing
+        parameters = {name: getattr(self.module, full) for name, full in stack.slots[level][index]}
+        direction = Direction(parameters, state, index == 1, below)
+        if stack.options.learn_state:
+            direction.default = learned_state(self.module, stack, level, index)
+            if state is None:
+                direction.state = tuple(v.expand(packing.batch, -1) for v in direction.default)
+        if noise is not None:
+            place = 2 * level + index
+            direction.draws = {
+                d.name: draws.rows(noise, d.name, place, packing) for d, _ in stack.trained[level][1].draws
+            }
+            if stack.options.weight_dropout:
+                weight = parameters["weight_hh"]
+                parameters["weight_hh"] = weight * weight_mask(weight, stack.options.weight_dropout, place, noise)
+        return direction
+
+    def _given(self, state: Any) -> list[tuple[Tensor, ...]]:
+        """The caller's state, for each layer one [directions, B, width] tensor for each entry, in packed order."""
+        frame, layers, directions = self.frame, self.stack.layers, self.stack.directions
+        if not self.stack.layered:
+            whole = frame.state(state, layers[0][1], len(layers) * directions)
+            return list(zip(*(v.unflatten(0, (len(layers), -1)) for v in whole), strict=True))
+        if not isinstance(state, (tuple, list)) or len(state) != len(layers):
+            got = f"{len(state)}" if isinstance(state, (tuple, list)) else type(state).__name__
+            raise ValueError(f"state must have an entry for each of {len(layers)} layers, got {got}")
+        return [frame.state(value, parts, directions) for value, (_, parts) in zip(state, layers, strict=True)]
+
+    def _leave(self, finals: list[tuple[Tensor, ...]]) -> Any:
+        """The state after the last step, in the caller's form."""
+        layers, count = self.stack.layers, self.stack.directions
+        if not self.stack.layered:
+            return self._stacked(layers[-1][0], finals)
+        by_layer = (finals[level * count : (level + 1) * count] for level in range(len(layers)))
+        return tuple(self._stacked(cell, given) for (cell, _), given in zip(layers, by_layer, strict=True))
+
+    def _stacked(self, cell: Cell, finals: list[tuple[Tensor, ...]]) -> Any:
+        """Final states of directions, [B, width] for each entry, as one tensor or named tuple in the caller's form."""
+        state = form(cell)(*(self.frame.leave_state(_stack(entry)) for entry in zip(*finals, strict=True)))
+        return state if len(state) > 1 else state[0]
+
+
+def learned_state(module: nn.Module, stack: Stack, level: int, index: int) -> tuple[Tensor, ...]:
+    """The learned state of a layer's direction at the start of a sequence, [width] for each entry."""
+    suffix, device = stack.suffixes[level][index], next(module.parameters()).device
+    return tuple(
+        getattr(module, initial_name(entry.name, suffix))
+        if entry.dtype == "float"
+        else torch.full((width,), int(entry.initial), device=device)
+        for entry, width in stack.layers[level][1].states
+    )
+
+
+@lru_cache(maxsize=1024)
+def form(cell: Cell) -> Any:
+    """The named tuple of a cell's states."""
+    return cell.State
+
+
+def _place(cell: Cell, name: str) -> int:
+    names: tuple[str, ...] = form(cell)._fields
+    if name not in names:
+        raise ValueError(f"the layer above reads the state {name!r} of {cell!r}, which has {', '.join(names)}")
+    return names.index(name)
+
+
+def _stack(rows: tuple[Tensor, ...]) -> Tensor:
+    return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
