@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import elman
 from elman import Noise, Recurrent, use_engine
+from elman.compiler.formulas import formulas
 from elman.engine import draws
 from elman.engine.packing import Packing
 from elman.nn.wiring import weight_mask
@@ -152,6 +153,13 @@ def test_mogrifier(engine: str, rank: int) -> None:
     away = torch.randn_like(expected)
     ours, theirs = (torch.autograd.grad((v * away).sum(), list(p.values())) for v in (found, expected))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_a_mogrifiers_formulas() -> None:
+    cell, parts = Recurrent("gru", 6, H, mogrify=2).layers[0]
+    printed = str(formulas(cell, parts))
+    assert "2 σ(V_{mogrify_1} h_{t-1}) ∘ x_t" in printed
+    assert "W_z raw + U_z h + b_z + b'_z" in printed
 
 
 def test_a_mogrifier_with_zero_matrices_is_the_cell_itself() -> None:

@@ -180,10 +180,9 @@ class _Printer:
         products, notation = self.reading.layout.products, self.notation
         if name in products:
             product = products[name]
-            letter = (
-                "A" if isinstance(product.structure, Antisymmetric) else "U" if product.weight == "weight_hh" else "V"
-            )
-            matrix = Name(name) if product.fixed else Name(letter, of=name)
+            letter = {"weight_ih": "W", "weight_hh": "U"}.get(product.weight, "V")
+            letter = "A" if isinstance(product.structure, Antisymmetric) else letter
+            matrix = Name(name) if product.fixed else Name(letter, of=name.removeprefix("x."))
         else:  # the inner factor of a low-rank matrix
             inner = name.removesuffix("_in").removeprefix("weight_")
             matrix = Name("U", above="in") if inner == "hh" else Name("V", of=inner, above="in")

@@ -113,8 +113,9 @@ class Reading:
         owners = [("input", gate) for gate in self.layout.input_gates if self.layout.input_bias]
         owners += [("product", product.name) for product in self.layout.products.values() if product.bias]
         for kind, of in owners:
-            marks = (Name("b", of=of, mark="'" * count) for count in range(len(taken) + 1))
-            name = next(n for n in marks if n not in taken and Name(f"b_{of}", mark=n.mark) not in taken)
+            gate = of.removeprefix("x.")
+            marks = (Name("b", of=gate, mark="'" * count) for count in range(len(taken) + 1))
+            name = next(n for n in marks if n not in taken and Name(f"b_{gate}", mark=n.mark) not in taken)
             taken.add(name)
             found[kind, of] = name
         return found
