@@ -70,7 +70,7 @@ def example(size: int) -> tuple[Tensor, Tensor, nn.Embedding, FullSoftmax]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize("chunk", [1 << 30, 200])
+@pytest.mark.parametrize("chunk", [1 << 30, 200, 153])  # 153 holds two rows of 52 logits, and three of 51
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_divided_softmax_is_the_whole_one(size: int, chunk: int, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK", chunk)
