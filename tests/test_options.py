@@ -59,10 +59,10 @@ def check(name: str, cell: str, options: dict[str, Any], engine: str) -> None:
     if name == "reverse" and "dense" in options:
         return  # which of a layer's inputs come from which direction depends on their number
     case = case_of(cell, options, engine=engine)
-    if engine != "reference":
-        assert why_not(case) is None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="residual: layer")
+        if engine != "reference":
+            assert why_not(case) is None
         run_check(name, case)
 
 

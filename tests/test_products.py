@@ -8,6 +8,7 @@ from torch import Tensor
 
 from elman.engine import memory
 from elman.engine.products import matrix, tools
+from elman.engine.program import AtOnce
 
 SHAPES = [  # M, N, K; some with blocks of the depth that are not equally deep, and with one panel, and with one row
     (1, 1, 1),
@@ -54,6 +55,7 @@ def test_products(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
                     memory.scratch.begin()
                     c, sums, columns = start.clone(), torch.ones(m, dtype=dtype), torch.ones(n, dtype=dtype)
                     product.multiply(
+                        AtOnce(),
                         shape,
                         (a.data_ptr(), a.stride(0), a.stride(1)),
                         (b.data_ptr(), b.stride(0), b.stride(1)),
@@ -80,6 +82,7 @@ def test_chosen_rows(shape: tuple[int, int, int]) -> None:
         c, sums, columns = (torch.empty(*size, dtype=torch.float64) for size in ((m, n), (m,), (n,)))
         memory.scratch.begin()
         tools(torch.float64).multiply(
+            AtOnce(),
             (m, n, len(chosen)),
             (a.data_ptr(), a.stride(0), a.stride(1)),
             (b.data_ptr(), b.stride(0), b.stride(1)),
@@ -104,9 +107,9 @@ def test_packed_once_and_transposed(shape: tuple[int, int, int], dtype: torch.dt
         b = torch.randn(n, k, dtype=dtype) if transposed else torch.randn(k, n, dtype=dtype)
         c, turned = torch.empty(m, n, dtype=dtype), torch.full((n, m + 2), 7.0, dtype=dtype)
         memory.scratch.begin()
-        packed = product.packed_right(matrix(b), transposed)
-        product.multiply(shape, (a.data_ptr(), k, 1), (0, 0, 0), (c.data_ptr(), n), packed=packed)
+        packed = product.packed_right(AtOnce(), matrix(b), transposed)
+        product.multiply(AtOnce(), shape, (a.data_ptr(), k, 1), (0, 0, 0), (c.data_ptr(), n), packed=packed)
         assert _close(c, a.double() @ (b.T if transposed else b).double(), k)
-        product.transpose(matrix(c), turned.data_ptr(), m + 2)
+        product.transpose(AtOnce(), matrix(c), turned.data_ptr(), m + 2)
         assert torch.equal(turned[:, :m], c.T)
         assert bool((turned[:, m:] == 7).all())

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from elman.cells.contract import Cell
 from elman.cells.layout import Layout, MatrixProduct
+from elman.cells.structure import Dense
 from elman.compiler.clock import clock_of
 from elman.compiler.differentiate import Backward, differentiate
 from elman.compiler.emit import Kernel, emit
@@ -111,6 +112,17 @@ class Plan:
     def product_names(self) -> tuple[str, ...]:
         """The names of the matrices that the step multiplies by."""
         return tuple(sorted({n.name for n in self.products.values()}))
+
+    @cached_property
+    def structured(self) -> tuple[str, ...]:
+        """Of these, the ones whose matrix is not stored as the step multiplies by it."""
+        declared = {n: self.layout.products.get(n) for n in self.product_names}
+        return tuple(n for n, p in declared.items() if p and not p.fixed and not isinstance(p.structure, Dense))
+
+    @cached_property
+    def reads_input(self) -> bool:
+        """Whether the step reads the input's rows itself."""
+        return any(n.op == "leaf" and n.name == "raw" for n in self.graph.nodes)
 
     @cached_property
     def saved_widths(self) -> dict[int, int]:

@@ -1,9 +1,11 @@
 """One direction of a layer on compiled kernels: backward."""
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +14,9 @@ from torch import Tensor
 from elman.cells.layout import MatrixProduct
 from elman.cells.structure import Dense
 from elman.compiler.plan import Plan
-from elman.engine import memory, threads
-from elman.engine.forward import Run, Scene
-from elman.engine.kernel import Kind, Table
+from elman.engine.forward import Form, Written, clock_runs, gates_width
+from elman.engine.kernel import Kind, chunks
 from elman.engine.matrices import stored_gradient, weight_parameter
-from elman.engine.products import matrix
 
 _TURNED = 256  # columns of a wider weight up to which its gradient is sooner computed transposed
 
@@ -137,132 +137,133 @@ def _stored_together(products: list[MatrixProduct | None]) -> bool:
     )
 
 
-class Backward(Run):
-    """A backward run from what forward kept.
+class Backward(Written):
+    """The program of a backward run from what a forward run made.
+
+    A run makes gradients, `d.<name>` of what `Scene.names` says, and what `gradients` turns into such.
 
     Args:
-        kept: `Forward.kept()`.
-        gradients: of the results of `Forward.run`, in their order; None for zero.
+        form: of the run; its names are those of the forward run.
+        due: for a cell with a clock, the units that are due; see `due_of`.
     """
 
-    def __init__(
-        self,
-        scene: Scene,
-        plan: Plan,
-        inputs: Mapping[str, Tensor],
-        kept: Mapping[str, Tensor],
-        gradients: tuple[Tensor | None, ...],
-    ) -> None:
-        super().__init__(scene, plan, inputs)
-        self.kept = kept
-        self.gradients = gradients
-        self.kernel = plan.gradients
-        self.arrangement = arrangement(plan)
-        self.sequences = {n: kept[f"sequence.{n}"] for n in self.widths}
-        self.found: dict[str, Tensor] = {}
-        self.fresh: dict[str, Tensor] = {}  # gradients of the learned states at resets, for each thread
-
-    def run(self) -> dict[str, Tensor]:
-        """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero."""
-        table = Table(self.kernel, self.dtype, self.batch)
-        self.states(table, self.sequences)
-        self.units(table)
-        self.draws(table)
-        self.side_inputs(table)
-        if "saved" in self.kept:
-            self.place_saved(table, self.kept["saved"])
-        carries = self._flows(table)
+    def __init__(self, form: Form, due: "Due | None") -> None:
+        super().__init__(form, form.plan.gradients)
+        program, table = self.program, self.table
+        self.arrangement = arrangement(self.plan)
+        self.due = due
+        self.sequences = {n: program.given(f"sequence.{n}") for n in self.widths}
+        self.totals: list[str] = []  # vectors whose gradient is a total of each thread's
+        self.fresh: list[str] = []  # states whose default at resets has such a gradient
+        self.states(self.sequences)
+        self.units()
+        self.draws()
+        self.side_inputs()
+        if self.plan.saved_widths:
+            self.place_saved(program.given("saved"))
+        self._flows()
         rows = self.gates_width + self.arrangement.rest
         stretches = self.stretches(rows * self.itemsize, backward=True)
         longest = max(entries.stop - entries.start for _, entries in stretches)
-        self._gates = self._columns(longest)
-        self._rest = self.take(longest, self.arrangement.rest) if self.arrangement.rest else 0
-        side, totals = self._direct(table)
-        run = self.prepare(table, backward=True)
-        products = _Products(self, len(stretches) > 1)
+        self._gates = program.numbers(longest, self.gates_width)
+        if self.arrangement.idle:
+            program.fill(self._gates, longest * self.gates_width)
+        self._rest = program.numbers(longest, self.arrangement.rest)
+        self._direct()
+        self.prepare(backward=True)
+        self.products = _Products(self, len(stretches) > 1)
         for steps, entries in stretches:
-            self._place(table, entries.start)
-            table.steps(steps.start, steps.stop)
-            run()
-            products.take(entries)
+            self._place(entries.start)
+            table.run(steps)
+            self.products.take(entries)
+        self.products.finish()
 
-        for n, v in totals.items():
-            self.found[f"parameter.{n}"] = v.sum(0)
-        for n, v in self.fresh.items():
-            self.found[n] = v.sum(0)
-        for n, carry in carries.items():
-            self.found[f"state.{n}"] = self._handed_last(carry)
-        for n, v in side.items():
-            self.found["input" if n == "raw" else n] = v
-        products.give(self.found)
-        return self.found
-
-    def _flows(self, table: Table) -> dict[str, Tensor]:
-        """Give a table the gradients that enter from outside; those that are handed from step to step, by state."""
-        wanted = self.scene.wanted
-        carries = {}
+    def _flows(self) -> None:
+        """Give the table the gradients that enter from outside, and memory for those handed from step to step."""
+        table, program, wanted = self.table, self.program, self.form.wanted
         for k, (entry, width) in enumerate(self.layout.states):
-            given = self.gradients[k] if k < wanted else None
-            if given is not None:
-                rows = given if given.stride(1) == 1 else given.contiguous()
-                table.set(f"sequence.{entry.name}", rows, Kind.STEP)
-            final = self.gradients[wanted + k]
-            if final is not None and entry.dtype != "int64":
-                table.set(f"final.{entry.name}", final.contiguous(), Kind.BATCH)
+            stride = self.form.gradients[k] if k < wanted else None
+            if stride is not None:
+                table.place(f"sequence.{entry.name}", program.given(f"gradient.{k}"), stride, Kind.STEP)
+            if self.form.gradients[wanted + k] is not None and entry.dtype != "int64":
+                table.place(f"final.{entry.name}", program.given(f"gradient.{wanted + k}"), width, Kind.BATCH)
             if f"carry.{entry.name}" in table:
-                carry = memory.empty(2 * self.batch, width, dtype=self.dtype)
-                table.set(f"carry.{entry.name}", carry, Kind.CARRY)
-                table.set(f"handed.{entry.name}", carry, Kind.HANDED)
-                carries[entry.name] = carry
-        return carries
+                carry = program.result(f"carry.{entry.name}", 2 * self.batch, width)
+                table.place(f"carry.{entry.name}", carry, width, Kind.CARRY)
+                table.place(f"handed.{entry.name}", carry, width, Kind.HANDED)
 
-    def _handed_last(self, carry: Tensor) -> Tensor:
-        """What each row's first step in the order of time has handed back, [B, width], of the two halves of a carry."""
-        if not self.scene.reverse or self.packing.is_dense:
-            half = self.packing.steps & 1 if self.scene.reverse else 1
-            return carry[half * self.batch : (half + 1) * self.batch]
-        return carry.index_select(0, self.packing.halves)
-
-    def _columns(self, rows: int) -> int:
-        """Memory for the gradients of the input gates, which are zero where a gate has none."""
-        if not self.arrangement.idle:
-            return self.take(rows, self.gates_width) if self.gates_width else 0
-        zeros = torch.zeros(rows, self.gates_width, dtype=self.dtype)
-        self.held.append(zeros)
-        return zeros.data_ptr()
-
-    def _direct(self, table: Table) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Give a table memory for the gradients of side inputs, and for those of vectors, which are totals."""
-        side: dict[str, Tensor] = {}
-        totals: dict[str, Tensor] = {}
-        for n in self.inputs:
-            if n.startswith("default.") and f"carry.{n[8:]}" in table:
-                fresh = torch.zeros(threads.count(), self.widths[n[8:]], dtype=self.dtype)
-                table.set(f"fresh.{n[8:]}", fresh, Kind.TOTALS)
-                self.fresh[n] = fresh
+    def _direct(self) -> None:
+        """Give the table memory for the gradients of side inputs, and for those that are totals over rows."""
+        for entry, width in self.layout.states:
+            if f"default.{entry.name}" in self.form.names and f"carry.{entry.name}" in self.table:
+                self._total(f"fresh.{entry.name}", width)
+                self.fresh.append(entry.name)
         for n, width in self.kernel.buffers.items():
             if n.startswith(("d.raw", "d.extra.", "d.below.")):
-                side[n[2:]] = memory.empty(self.total, width, dtype=self.dtype)
-                table.set(n, side[n[2:]], Kind.STEP)
+                name = "d.input" if n == "d.raw" else n
+                self.table.place(n, self.program.result(name, self.total, width), width, Kind.STEP)
             elif n.startswith("total."):
-                totals[n[6:]] = torch.zeros(threads.count(), width, dtype=self.dtype)
-                table.set(n, totals[n[6:]], Kind.TOTALS)
-        return side, totals
+                self._total(n, width)
+                self.totals.append(n[6:])
 
-    def _place(self, table: Table, first: int) -> None:
+    def _total(self, name: str, width: int) -> None:
+        total = self.program.result(name, self.form.workers, width)
+        self.program.fill(total, self.form.workers * width)
+        self.table.place(name, total, width, Kind.TOTALS)
+
+    def _place(self, first: int) -> None:
         """Let the kernel write the gradients of a stretch that starts at an entry to the memory that is kept for it."""
         width, size = self.gates_width, self.itemsize
         for gate, columns in self.layout.input_gates.items():
-            table.place(f"d.x.{gate}", self._gates + (columns.start - first * width) * size, width, Kind.STEP)
+            self.table.place(f"d.x.{gate}", self._gates + (columns.start - first * width) * size, width, Kind.STEP)
         for index in self.arrangement.places:
             address, stride = self.columns(*self.arrangement.places[index])
-            table.place(f"d.product.{index}", address - first * stride * size, stride, Kind.STEP)
+            self.table.place(f"d.product.{index}", address - first * stride * size, stride, Kind.STEP)
 
     def columns(self, among_gates: bool, start: int) -> tuple[int, int]:
         """The address of a column of the gradients of gates, or of the other products, and their stride."""
         if among_gates:
             return self._gates + start * self.itemsize, self.gates_width
         return self._rest + start * self.itemsize, self.arrangement.rest
+
+    def gradients(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero.
+
+        Args:
+            made: what a run made.
+        """
+        found = {f"parameter.{n}": made[f"total.{n}"].sum(0) for n in self.totals}
+        found |= {f"default.{n}": made[f"fresh.{n}"].sum(0) for n in self.fresh}
+        for n in self.widths:
+            if f"carry.{n}" in made:
+                found[f"state.{n}"] = self._handed_last(made[f"carry.{n}"])
+        for n, v in made.items():
+            if n.startswith("d."):
+                found[n[2:]] = v
+        self.products.give(found, made)
+        return found
+
+    def _handed_last(self, carry: Tensor) -> Tensor:
+        """What each row's first step in the order of time has handed back, [B, width], of the two halves of a carry."""
+        if not self.form.reverse or self.packing.is_dense:
+            half = self.packing.steps & 1 if self.form.reverse else 1
+            return carry[half * self.batch : (half + 1) * self.batch]
+        return carry.index_select(0, self.packing.halves)
+
+
+Strided = tuple[int, int, int, int]  # address, elements from row to row and from column to column, and columns
+Due = dict[int, list[tuple[Tensor, int, int]]]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where the gradient of a group's weights, or of `weight_ih`, goes: some rows of something that a run makes."""
+
+    name: str
+    row: int
+    address: int
+    columns: int
+    biases: int  # address; 0: none
 
 
 class _Products:
@@ -271,82 +272,84 @@ class _Products:
     def __init__(self, run: Backward, several: bool) -> None:
         self._run = run
         self._tools = run.tools
+        self._program = run.program
         self._size = run.itemsize
-        self._input = run.inputs["input"]
-        self._parameters: dict[str, Tensor] = {}  # gradients
-        self._apart: dict[int, tuple[Tensor, Tensor | None]] = {}  # of groups that are not stored as they are
-        # What is computed transposed, where it belongs, and whether it is added there.
-        self._transposed: dict[int, tuple[Tensor, Tensor, bool]] = {}
+        self._parameters: dict[str, int] = {}  # addresses of gradients
+        self._targets: dict[int, _Target] = {}  # of the groups, by number; -1 is the product with the input
+        self._apart: list[int] = []  # groups that are not stored as they are
+        # What is computed transposed: its columns, and whether it is added where it belongs.
+        self._transposed: dict[int, tuple[int, int, bool]] = {}
         self._once: dict[str, bool] = {}
         self._begun: set[int] = set()
-        self._operands: dict[int, Tensor] = {}
-        self._due_rows: dict[int, list[tuple[Tensor, int, int]]] = {}
-        self._clock = next((i for i, n in enumerate(run.plan.graph.nodes) if n.name == "state.t"), 0)
-        self._through: Tensor | None = None
-        if run.gates_width and run.inputs["input"].requires_grad:
-            weight = run.parameters["weight_ih"]
-            self._right = (weight.data_ptr(), weight.stride(0), weight.stride(1))
-            rows = (weight.data_ptr(), *weight.shape, weight.stride(0))
-            self._packed = self._tools.packed_right(rows, transposed=False) if several and weight.stride(1) == 1 else 0
-            self._through = memory.empty(run.total, weight.shape[1], dtype=weight.dtype)
+        self._through = 0
+        form, columns, gates = run.form, run.layout.input_size, run.gates_width
+        self._columns = columns
+        if gates and form.through:
+            weight = run.parameter("weight_ih")
+            self._right = (weight, columns, 1)
+            rows = (weight, gates, columns, columns)
+            self._packed = self._tools.packed_right(run.program, rows, transposed=False) if several else 0
+            self._through = run.program.result("through", run.total, columns)
 
     def take(self, entries: slice) -> None:
         """Multiply the gradients of a stretch."""
         run, count = self._run, entries.stop - entries.start
         for number, group in enumerate(run.arrangement.groups):
-            operand = self._operand(group.operand, entries)
-            width = sum(group.widths)
-            weight, bias = self._targets(number, group, width, operand.shape[1])
-            add = number in self._begun or (group.weight is not None and not self._once[group.weight])
-            d = run.columns(group.among_gates, group.start)
-            if run.clock is None:
-                self._add(number, d, (width, count), operand, weight, bias, add)
-            else:
-                self._add_due(group, d, entries, operand, (weight, bias), add)
-                self._begun.add(number)
+            with self._program.within():
+                operand = self._operand(group.operand, entries)
+                width = sum(group.widths)
+                target = self._target(number, group, width, operand[3])
+                add = number in self._begun or (group.weight is not None and not self._once[group.weight])
+                d = run.columns(group.among_gates, group.start)
+                if run.due is None:
+                    self._add(number, d, (width, count), operand, target, add)
+                else:
+                    self._add_due(group, d, run.due[entries.start], operand, target, add)
+                    self._begun.add(number)
         if not run.gates_width:
             return
-        weight = self._gradient("weight_ih", slice(None))
-        bias = self._gradient("bias_ih", slice(None)) if run.layout.input_bias else None
-        d = run.columns(True, 0)
-        self._add(-1, d, (run.gates_width, count), self._input[entries], weight, bias, -1 in self._begun)
-        if self._through is not None:
-            columns = self._through.shape[1]
-            to = self._through.data_ptr() + entries.start * columns * self._size
-            sizes = (count, columns, run.gates_width)
-            self._tools.multiply(sizes, (*d, 1), self._right, (to, columns), packed=self._packed)
+        target = self._target(-1, None, run.gates_width, self._columns)
+        d, strides = run.columns(True, 0), run.form.strides
+        start = self._program.given("input") + entries.start * strides[0] * self._size
+        self._add(-1, d, (run.gates_width, count), (start, *strides, self._columns), target, -1 in self._begun)
+        if self._through:
+            to = self._through + entries.start * self._columns * self._size
+            sizes = (count, self._columns, run.gates_width)
+            right = (to, self._columns)
+            self._tools.multiply(self._program, sizes, (*d, 1), self._right, right, packed=self._packed)
 
-    def _targets(self, number: int, group: Group, width: int, columns: int) -> tuple[Tensor, Tensor | None]:
+    def _target(self, number: int, group: Group | None, width: int, columns: int) -> _Target:
         """Where the gradients of a group's weights and biases go."""
-        if group.weight is not None:
-            bias = self._gradient(group.bias, group.rows) if group.bias is not None and group.biased else None
-            return self._gradient(group.weight, group.rows), bias
-        if number not in self._apart:
-            like = self._run.dtype
-            bias = memory.empty(width, dtype=like) if group.biased else None
-            self._apart[number] = (memory.empty(width, columns, dtype=like), bias)
-        return self._apart[number]
+        if number not in self._targets:
+            weight = "weight_ih" if group is None else group.weight
+            if weight is None:
+                self._apart.append(number)
+                name = f"apart.{number}"
+                biased = group is not None and group.biased
+                biases = self._program.result(f"biases.{number}", width) if biased else 0
+                address, row = self._program.result(name, width, columns), 0
+            else:
+                name, row = f"d.parameter.{weight}", 0 if group is None else group.rows.start or 0
+                address, biases = self._gradient(weight, row), 0
+                if group is None:
+                    biases = self._gradient("bias_ih", 0) if self._run.layout.input_bias else 0
+                elif group.bias is not None and group.biased:
+                    biases = self._gradient(group.bias, row)
+            self._targets[number] = _Target(name, row, address, columns, biases)
+        return self._targets[number]
 
-    def _gradient(self, name: str, rows: slice) -> Tensor:
-        """Some rows of a parameter's gradient; the parameter's gradient is zero where no product writes it."""
+    def _gradient(self, name: str, row: int) -> int:
+        """The address of a row of a parameter's gradient, which is zero where no product writes it."""
+        shape = self._run.shapes[name]
         if name not in self._parameters:
-            like = self._run.parameters[name]
-            self._once[name] = self._run.arrangement.once(name, like.shape[0])
-            self._parameters[name] = memory.empty(*like.shape, dtype=like.dtype)
+            self._once[name] = self._run.arrangement.once(name, shape[0])
+            self._parameters[name] = self._program.result(f"d.parameter.{name}", *shape)
             if not self._once[name]:
-                self._parameters[name].zero_()
-        whole = self._parameters[name]
-        return whole if rows == slice(None) else whole[rows]
+                self._program.fill(self._parameters[name], math.prod(shape))
+        return self._parameters[name] + row * math.prod(shape[1:]) * self._size
 
     def _add(
-        self,
-        number: int,
-        d: tuple[int, int],
-        sizes: tuple[int, int],
-        right: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        add: bool,
+        self, number: int, d: tuple[int, int], sizes: tuple[int, int], right: Strided, target: _Target, add: bool
     ) -> None:
         """Write dᵀ right to a weight's gradient, and the sums of d's columns to a bias's, or add them to what is there.
 
@@ -354,81 +357,73 @@ class _Products:
             number: of the group; -1 for the product with the input.
             d: address and stride of [count, width]. sizes: width and count. right: [count, columns].
         """
-        (address, stride), (width, count) = d, sizes
-        columns = right.shape[1]
-        sums = 0 if bias is None else bias.data_ptr()
+        (address, stride), (width, count), columns = d, sizes, right[3]
+        sums = target.biases
         if columns < min(width, _TURNED):
             begun = number in self._begun
             if not begun:
-                self._transposed[number] = (memory.empty(columns, width, dtype=weight.dtype), weight, add)
-            to = (self._transposed[number][0].data_ptr(), width)
-            a, b = (right.data_ptr(), right.stride(1), right.stride(0)), (address, stride, 1)
-            self._tools.multiply((columns, width, count), a, b, to, add=begun, column_sums=sums, add_sums=add)
+                self._transposed[number] = (self._program.result(f"transposed.{number}", columns, width), width, add)
+            to = (self._transposed[number][0], width)
+            a, b = (right[0], right[2], right[1]), (address, stride, 1)
+            sizes = (columns, width, count)
+            self._tools.multiply(self._program, sizes, a, b, to, add=begun, column_sums=sums, add_sums=add)
         else:
-            b = (right.data_ptr(), right.stride(0), right.stride(1))
-            to = (weight.data_ptr(), columns)
-            a = (address, 1, stride)
-            self._tools.multiply((width, columns, count), a, b, to, add=add, sums=sums, add_sums=add)
+            a, b, to = (address, 1, stride), right[:3], (target.address, columns)
+            sizes = (width, columns, count)
+            self._tools.multiply(self._program, sizes, a, b, to, add=add, sums=sums, add_sums=add)
         self._begun.add(number)
 
     def _add_due(
         self,
         group: Group,
         d: tuple[int, int],
-        entries: slice,
-        operand: Tensor,
-        targets: tuple[Tensor, Tensor | None],
+        due: list[tuple[Tensor, int, int]],
+        operand: Strided,
+        target: _Target,
         add: bool,
     ) -> None:
         """As `_add`, of a cell with a clock: each run of units takes only the rows in which it is due."""
-        run, columns = self._run, operand.shape[1]
-        (address, stride), (weight, bias) = d, targets
+        columns, size, (address, stride) = operand[3], self._size, d
         if not add:
-            weight.zero_()
-            if bias is not None:
-                bias.zero_()
-        for rows, first, end in self._due(entries):
+            self._program.fill(target.address, sum(group.widths) * columns)
+            if target.biases:
+                self._program.fill(target.biases, sum(group.widths))
+        for rows, first, end in due:
+            chosen = self._program.constant(rows)
             for unit in accumulate(group.widths[:-1], initial=0):
                 start = unit + first
                 self._tools.multiply(
+                    self._program,
                     (end - first, columns, len(rows)),
-                    (address + start * run.itemsize, 1, stride),
-                    (operand.data_ptr(), operand.stride(0), operand.stride(1)),
-                    (weight[start:].data_ptr(), columns),
+                    (address + start * size, 1, stride),
+                    operand[:3],
+                    (target.address + start * columns * size, columns),
                     add=True,
-                    sums=0 if bias is None else bias[start:].data_ptr(),
+                    sums=target.biases + start * size if target.biases else 0,
                     add_sums=True,
-                    chosen=rows.data_ptr(),
+                    chosen=chosen,
                 )
 
-    def _due(self, entries: slice) -> list[tuple[Tensor, int, int]]:
-        """Rows of a stretch, and the first and last of the neighbouring units that are due at their steps alone."""
-        if entries.start not in self._due_rows:
-            run = self._run
-            runs = np.asarray(run.clock).reshape(-1, 3)
-            time = self._operand(self._clock, entries)[:, 0].numpy().astype(np.int32)
-            sets = (time[:, None] % runs[:, 2].astype(np.int32) == 0) @ (1 << np.arange(len(runs)))
-            found = []
-            for chosen in np.unique(sets):
-                rows = torch.from_numpy(np.flatnonzero(sets == chosen))
-                edges = np.flatnonzero(np.diff([0, *(int(chosen) >> k & 1 for k in range(len(runs))), 0]))
-                found += [(rows, int(runs[a, 0]), int(runs[b - 1, 1])) for a, b in edges.reshape(-1, 2)]
-            self._due_rows[entries.start] = found
-        return self._due_rows[entries.start]
+    def finish(self) -> None:
+        """Turn what was computed transposed and is not added to anything."""
+        for number, (address, width, add) in self._transposed.items():
+            if not add:
+                target = self._targets[number]
+                source = (address, target.columns, width, width)
+                self._tools.transpose(self._program, source, target.address, target.columns)
 
-    def give(self, found: dict[str, Tensor]) -> None:
+    def give(self, found: dict[str, Tensor], made: Mapping[str, Tensor]) -> None:
         """Put the gradients of parameters and input, by name, beside those that are there."""
-        for transposed, weight, add in self._transposed.values():
+        for number, (_, width, add) in self._transposed.items():
             if add:
-                weight.add_(transposed.T)
-            else:
-                self._tools.transpose(matrix(transposed), weight.data_ptr(), weight.stride(0))
-        for name, gradient in self._parameters.items():
-            found[f"parameter.{name}"] = gradient
-        if self._through is not None:
-            found["input"] = found["input"] + self._through if "input" in found else self._through
-        for number, (weight, bias) in self._apart.items():
-            self._give_apart(found, self._run.arrangement.groups[number], weight, bias)
+                target = self._targets[number]
+                made[target.name][target.row : target.row + width].add_(made[f"transposed.{number}"].T)
+        if self._through:
+            through = made["through"]
+            found["input"] = found["input"] + through if "input" in found else through
+        for number in self._apart:
+            group = self._run.arrangement.groups[number]
+            self._give_apart(found, group, made[f"apart.{number}"], made.get(f"biases.{number}"))
 
     def _give_apart(self, found: dict[str, Tensor], group: Group, weight: Tensor, bias: Tensor | None) -> None:
         layout, widths = self._run.layout, list(group.widths)
@@ -436,54 +431,98 @@ class _Products:
         for name, w, b in zip(group.names, weight.split(widths), parts, strict=True):
             product = layout.products.get(name)
             if product is None or not product.fixed:
-                stored, rows = weight_parameter(layout, name)
-                self._give(found, stored, rows, stored_gradient(layout, name, w))
+                parameter, rows = weight_parameter(layout, name)
+                self._give(found, parameter, rows, stored_gradient(layout, name, w))
                 self._give(found, product.bias if product else None, rows, b)
 
     def _give(self, found: dict[str, Tensor], parameter: str | None, rows: slice, gradient: Tensor | None) -> None:
         """Add to the gradient of some rows of a parameter."""
         if parameter is None or gradient is None:
             return
-        name, whole = f"parameter.{parameter}", self._run.parameters[parameter]
-        if name not in found and gradient.shape == whole.shape:
+        name, shape = f"parameter.{parameter}", self._run.shapes[parameter]
+        if name not in found and gradient.shape == shape:
             found[name] = gradient
             return
         if name not in found:
-            found[name] = torch.zeros_like(whole)
+            found[name] = gradient.new_zeros(shape)
         found[name][rows] += gradient
 
-    def _operand(self, index: int, entries: slice) -> Tensor:
-        """What a product read at some entries, [rows, width]."""
-        run = self._run
+    def _operand(self, index: int, entries: slice) -> Strided:
+        """What a product read at some entries."""
+        run, program, size = self._run, self._program, self._size
         node = run.plan.graph.nodes[index]
         kind, _, rest = node.name.partition(".")
-        if node.op == "leaf" and kind == "state" and not (run.packing.is_dense and run.reset is None):
-            packing = run.packing
-            before = packing.next_steps if run.scene.reverse else packing.previous_steps
-            rows = run.sequences[rest].index_select(0, before[entries])
-            if run.reset is not None:
-                learned = run.inputs.get(f"default.{rest}")
-                fixed = {e.name: e.initial for e, _ in run.layout.states}[rest]
-                rows[run.reset[entries].bool()] = fixed if learned is None else learned
-            return rows
-        if index not in self._operands:
-            self._operands[index] = self._whole_operand(index)
-        return self._operands[index][entries]
-
-    def _whole_operand(self, index: int) -> Tensor:
-        run = self._run
-        node = run.plan.graph.nodes[index]
+        width, first = node.width, entries.start
+        if node.op == "leaf" and kind == "state" and (run.resets or not run.packing.is_dense):
+            count = entries.stop - first
+            to = program.numbers(count, width)
+            entry = next(e for e, _ in run.layout.states if e.name == rest)
+            otherwise = run.default(entry, width) if run.resets else 0
+            program.gather(to, run.sequences[rest], program.given("before") + 8 * first, otherwise, count, width)
+            return to, width, 1, width
+        strides: tuple[int, ...] = (width, 1)
         if node.op != "leaf":
-            entry = next((e for e, i in run.plan.graph.outputs.items() if i == index), None)
-            if entry is not None:
-                return run.outputs(run.sequences[entry])
-            start = 0
-            for number, width in run.plan.saved_widths.items():
-                if number == index:
-                    break
-                start += run.total * width
-            return run.kept["saved"][start : start + run.total * node.width].view(run.total, node.width)
-        kind, _, rest = node.name.partition(".")
-        if kind == "state":
-            return run.sequences[rest][run.batch :] if run.scene.reverse else run.sequences[rest]
-        return run.inputs["input" if kind == "raw" else node.name]
+            entry_name = next((e for e, i in run.plan.graph.outputs.items() if i == index), None)
+            if entry_name is not None:
+                start = run.sequences[entry_name] + run.first_output(width)
+            else:
+                start = next(at for n, at, _ in run.saved(program.given("saved")) if n == index)
+        elif kind == "state":
+            start = run.sequences[rest] + (run.batch * width * size if run.form.reverse else 0)
+        elif kind == "raw":
+            start, strides = program.given("input"), run.form.strides
+        else:
+            start = program.given(node.name)
+        return start + first * strides[0] * size, strides[0], strides[1], width
+
+
+def backward_of(form: Form, tensors: Mapping[str, Tensor]) -> Backward:
+    """The program of a form; kept where another run may have the same.
+
+    Args:
+        tensors: what it is given.
+    """
+    runs = clock_runs(form.plan)
+    if runs is not None:
+        return Backward(form, due_of(form, tensors, np.asarray(runs).reshape(-1, 3)))
+    return _kept(form) if form.packing.kept else Backward(form, None)
+
+
+@functools.lru_cache(maxsize=512)
+def _kept(form: Form) -> Backward:
+    return Backward(form, None)
+
+
+def before_of(form: Form, reset: Tensor | None) -> Tensor:
+    """[N]: where in a state's sequence the state before each entry stands; -1 where it is the default."""
+    before = form.packing.next_steps if form.reverse else form.packing.previous_steps
+    return before if reset is None else before.masked_fill(reset.bool(), -1)
+
+
+def due_of(form: Form, tensors: Mapping[str, Tensor], runs: Any) -> Due:
+    """By the first entry of each stretch of time, rows of it and neighbouring units that are due at their steps alone.
+
+    Args:
+        runs: [runs, 3]: first unit, end and period.
+
+    Returns:
+        Rows, counted from the stretch's first, and the first unit and the end.
+    """
+    plan, packing = form.plan, form.packing
+    times = tensors["sequence.t"][:, 0]
+    if "before" in tensors:
+        (initial,) = (e.initial for e, _ in plan.layout.states if e.name == "t")
+        times = torch.cat([times, times.new_full((1,), initial)])[tensors["before"]]
+    else:
+        times = times[packing.batch :] if form.reverse else times
+    rows = gates_width(plan.layout) + arrangement(plan).rest
+    found: Due = {}
+    for _, entries in chunks(packing, rows * form.dtype.itemsize, plan.gradients):
+        time = times[entries].numpy().astype(np.int32)
+        sets = (time[:, None] % runs[:, 2].astype(np.int32) == 0) @ (1 << np.arange(len(runs)))
+        found[entries.start] = []
+        for chosen in np.unique(sets):
+            numbers = torch.from_numpy(np.flatnonzero(sets == chosen))
+            edges = np.flatnonzero(np.diff([0, *(int(chosen) >> k & 1 for k in range(len(runs))), 0]))
+            found[entries.start] += [(numbers, int(runs[a, 0]), int(runs[b - 1, 1])) for a, b in edges.reshape(-1, 2)]
+    return found

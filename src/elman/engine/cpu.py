@@ -12,10 +12,19 @@ from elman.compiler import build
 from elman.compiler.graph import CannotCompile
 from elman.compiler.plan import Plan
 from elman.engine import reference
-from elman.engine.backward import Backward
+from elman.engine.backward import backward_of, before_of
 from elman.engine.call import Direction, DirectionResult, LayerCall
-from elman.engine.forward import Forward, Scene, default_names, parameter_names, state_names
-from elman.engine.products import REALS, tools
+from elman.engine.forward import (
+    Scene,
+    default_names,
+    form_of,
+    forward_of,
+    parameter_names,
+    state_names,
+    tensors_of,
+)
+from elman.engine.products import tools
+from elman.engine.program import REALS
 
 name = "cpu"
 
@@ -131,12 +140,38 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
     inputs |= {f"below.{k}": v for k, v in direction.below.items()}
     wanted = len(call.layout.states) if call.every_state else 1
     training = torch.is_grad_enabled() and any(v.requires_grad for v in inputs.values())
-    scene = Scene(call, direction.reverse, tuple(inputs), wanted, training, direction.draws)
-    if not training:
-        results = Forward(scene, plan_of(call), inputs).run()
-    else:
-        results = _Recurrence.apply(scene, *inputs.values())  # type: ignore[no-untyped-call]
+    scene = Scene(call, plan_of(call), direction.reverse, tuple(inputs), wanted, training, direction.draws)
+    results = _Recurrence.apply(scene, *inputs.values()) if training else _forward(scene, inputs)[0]  # type: ignore[no-untyped-call]
     return DirectionResult(tuple(results[:wanted]), tuple(results[wanted:]))
+
+
+def _forward(scene: Scene, inputs: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """The results, and what backward needs beside the inputs."""
+    tensors = tensors_of(scene, inputs)
+    forward = forward_of(form_of(scene, tensors))
+    made = forward.program.run(tensors)
+    return forward.results(made), {n: v for n, v in made.items() if not n.startswith("final.")}
+
+
+def _backward(
+    scene: Scene, inputs: Mapping[str, Tensor], kept: Mapping[str, Tensor], gradients: tuple[Tensor | None, ...]
+) -> dict[str, Tensor]:
+    """The gradients of the inputs, by name; those that are absent are zero."""
+    tensors = tensors_of(scene, inputs)
+    form = form_of(scene, tensors)
+    tensors |= kept
+    strides: list[int | None] = []
+    for k, gradient in enumerate(gradients):
+        if gradient is not None:
+            if k >= scene.wanted or gradient.stride(1) != 1:
+                gradient = gradient.contiguous()
+            tensors[f"gradient.{k}"] = gradient
+        strides.append(None if gradient is None else gradient.stride(0))
+    if scene.call.reset is not None or not scene.call.packing.is_dense:
+        tensors["before"] = before_of(form, tensors.get("reset"))
+    form = form._replace(gradients=tuple(strides), through=inputs["input"].requires_grad)
+    backward = backward_of(form, tensors)
+    return backward.gradients(backward.program.run(tensors))
 
 
 class _Recurrence(torch.autograd.Function):
@@ -144,16 +179,11 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scene: Scene, *tensors: Tensor) -> Any:
-        call = scene.call
-        plan = plan_of(call)
-        forward = Forward(scene, plan, dict(zip(scene.names, tensors, strict=True)))
-        results = forward.run()
+        results, kept = _forward(scene, dict(zip(scene.names, tensors, strict=True)))
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(v for v in results if not v.is_floating_point()))
         if scene.training:
             ctx.scene = scene
-            ctx.plan = plan
-            kept = forward.kept()
             ctx.kept_names = tuple(kept)
             ctx.save_for_backward(*tensors, *kept.values())
         return results
@@ -167,7 +197,7 @@ class _Recurrence(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (None, *_through_reference(scene, inputs, gradients))
         kept = dict(zip(ctx.kept_names, tensors[count:], strict=True))
-        found = Backward(scene, ctx.plan, inputs, kept, gradients).run()
+        found = _backward(scene, inputs, kept, gradients)
         return (
             None,
             *(found.get(n) if need else None for n, need in zip(scene.names, ctx.needs_input_grad[1:], strict=True)),

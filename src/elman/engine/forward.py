@@ -1,12 +1,10 @@
 """One direction of a layer on compiled kernels."""
 
-import ctypes
 import functools
-import math
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +12,17 @@ from torch import Tensor
 
 from elman.cells.contract import StateEntry
 from elman.cells.layout import Layout
+from elman.compiler import build
 from elman.compiler.emit import Kernel
 from elman.compiler.plan import Plan
-from elman.engine import memory, reference
+from elman.engine import reference, threads
 from elman.engine.call import LayerCall
 from elman.engine.draws import threshold
 from elman.engine.kernel import Kind, Table, chunks
-from elman.engine.matrices import located, pattern
-from elman.engine.products import Matrix, matrix, tools
+from elman.engine.matrices import dense, pattern, stored
+from elman.engine.packing import Packing
+from elman.engine.products import Matrix, tools
+from elman.engine.program import Program
 
 
 @dataclass(slots=True)
@@ -29,11 +30,77 @@ class Scene:
     """What a run knows beside its tensors."""
 
     call: LayerCall
+    plan: Plan
     reverse: bool
     names: tuple[str, ...]
     wanted: int
     training: bool
     draws: Mapping[str, Tensor]
+
+
+class Form(NamedTuple):
+    """What the jobs of a run depend on: runs of the same form share a program.
+
+    Attributes:
+        names: of the tensors that a run is given.
+        strides: of the input.
+        gradients: of each of the forward run's results, elements from row to row of its gradient, or None; empty in a
+            forward run.
+        through: whether the input's gradient is wanted.
+    """
+
+    plan: Plan
+    packing: Packing
+    reverse: bool
+    wanted: int
+    training: bool
+    names: tuple[str, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    workers: int
+    isa: str
+    gradients: tuple[int | None, ...] = ()
+    through: bool = False
+
+
+def form_of(scene: Scene, tensors: Mapping[str, Tensor]) -> Form:
+    """The form of a forward run."""
+    x = tensors["input"]
+    return Form(
+        scene.plan,
+        scene.call.packing,
+        scene.reverse,
+        scene.wanted,
+        scene.training,
+        tuple(tensors),
+        x.stride(),
+        x.dtype,
+        threads.count(),
+        build.instruction_set(),
+    )
+
+
+def tensors_of(scene: Scene, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a run is given: all of one dtype and contiguous, but for an input of which the step reads no rows itself."""
+    call, plan = scene.call, scene.plan
+    dtype = call.input.dtype
+    found = {}
+    for name, tensor in inputs.items():
+        if tensor.dtype != dtype:
+            tensor = tensor.to(dtype)
+        if not tensor.is_contiguous() and (name != "input" or plan.reads_input):
+            tensor = tensor.contiguous()
+        found[name] = tensor
+    if plan.structured:
+        parameters = {n.partition(".")[2]: v for n, v in found.items() if n.startswith("parameter.")}
+        for n in plan.structured:
+            found[f"matrix.{n}"] = dense(plan.layout, n, parameters, {}).contiguous()
+    for n, rows in scene.draws.items():
+        found[f"draws.{n}"] = rows
+    if call.reset is not None:
+        reset = reference.reset_in_reverse(call, call.reset) if scene.reverse else call.reset
+        found["reset"] = reset.to(torch.uint8).contiguous()
+    return found
 
 
 @functools.lru_cache(maxsize=1024)
@@ -60,113 +127,126 @@ def default_names(layout: Layout) -> tuple[str, ...]:
     return tuple(f"default.{e.name}" for e, _ in layout.states)
 
 
-class Run:
-    """What a forward and a backward run share."""
+class Written:
+    """What the programs of a forward and a backward run share.
 
-    kernel: Kernel
+    Attributes:
+        program: where the jobs are written down.
+        table: of the kernel.
+    """
 
-    def __init__(self, scene: Scene, plan: Plan, inputs: Mapping[str, Tensor]) -> None:
-        self.scene = scene
-        self.plan = plan
-        self.inputs = inputs
-        call = scene.call
+    def __init__(self, form: Form, kernel: Kernel) -> None:
+        self.form = form
+        self.plan = plan = form.plan
+        self.kernel = kernel
         self.layout = plan.layout
-        self.packing = call.packing
-        self.dtype = call.input.dtype
-        self.batch = call.packing.batch
-        self.total = call.packing.total
-        names = parameter_names(call.layout)
-        self.parameters = {p.name: inputs[n] for p, n in zip(call.layout.parameters, names, strict=True)}
-        self.constants = reference.constants(call.cell, call.layout.hidden_size, call.input)
-        reset = call.reset
-        if reset is not None and scene.reverse:
-            reset = reference.reset_in_reverse(call, reset)
-        self.reset = None if reset is None else reset.to(torch.uint8).contiguous()
-        self.widths = {e.name: w for e, w in call.layout.states}
-        self.tools = tools(self.dtype)
-        self.itemsize = self.dtype.itemsize
+        self.packing = form.packing
+        self.batch = form.packing.batch
+        self.total = form.packing.total
+        self.shapes = {p.name: p.shape for p in plan.layout.parameters}
+        self.constants = reference.constants(plan.cell, plan.layout.hidden_size, torch.empty(0, dtype=form.dtype))
+        self.widths = {e.name: w for e, w in plan.layout.states}
+        self.tools = tools(form.dtype)
+        self.itemsize = form.dtype.itemsize
         self.gates_width = gates_width(plan.layout)
         self.clock = clock_runs(plan)
-        self.held: list[Tensor] = []
-        memory.scratch.begin()
+        self.program = Program(form.dtype)
+        self.table = Table(kernel, form.dtype, self.batch, self.program, form.workers)
+        self.resets = "reset" in form.names
 
-    def take(self, *shape: int) -> int:
-        """The address of scratch memory for so many numbers."""
-        return memory.scratch.take(math.prod(shape) * self.itemsize)
-
-    def prepare(self, table: Table, backward: bool) -> Callable[[], object]:
-        """The kernel of a table, ready to run."""
-        matrices, patterns, names = self.matrices(), self.patterns(), tuple(self.widths)
-        take, clock = memory.scratch.take, self.clock
-        direction = (backward, self.scene.reverse)
-        return table.prepare(matrices, patterns, self.packing, self.reset, direction, names, take, clock=clock)
+    def prepare(self, backward: bool) -> None:
+        """Make the kernel ready to run."""
+        self.table.prepare(
+            {n: self._matrix(n) for n in self.plan.product_names},
+            patterns_of(self.layout, self.plan.product_names),
+            self.packing,
+            self.program.given("reset") if self.resets else 0,
+            (backward, self.form.reverse),
+            tuple(self.widths),
+            self.clock,
+        )
 
     def stretches(self, row_bytes: int, backward: bool) -> list[tuple[slice, slice]]:
         """Stretches of time, as steps and entries, in the order in which they run."""
         found = chunks(self.packing, row_bytes, self.kernel)
-        return found[::-1] if backward != self.scene.reverse else found
+        return found[::-1] if backward != self.form.reverse else found
 
-    def outputs(self, sequence: Tensor) -> Tensor:
-        """Of a state's sequence, with its initial state before or behind it, what follows the steps, [N, width]."""
-        return sequence[: self.total] if self.scene.reverse else sequence[self.batch :]
+    def parameter(self, name: str, row: int = 0) -> int:
+        """The address of a parameter's row."""
+        width = self.shapes[name][1] if len(self.shapes[name]) > 1 else 1
+        return self.program.given(f"parameter.{name}") + row * width * self.itemsize
 
-    def matrices(self) -> dict[str, Matrix]:
-        """All products' matrices, by the names of the graph's nodes."""
-        names = self.plan.product_names
-        return {n: located(self.layout, n, self.parameters, self.constants, self.held) for n in names}
+    def first_output(self, width: int) -> int:
+        """Bytes from the start of a state's sequence, with its initial state, to what follows the first step."""
+        return 0 if self.form.reverse else self.batch * width * self.itemsize
 
-    def patterns(self) -> dict[str, Tensor]:
-        """Where structured matrices have weights."""
-        return patterns_of(self.layout, self.plan.product_names)
+    def _matrix(self, name: str) -> Matrix:
+        """A product's matrix."""
+        where, product = stored(self.layout, name), self.layout.products.get(name)
+        if where is not None:
+            rows, columns = self.shapes[where[0]]
+            rows = product.output if product is not None else rows
+            return self.parameter(where[0], where[1].start or 0), rows, columns, columns
+        assert product is not None
+        if not product.fixed:
+            return self.program.given(f"matrix.{name}"), product.output, product.input, product.input
+        fixed = dense(self.layout, name, {}, self.constants).to(self.form.dtype).contiguous()
+        return self.program.constant(fixed), *fixed.shape, fixed.shape[1]
 
-    def units(self, table: Table) -> None:
-        """Give a table the per-unit values: vectors, constants, biases, defaults."""
+    def units(self) -> None:
+        """Give the table the per-unit values: vectors, constants, biases."""
         for n in self.layout.vectors:
-            table.set(f"vector.{n}", self.parameters[n].contiguous(), Kind.UNITS)
+            self.table.place(f"vector.{n}", self.parameter(n), 0, Kind.UNITS)
         for n, v in self.constants.items():
-            if v.dim() == 1:
-                table.set(f"constant.{n}", v.to(self.dtype).contiguous(), Kind.UNITS)
+            if f"constant.{n}" in self.table:
+                value = self.program.constant(v.to(self.form.dtype).contiguous())
+                self.table.place(f"constant.{n}", value, 0, Kind.UNITS)
         for p in self.layout.products.values():
             if p.bias is not None:
-                table.set(f"bias.{p.name}", self.parameters[p.bias][p.rows].contiguous(), Kind.UNITS)
+                self.table.place(f"bias.{p.name}", self.parameter(p.bias, p.rows.start), 0, Kind.UNITS)
 
-    def place_saved(self, table: Table, saved: Tensor) -> None:
-        """Give a table what a forward run saves, one node after the other."""
-        address = saved.data_ptr()
+    def saved(self, address: int) -> Iterator[tuple[int, int, int]]:
+        """What a forward run saves, one node after the other: each node, where it is, and its width."""
         for n, width in self.plan.saved_widths.items():
-            table.place(f"saved.{n}", address, width, Kind.STEP)
+            yield n, address, width
             address += self.total * width * self.itemsize
 
-    def states(self, table: Table, sequences: Mapping[str, Tensor]) -> None:
-        """Give a table the states' sequences, and where they are read before a step."""
+    def place_saved(self, address: int) -> None:
+        """Give the table what a forward run saves."""
+        for n, place, width in self.saved(address):
+            self.table.place(f"saved.{n}", place, width, Kind.STEP)
+
+    def states(self, sequences: Mapping[str, int]) -> None:
+        """Give the table the states' sequences, and where they are read before a step."""
+        table, program = self.table, self.program
         for entry, width in self.layout.states:
             sequence = sequences[entry.name]
-            table.set(f"previous.{entry.name}", sequence, Kind.PREVIOUS)
-            table.set(f"next.{entry.name}", sequence, Kind.NEXT)
-            if self.reset is None and (self.packing.is_dense or not self.scene.reverse):
-                table.set(f"state.{entry.name}", sequence, Kind.ENTERED)
-            else:
-                table.place(f"state.{entry.name}", self.take(self.batch, width), width, Kind.ENTERED)
-            if self.reset is not None:
-                default = self.inputs.get(f"default.{entry.name}")
-                if default is None:
-                    default = torch.full((width,), entry.initial, dtype=self.dtype)
-                table.set(f"default.{entry.name}", default.contiguous(), Kind.UNITS)
+            table.place(f"previous.{entry.name}", sequence, width, Kind.PREVIOUS)
+            table.place(f"next.{entry.name}", sequence, width, Kind.NEXT)
+            direct = not self.resets and (self.packing.is_dense or not self.form.reverse)
+            entered = sequence if direct else program.numbers(self.batch, width)
+            table.place(f"state.{entry.name}", entered, width, Kind.ENTERED)
+            if self.resets:
+                table.place(f"default.{entry.name}", self.default(entry, width), 0, Kind.UNITS)
 
-    def draws(self, table: Table) -> None:
-        """Tell a table how the random choices are made."""
+    def default(self, entry: StateEntry, width: int) -> int:
+        """The address of a state at resets, [width]."""
+        if f"default.{entry.name}" in self.form.names:
+            return self.program.given(f"default.{entry.name}")
+        return self.program.constant(torch.full((width,), entry.initial, dtype=self.form.dtype))
+
+    def draws(self) -> None:
+        """Tell the table how the random choices are made."""
         for declared, _ in self.layout.draws:
-            rows, chance = self.scene.draws[declared.name], declared.probability
-            table.draw(declared.name, rows, not declared.locked, threshold(chance))
+            rows = self.program.given(f"draws.{declared.name}")
+            self.table.draw(declared.name, rows, not declared.locked, threshold(declared.probability))
 
-    def side_inputs(self, table: Table) -> None:
-        """Give a table the inputs that are read as they are."""
-        for n, v in self.inputs.items():
-            kind = n.partition(".")[0]
-            if kind in ("extra", "below") or n == "input":
-                key = "raw" if n == "input" else n
-                if key in table:
-                    table.set(key, v.contiguous(), Kind.STEP)
+    def side_inputs(self) -> None:
+        """Give the table the inputs that are read as they are."""
+        for n in self.form.names:
+            key = "raw" if n == "input" else n
+            if n.partition(".")[0] in ("extra", "below", "input") and key in self.table:
+                self.table.place(key, self.program.given(n), self.kernel.buffers[key], Kind.STEP)
 
 
 _RUNS = 64  # of units that a kernel can tell apart by their periods
@@ -193,101 +273,92 @@ def patterns_of(layout: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
     return {n: p for n, p in found.items() if p is not None}
 
 
-class Forward(Run):
-    """A forward run.
+class Forward(Written):
+    """The program of a forward run.
 
-    Attributes:
-        sequences: for each state entry [B + N, width]: the initial state, then the packed sequence.
-        saved: what backward reads and cannot compute again: [N, width] of each node, one after the other; or None.
+    Each run makes `sequence.<state>`, [B + N, width]: the initial state, then the packed sequence, or where time runs
+    backwards the initial state last; `final.<state>`, [B, width], where it can be told beforehand; and `saved`: what
+    backward reads and cannot compute again, [N, width] of each node, one after the other.
     """
 
-    def __init__(self, scene: Scene, plan: Plan, inputs: Mapping[str, Tensor]) -> None:
-        super().__init__(scene, plan, inputs)
-        self.kernel = plan.training if scene.training else plan.inference
-        self.sequences: dict[str, Tensor] = {}
-        self.saved: Tensor | None = None
-
-    def run(self) -> tuple[Tensor, ...]:
-        """The wanted sequences, [N, width] each, then the final states, [B, width]."""
-        table = Table(self.kernel, self.dtype, self.batch)
+    def __init__(self, form: Form) -> None:
+        super().__init__(form, form.plan.training if form.training else form.plan.inference)
+        program = self.program
+        sequences = {
+            e.name: program.result(f"sequence.{e.name}", self.batch + self.total, w) for e, w in self.layout.states
+        }
         for entry, width in self.layout.states:
-            sequence = memory.empty(self.batch + self.total, width, dtype=self.dtype)
-            self._start(sequence, entry, width)
-            self.sequences[entry.name] = sequence
-        self.states(table, self.sequences)
-        self.units(table)
-        self.draws(table)
-        self.side_inputs(table)
-        if self.scene.training and self.plan.saved_widths:
-            self.saved = memory.empty(self.total * sum(self.plan.saved_widths.values()), dtype=self.dtype)
-            self.place_saved(table, self.saved)
-        run = self.prepare(table, backward=False)
+            self._start(sequences[entry.name], entry, width)
+        self.states(sequences)
+        self.units()
+        self.draws()
+        self.side_inputs()
+        if form.training and self.plan.saved_widths:
+            self.place_saved(program.result("saved", self.total * sum(self.plan.saved_widths.values())))
+        self.prepare(backward=False)
         if self.gates_width:
-            self._stretches(table, run)
+            self._stretches()
         else:
-            run()
-        return self._results()
+            self.table.run(slice(0, self.packing.steps))
+        if self.packing.is_dense or form.reverse:
+            for n, width in self.widths.items():
+                last = 0 if form.reverse else self.total * width * self.itemsize
+                program.copy(program.result(f"final.{n}", self.batch, width), sequences[n] + last, self.batch * width)
 
-    def _start(self, sequence: Tensor, entry: StateEntry, width: int) -> None:
+    def _start(self, sequence: int, entry: StateEntry, width: int) -> None:
         """Write the initial state."""
-        start = self.total if self.scene.reverse else 0
-        address = sequence.data_ptr() + start * width * self.itemsize
-        given = self.inputs.get(f"state.{entry.name}")
-        if given is None:
-            if entry.initial == 0:
-                ctypes.memset(address, 0, self.batch * width * self.itemsize)
-            else:
-                sequence[start : start + self.batch] = entry.initial
-        elif given.is_contiguous() and given.dtype == self.dtype:
-            ctypes.memmove(address, given.data_ptr(), self.batch * width * self.itemsize)
+        to = sequence + (self.total * width * self.itemsize if self.form.reverse else 0)
+        if f"state.{entry.name}" in self.form.names:
+            self.program.copy(to, self.program.given(f"state.{entry.name}"), self.batch * width)
         else:
-            sequence[start : start + self.batch] = given
+            self.program.fill(to, self.batch * width, float(entry.initial))
 
-    def _stretches(self, table: Table, run: Callable[[], object]) -> None:
+    def _stretches(self) -> None:
         """Stretch by stretch of time, the products with the input, then the loop."""
-        x = self.inputs["input"]
-        weight, width, size = self.parameters["weight_ih"], self.gates_width, self.itemsize
-        bias = self.parameters["bias_ih"].contiguous() if self.layout.input_bias else None
+        table, width, size = self.table, self.gates_width, self.itemsize
+        columns, strides = self.layout.input_size, self.form.strides
+        x, weight = self.program.given("input"), self.parameter("weight_ih")
+        bias = self.parameter("bias_ih") if self.layout.input_bias else 0
         stretches = self.stretches(width * size, backward=False)
-        start, a = x.data_ptr(), x.stride()
-        right = (weight.data_ptr(), weight.stride(1), weight.stride(0))
-        several = len(stretches) > 1 and weight.stride(1) == 1
-        packed = self.tools.packed_right(matrix(weight), transposed=True) if several else 0
-        rows = self.take(max(entries.stop - entries.start for _, entries in stretches), width)
+        packed = 0
+        if len(stretches) > 1:
+            packed = self.tools.packed_right(self.program, (weight, width, columns, columns), transposed=True)
+        rows = self.program.numbers(max(entries.stop - entries.start for _, entries in stretches), width)
         for steps, entries in stretches:
             first = entries.start
             self.tools.multiply(
-                (entries.stop - first, width, x.shape[1]),
-                (start + first * a[0] * size, *a),
-                right,
+                self.program,
+                (entries.stop - first, width, columns),
+                (x + first * strides[0] * size, *strides),
+                (weight, 1, columns),
                 (rows, width),
-                0 if bias is None else bias.data_ptr(),
+                bias,
                 packed=packed,
             )
-            for gate, columns in self.layout.input_gates.items():
-                table.place(f"x.{gate}", rows + (columns.start - first * width) * size, width, Kind.STEP)
-            table.steps(steps.start, steps.stop)
-            run()
+            for gate, places in self.layout.input_gates.items():
+                table.place(f"x.{gate}", rows + (places.start - first * width) * size, width, Kind.STEP)
+            table.run(steps)
 
-    def _results(self) -> tuple[Tensor, ...]:
+    def results(self, made: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Of what a run made, the wanted sequences, [N, width] each, then the final states, [B, width]."""
         sequences, finals = [], []
-        for k, (entry, width) in enumerate(self.layout.states):
-            whole = self.sequences[entry.name]
-            if self.packing.is_dense or self.scene.reverse:
-                final = torch.empty((self.batch, width), dtype=self.dtype)
-                start = 0 if self.scene.reverse else self.total * width * self.itemsize
-                ctypes.memmove(final.data_ptr(), whole.data_ptr() + start, self.batch * width * self.itemsize)
-            else:
+        for k, (entry, _) in enumerate(self.layout.states):
+            whole = made[f"sequence.{entry.name}"]
+            final = made.get(f"final.{entry.name}")
+            if final is None:
                 final = whole.index_select(0, self.packing.last_steps + self.batch)
-            sequence = self.outputs(whole) if k < self.scene.wanted else None
-            if entry.dtype == "int64":
-                final, sequence = final.to(torch.int64), None if sequence is None else sequence.to(torch.int64)
-            finals.append(final)
-            if sequence is not None:
-                sequences.append(sequence)
+            finals.append(final if entry.dtype == "float" else final.to(torch.int64))
+            if k < self.form.wanted:
+                sequence = whole[: self.total] if self.form.reverse else whole[self.batch :]
+                sequences.append(sequence if entry.dtype == "float" else sequence.to(torch.int64))
         return (*sequences, *finals)
 
-    def kept(self) -> dict[str, Tensor]:
-        """What backward needs beside the inputs."""
-        kept = {f"sequence.{n}": v for n, v in self.sequences.items()}
-        return kept if self.saved is None else kept | {"saved": self.saved}
+
+def forward_of(form: Form) -> Forward:
+    """The program of a form; kept where another run may have the same."""
+    return _kept(form) if form.packing.kept else Forward(form)
+
+
+@functools.lru_cache(maxsize=512)
+def _kept(form: Form) -> Forward:
+    return Forward(form)

@@ -1,9 +1,8 @@
 """A compiled kernel and its memory: buffers by name, matrices packed as the kernel reads them."""
 
-import ctypes
 import functools
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -15,7 +14,8 @@ from elman.compiler import build
 from elman.compiler.emit import Group, Kernel
 from elman.engine import threads
 from elman.engine.packing import Packing
-from elman.engine.products import REALS, Matrix, tools
+from elman.engine.products import Matrix, tools
+from elman.engine.program import REALS, Function, Sink, address_of
 
 
 class Kind(IntEnum):
@@ -42,26 +42,20 @@ class _Fixed:
 
     def __init__(self, kernel: Kernel, dtype: torch.dtype, isa: str) -> None:
         library = build.load(kernel.source, REALS[dtype])
-        library.elman_run.argtypes = [ctypes.c_void_p]
-        self.run = library.elman_run
+        self.library = library
+        self.run = address_of(library.elman_run)
         self.tools = tools(dtype)
         self.numbers = {name: i for i, name in enumerate(kernel.buffers)}
         self.scratch = [(n, w) for n, w in kernel.buffers.items() if n.startswith("scratch.")]
         self.once = [(n, w) for n, w in kernel.buffers.items() if n.startswith("once.")]
-        self.held: list[Tensor] = []
-        self.table = array("q")
-        for name, width in kernel.buffers.items():
-            address, kind = 0, Kind.ABSENT
-            if name.startswith("reciprocal."):
-                number = torch.full((1,), 1.0 / int(name.partition(".")[2]), dtype=dtype)
-                self.held.append(number)
-                address, kind = number.data_ptr(), Kind.UNITS
-            self.table.extend((address, 0, kind, width))
-        if not kernel.buffers:
-            self.table.extend((0, 0, Kind.ABSENT, 0))
+        self.reciprocals = {
+            n: torch.full((1,), 1.0 / int(n.partition(".")[2]), dtype=dtype)
+            for n in kernel.buffers
+            if n.startswith("reciprocal.")
+        }
+        self.table = array("q", [n for w in kernel.buffers.values() or (0,) for n in (0, 0, Kind.ABSENT, w)])
         self._kernel = kernel
         self._indices: dict[tuple[str, ...], tuple[array[int], array[int]]] = {}
-        self._ranges: dict[int, Any] = {}
 
     def entries(self, names: tuple[str, ...]) -> tuple["array[int]", "array[int]"]:
         """The buffers through which the states of these names enter a step, and those of their gradients."""
@@ -72,138 +66,127 @@ class _Fixed:
             self._indices[names] = (array("q", entering), array("q", finals))
         return self._indices[names]
 
-    def ranges(self, patterns: Mapping[str, Tensor]) -> tuple["array[int]", list[Any]]:
-        """Addresses of the groups' non-zero columns, and what holds them."""
-        if id(patterns) not in self._ranges:
-            found = [_ranges(g, patterns, self.tools.lanes) for g in self._kernel.groups]
-            addresses = array("q", [0 if r is None else r.data_ptr() for r in found])
-            self._ranges[id(patterns)] = (addresses, [found, patterns])
-        result: tuple[array[int], list[Any]] = self._ranges[id(patterns)]
-        return result
-
 
 @functools.lru_cache(maxsize=4096)
 def _fixed(kernel: Kernel, dtype: torch.dtype, isa: str) -> _Fixed:
     return _Fixed(kernel, dtype, isa)
 
 
-# Of the call's numbers, those that change between stretches of time; see `Call` in recurrence.h.
-_FIRST, _LAST = 5, 6
+# Where among the words of a `Call` (see recurrence.h) its steps, its buffers and all its addresses stand.
+_FIRST, _LAST, _BUFFERS = 5, 6, 11
+_CALL = (8, 9, 10, 11, 12, 13, 14, 16, 18, 19, 21)
 
 
 class Table:
     """The buffers and matrices of one run of a kernel.
 
-    It holds what it is given as tensors; what is given by address must stay where it is.
+    Args:
+        sink: where its jobs go, and whose addresses it is given.
+        workers: threads.
     """
 
-    def __init__(self, kernel: Kernel, dtype: torch.dtype, batch: int) -> None:
+    def __init__(self, kernel: Kernel, dtype: torch.dtype, batch: int, sink: Sink, workers: int) -> None:
         self._kernel = kernel
-        self._dtype = dtype
         self._fixed = _fixed(kernel, dtype, build.instruction_set())
-        self._held: list[Any] = []
-        self._call: Any = None
+        self._sink = sink
+        self._workers = workers
+        self._call = array("q")
         self._itemsize = dtype.itemsize
-        self.numbers = self._fixed.numbers
+        self._numbers = self._fixed.numbers
         self._table = self._fixed.table[:]  # for each buffer: address, stride, kind, width
         self._batch = batch
         self._draws = array("q", (0, 0, 0) * len(kernel.draws))
+        for name, number in self._fixed.reciprocals.items():
+            self.place(name, sink.constant(number), 0, Kind.UNITS)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.numbers
-
-    def set(self, name: str, tensor: Tensor, kind: int) -> None:
-        """Give a buffer a tensor's memory; a buffer that the kernel does not name is passed over."""
-        number = self.numbers.get(name)
-        if number is not None:
-            at, table = 4 * number, self._table
-            table[at] = tensor.data_ptr()
-            table[at + 1] = tensor.stride(0) if tensor.dim() > 1 else 0
-            table[at + 2] = kind
-            self._held.append(tensor)
+        return name in self._numbers
 
     def place(self, name: str, address: int, stride: int, kind: int) -> None:
-        """Give a buffer memory by its address and the elements from row to row, as `set`."""
-        number = self.numbers.get(name)
+        """Give a buffer its memory: where it is, and the elements from row to row.
+
+        A buffer that the kernel does not name is passed over.
+        """
+        number = self._numbers.get(name)
         if number is not None:
             at, table = 4 * number, self._table
             table[at] = address
             table[at + 1] = stride
             table[at + 2] = kind
 
-    def draw(self, name: str, rows: Tensor, moving: bool, threshold: int) -> None:
+    def draw(self, name: str, rows: int, moving: bool, threshold: int) -> None:
         """Say how a random choice is made (see `draws.h`); one that the kernel does not make is passed over."""
         if name in self._kernel.draws:
             at = 3 * self._kernel.draws.index(name)
-            self._draws[at : at + 3] = array("q", (rows.data_ptr(), moving, threshold))
-            self._held.append(rows)
-
-    def steps(self, first: int, last: int) -> None:
-        """Choose the steps that the prepared kernel runs next; at first it is all."""
-        self._call[_FIRST], self._call[_LAST] = first, last
+            self._draws[at : at + 3] = array("q", (rows, moving, threshold))
 
     def prepare(
         self,
         matrices: Mapping[str, Matrix],
         patterns: Mapping[str, Tensor],
         packing: Packing,
-        reset: Tensor | None,
+        reset: int,
         direction: tuple[bool, bool],
         entries: tuple[str, ...],
-        take: Callable[[int], int],
-        workers: int | None = None,
         clock: "array[int] | None" = None,
-    ) -> Callable[[], object]:
-        """Pack the matrices and point to everything; what is returned runs the kernel over all steps.
+    ) -> None:
+        """Pack the matrices and point to everything else.
 
         Args:
             matrices: dense, by the names of the graph's products.
             patterns: where structured ones have weights.
             packing: the steps and their rows.
-            reset: [N] uint8, or None.
+            reset: address of [N] uint8, or 0.
             direction: whether the kernel is a backward one, and whether it is that of a layer's backward direction.
             entries: the states' names.
-            take: gives the address of so many bytes.
-            workers: threads; by default as many as torch uses.
             clock: first unit, end and period of each run of units that has a period of its own, of a cell with a clock.
         """
-        fixed, kernel = self._fixed, self._kernel
+        fixed, kernel, sink, workers = self._fixed, self._kernel, self._sink, self._workers
         for name, width in fixed.scratch:
-            self.place(name, take(self._batch * width * self._itemsize), width, Kind.BATCH)
-        addresses, bytes_read = array("q"), 0
+            self.place(name, sink.take(self._batch * width * self._itemsize), width, Kind.BATCH)
+        addresses, ranges, bytes_read = array("q"), array("q"), 0
         for group in kernel.groups:
             chosen = [matrices[p] for p in group.products]
             form = (group.width, group.blocks, group.transposed)
             size = fixed.tools.group_size(chosen, *form)
-            to = take(size)
-            fixed.tools.pack_group(chosen, *form, to)
+            to = sink.take(size)
+            fixed.tools.pack_group(sink, chosen, *form, to)
             addresses.append(to)
             bytes_read += size
-        workers = workers or threads.count()
+            used = _ranges(group, patterns, fixed.tools.lanes)
+            ranges.append(0 if used is None else sink.constant(used))
         for name, width in fixed.once:
             stride = -(-width * self._itemsize // 64) * 64 // self._itemsize  # so that threads share no cache line
-            self.place(name, take(workers * stride * self._itemsize), stride, Kind.TOTALS)
+            self.place(name, sink.take(workers * stride * self._itemsize), stride, Kind.TOTALS)
         split_rows = SPLIT_ROWS * workers if bytes_read >= SPLIT_BYTES else 0
         entering, finals = fixed.entries(entries)
-        ranges, kept = fixed.ranges(patterns)
         lanes = fixed.tools.lanes
-        sums = take(kernel.sums * workers * packing.batch * lanes * self._itemsize) if kernel.sums else 0
-        call = array(
+        sums = sink.take(kernel.sums * workers * packing.batch * lanes * self._itemsize) if kernel.sums else 0
+        groups = range(len(kernel.groups))
+        self._call = array(
             "q",
             (
                 *(packing.steps, packing.batch, workers, direction[0], split_rows, 0, packing.steps, direction[1]),
-                *(*packing.places, 0 if reset is None else reset.data_ptr()),
-                *(self._table.buffer_info()[0], addresses.buffer_info()[0], ranges.buffer_info()[0], sums),
-                *(len(entering) // 3, entering.buffer_info()[0], len(finals) // 3, finals.buffer_info()[0]),
-                self._draws.buffer_info()[0],
-                *(len(clock) // 3 if clock else 0, clock.buffer_info()[0] if clock else 0),
+                *(sink.constant(packing.sizes), sink.constant(packing.offsets), reset),
+                *(0, sink.array(addresses, groups), sink.array(ranges, groups), sums),
+                *(len(entering) // 3, sink.array(entering), len(finals) // 3, sink.array(finals)),
+                sink.array(self._draws, range(0, len(self._draws), 3)),
+                *(len(clock) // 3 if clock else 0, sink.array(clock) if clock else 0),
                 *(threads.pool() or (0, 0, 0)),
                 0,  # the meeting
             ),
         )
-        self._held += (addresses, kept, packing, reset, clock)
-        self._call = call
-        return functools.partial(fixed.run, call.buffer_info()[0])
+
+    def job(self, steps: slice) -> tuple[Function, "array[int]", tuple[int, ...]]:
+        """What runs the prepared kernel over some steps, with the buffers as they are placed now."""
+        call = self._call[:]
+        call[_FIRST], call[_LAST] = steps.start, steps.stop
+        call[_BUFFERS] = self._sink.array(self._table[:], range(0, len(self._table), 4))
+        return self._fixed.run, call, _CALL
+
+    def run(self, steps: slice) -> None:
+        """Run it; see `job`."""
+        self._sink.call("kernel", *self.job(steps))
 
 
 CHUNK_BYTES = 8 << 20  # of the products with the input that wait for the loop: they stay in the cache

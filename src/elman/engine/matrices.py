@@ -7,7 +7,6 @@ from torch import Tensor
 
 from elman.cells.layout import Layout
 from elman.cells.structure import Antisymmetric, BlockDiagonal, BlockTriangular, Dense
-from elman.engine.products import Matrix, matrix
 from elman.engine.reference import antisymmetric, block_triangle
 
 
@@ -35,24 +34,12 @@ def dense(layout: Layout, name: str, parameters: Mapping[str, Tensor], constants
     return stored
 
 
-def located(
-    layout: Layout,
-    name: str,
-    parameters: Mapping[str, Tensor],
-    constants: Mapping[str, Tensor],
-    held: list[Tensor],
-) -> Matrix:
-    """As `dense`, by its address: where it is stored, if it is stored so, else in a tensor that is added to `held`."""
+def stored(layout: Layout, name: str) -> tuple[str, slice] | None:
+    """The parameter that holds a product's matrix as it is, and its rows there; None where `dense` has to make it."""
     product = layout.products.get(name)
-    if product is not None and not product.fixed and isinstance(product.structure, Dense):
-        stored = parameters[product.weight]
-        if stored.stride(1) == 1:
-            stride = stored.stride(0)
-            start = stored.data_ptr() + product.rows.start * stride * stored.element_size()
-            return start, product.output, product.input, stride
-    tensor = dense(layout, name, parameters, constants).contiguous()
-    held.append(tensor)
-    return matrix(tensor)
+    if product is not None and (product.fixed or not isinstance(product.structure, Dense)):
+        return None
+    return weight_parameter(layout, name)
 
 
 def stored_gradient(layout: Layout, name: str, gradient: Tensor) -> Tensor:

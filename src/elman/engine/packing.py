@@ -15,25 +15,27 @@ from torch.nn.utils.rnn import PackedSequence
 from elman.engine import memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packing:
-    """How a batch is packed.
+    """How a batch is packed; equal only to itself, so that engines may keep what they derive from it.
 
     Attributes:
         batch_sizes: rows that are active at each step, non-increasing; its length is T', the longest length.
         order: [B] int64, the caller's row that each packed row is, or None where the caller's order is kept.
         device: where index tensors live.
+        kept: whether batches of the same lengths have this same packing.
     """
 
     batch_sizes: tuple[int, ...]
     order: Tensor | None
     device: torch.device
+    kept: bool = False
 
     @staticmethod
     @lru_cache(maxsize=64)
     def dense(steps: int, batch: int, device: torch.device) -> "Packing":
         """All rows have all steps."""
-        return Packing((batch,) * steps, None, device)
+        return Packing((batch,) * steps, None, device, kept=True)
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> "Packing":

@@ -13,21 +13,23 @@ import torch
 from torch import Tensor
 
 from elman.compiler import build
-from elman.engine import memory, threads
-
-REALS = {torch.float32: "float", torch.float64: "double"}
-
+from elman.engine import threads
+from elman.engine.program import REALS, Sink, address_of
 
 Matrix = tuple[int, int, int, int]  # address, rows, columns, and elements from row to row
 
 
+# Where addresses stand in the arguments of the functions; see products.h.
+_PRODUCT = (4, 7, 10, 12, 15, 16, 17, 18, 19)
+_PACKING = (6, 7, 8, 9)
+_TRANSPOSITION = (3, 5)
+
+
 class Tools:
-    """The compiled products of one dtype and instruction set."""
+    """The compiled products of one dtype and instruction set; what they do goes to a `Sink`."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         library = build.load('#include "products.h"\n', REALS[dtype])
-        for name in ("elman_multiply", "elman_pack", "elman_pack_b", "elman_transpose", "elman_sample"):
-            getattr(library, name).argtypes = [ctypes.c_void_p]
         library.elman_sample.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         library.elman_sample.restype = ctypes.c_uint64
         for name in ("elman_packed_size", "elman_workspace"):
@@ -35,10 +37,10 @@ class Tools:
             getattr(library, name).restype = ctypes.c_int64
         self.itemsize = dtype.itemsize
         self.lanes: int = library.elman_lanes()
-        self._multiply = library.elman_multiply
-        self._pack = library.elman_pack
-        self._pack_right = library.elman_pack_b
-        self._transpose = library.elman_transpose
+        self._multiply = address_of(library.elman_multiply)
+        self._pack = address_of(library.elman_pack)
+        self._pack_right = address_of(library.elman_pack_b)
+        self._transpose = address_of(library.elman_transpose)
         self._sample = library.elman_sample
         self._workspace = functools.lru_cache(maxsize=1024)(library.elman_workspace)
         self._packed_size = functools.lru_cache(maxsize=1024)(library.elman_packed_size)
@@ -50,7 +52,9 @@ class Tools:
         depth = sum(m[1] for m in matrices) if transposed else matrices[0][2]
         return -(-width // unit) * unit * depth * (1 if transposed else len(matrices)) * self.itemsize
 
-    def pack_group(self, matrices: Sequence[Matrix], width: int, unit_blocks: int, transposed: bool, to: int) -> None:
+    def pack_group(
+        self, sink: Sink, matrices: Sequence[Matrix], width: int, unit_blocks: int, transposed: bool, to: int
+    ) -> None:
         """Write the matrices of one group of a kernel's products in the order in which the kernel reads them.
 
         Args:
@@ -62,15 +66,15 @@ class Tools:
         """
         count = len(matrices)
         depth = sum(m[1] for m in matrices) if transposed else matrices[0][2]
-        described = array("q", [m[0] for m in matrices])
-        described.extend([m[3] for m in matrices])
-        described.extend([m[1] for m in matrices])
-        start = described.buffer_info()[0]
+        columns = (
+            sink.array(array("q", [m[0] for m in matrices]), range(count)),
+            sink.array(array("q", [m[3] for m in matrices])),
+            sink.array(array("q", [m[1] for m in matrices])),
+        )
         sizes = (count, unit_blocks, width, depth, transposed, _workers(count * width * depth))
-        job = array("q", (*sizes, start, start + 8 * count, start + 16 * count, to, *self._pool))
-        self._pack(job.buffer_info()[0])
+        sink.call("pack", self._pack, array("q", (*sizes, *columns, to, *self._pool)), _PACKING)
 
-    def packed_right(self, b: Matrix, transposed: bool) -> int:
+    def packed_right(self, sink: Sink, b: Matrix, transposed: bool) -> int:
         """The address, in scratch memory, of the right-hand side of many products, packed once.
 
         Args:
@@ -80,17 +84,15 @@ class Tools:
         address, rows, columns, stride = b
         depth, width = (columns, rows) if transposed else (rows, columns)
         strides = (1, stride) if transposed else (stride, 1)
-        to = memory.scratch.take(self._packed_size(depth, width) * self.itemsize)
+        to = sink.take(self._packed_size(depth, width) * self.itemsize)
         workers = _workers(rows * columns)
-        job = array(
-            "q",
-            (0, width, depth, workers, 0, 0, 0, address, *strides, *(0, 0, 0, 0, 0, to, 0, 0, 0, 0), *self._pool, 0),
-        )
-        self._pack_right(job.buffer_info()[0])
+        words = (0, width, depth, workers, 0, 0, 0, address, *strides, *(0, 0, 0, 0, 0, to, 0, 0, 0, 0), *self._pool, 0)
+        sink.call("pack", self._pack_right, array("q", words), _PRODUCT)
         return to
 
     def multiply(
         self,
+        sink: Sink,
         sizes: tuple[int, int, int],
         a: tuple[int, int, int],
         b: tuple[int, int, int],
@@ -119,16 +121,17 @@ class Tools:
         """
         rows, columns, depth = sizes
         workers = _workers(rows * columns * depth)
-        workspace = memory.scratch.take(self._workspace(0 if packed else columns, workers) * self.itemsize)
         options = (bias, add, add_sums, packed, sums, column_sums, chosen)
-        job = array("q", (rows, columns, depth, workers, *a, *b, *c, *options, workspace, *self._pool, 0))
-        self._multiply(job.buffer_info()[0])
+        with sink.within():
+            workspace = sink.take(self._workspace(0 if packed else columns, workers) * self.itemsize)
+            words = (rows, columns, depth, workers, *a, *b, *c, *options, workspace, *self._pool, 0)
+            sink.call("multiply", self._multiply, array("q", words), _PRODUCT)
 
-    def transpose(self, source: Matrix, to: int, stride: int) -> None:
+    def transpose(self, sink: Sink, source: Matrix, to: int, stride: int) -> None:
         """Write a matrix [M, N] transposed, with so many elements from row to row."""
         address, rows, columns, step = source
-        job = array("q", (rows, columns, _workers(rows * columns), address, step, to, stride, *self._pool))
-        self._transpose(job.buffer_info()[0])
+        words = (rows, columns, _workers(rows * columns), address, step, to, stride, *self._pool)
+        sink.call("transpose", self._transpose, array("q", words), _TRANSPOSITION)
 
     def sample(self, tensors: Sequence[Tensor], numbers: int) -> int:
         """A number that changes, almost surely, when one of so many numbers spread over each contiguous tensor does."""

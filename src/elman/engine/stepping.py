@@ -1,7 +1,6 @@
 """One time step of a layer, prepared: matrices packed, buffers in place, the products with the input in the kernel."""
 
-from collections.abc import Iterator
-from typing import Any
+import functools
 
 import torch
 from torch import Tensor
@@ -9,11 +8,12 @@ from torch import Tensor
 from elman.cells.contract import Cell
 from elman.cells.layout import Layout
 from elman.compiler.plan import Plan
-from elman.engine import reference, threads
+from elman.engine import matrices, reference, threads
 from elman.engine.forward import clock_runs, patterns_of
 from elman.engine.kernel import Kind, Table
-from elman.engine.matrices import located
 from elman.engine.packing import Packing
+from elman.engine.products import matrix
+from elman.engine.program import AtOnce, callable_at
 
 _SHARED_FROM = 1 << 19  # bytes of matrices from which a second thread repays its start
 
@@ -43,45 +43,36 @@ class LayerStep:
         kernel, layout = plan.inference, plan.layout
         dtype = raw[0].dtype
         constants = reference.constants(cell, layout.hidden_size, raw[0])
-        names = {p for group in kernel.groups for p in group.products}
-        held: list[Tensor] = []
-        matrices = {n: located(layout, n, parameters, constants, held) for n in names}
-        size = sum(rows * columns * dtype.itemsize for _, rows, columns, _ in matrices.values())
+        names = sorted({p for group in kernel.groups for p in group.products})
+        dense = {n: matrices.dense(layout, n, parameters, constants).contiguous() for n in names}
+        size = sum(m.numel() * dtype.itemsize for m in dense.values())
         workers = threads.count() if size >= _SHARED_FROM else 1
         self.states = [tuple(torch.zeros(batch, width, dtype=dtype) for _ in range(2)) for _, width in layout.states]
-        self._held: list[Any] = []  # what the runs read
+        sink = AtOnce(own_memory=True)
+        table = Table(kernel, dtype, batch, sink, workers)
+        units = {f"vector.{n}": parameters[n] for n in layout.vectors}
+        units |= {f"constant.{n}": v.to(dtype) for n, v in constants.items() if v.dim() == 1}
+        units |= {f"bias.{p.name}": parameters[p.bias][p.rows] for p in layout.products.values() if p.bias is not None}
+        for n, v in units.items():
+            table.place(n, sink.constant(v.contiguous()), 0, Kind.UNITS)
+        table.prepare(
+            {n: matrix(m) for n, m in dense.items()},
+            patterns_of(layout, tuple(names)),
+            Packing.dense(1, batch, raw[0].device),
+            0,
+            (False, False),
+            (),
+            clock_runs(plan),
+        )
+        self._held = (sink, raw)
         self._runs = []
-        pieces: list[int] = []
         for odd in (0, 1):
-            taken = iter(pieces.copy())
-
-            def take(size: int, taken: Iterator[int] = taken) -> int:
-                """Memory that both steps share, so that the matrices are there once."""
-                found = next(taken, None)
-                if found is None:
-                    self._held.append(torch.empty(size + 64, dtype=torch.uint8))
-                    found = -(-self._held[-1].data_ptr() // 64) * 64
-                    pieces.append(found)
-                return found
-
-            table = Table(kernel, dtype, batch)
-            table.set("raw", raw[odd], Kind.BATCH)
-            for (entry, _), pair in zip(layout.states, self.states, strict=True):
-                table.set(f"state.{entry.name}", pair[odd], Kind.BATCH)
-                table.set(f"next.{entry.name}", pair[1 - odd], Kind.BATCH)
-            for n in layout.vectors:
-                table.set(f"vector.{n}", parameters[n].contiguous(), Kind.UNITS)
-            for n, v in constants.items():
-                if v.dim() == 1:
-                    table.set(f"constant.{n}", v.to(dtype).contiguous(), Kind.UNITS)
-            for p in layout.products.values():
-                if p.bias is not None:
-                    table.set(f"bias.{p.name}", parameters[p.bias][p.rows], Kind.UNITS)
-            packing = Packing.dense(1, batch, raw[0].device)
-            found = patterns_of(layout, tuple(sorted(names)))
-            self._held.append(table)
-            clock = clock_runs(plan)
-            self._runs.append(table.prepare(matrices, found, packing, None, (False, False), (), take, workers, clock))
+            table.place("raw", raw[odd].data_ptr(), raw[odd].stride(0), Kind.BATCH)
+            for (entry, width), pair in zip(layout.states, self.states, strict=True):
+                table.place(f"state.{entry.name}", pair[odd].data_ptr(), width, Kind.BATCH)
+                table.place(f"next.{entry.name}", pair[1 - odd].data_ptr(), width, Kind.BATCH)
+            function, words, _ = table.job(slice(0, 1))
+            self._runs.append(functools.partial(callable_at(function), sink.array(words)))
 
     def run(self, odd: int) -> None:
         """Run a step."""

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from elman.compiler.build import BuildError
 from elman.engine import memory, products
 from elman.engine.dispatch import wanted
+from elman.engine.program import REALS, AtOnce
 
 CHUNK = 1 << 22  # logits held at a time: 16 MB in single precision
 COLUMNS = 1 << 12  # tokens whose weights the product packs at a time
@@ -239,7 +240,7 @@ def multiply(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add:
         else:
             out.copy_(product)
         return
-    if out.device.type == "cpu" and out.dtype in products.REALS and wanted() in ("auto", "cpu"):
+    if out.device.type == "cpu" and out.dtype in REALS and wanted() in ("auto", "cpu"):
         try:
             tools = products.tools(out.dtype)
         except BuildError:
@@ -247,6 +248,7 @@ def multiply(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add:
         else:
             with memory.scratch.within():
                 tools.multiply(
+                    AtOnce(),
                     (out.shape[0], out.shape[1], a.shape[1]),
                     (a.data_ptr(), a.stride(0), a.stride(1)),
                     (b.data_ptr(), b.stride(0), b.stride(1)),

@@ -13,7 +13,8 @@ from elman.compiler.graph import CannotCompile
 from elman.engine import dispatch
 from elman.engine.cpu import build_problem
 from elman.engine.draws import SILENT
-from elman.engine.products import REALS, tools
+from elman.engine.products import tools
+from elman.engine.program import REALS
 from elman.engine.stepping import LayerStep
 from elman.nn.recurrent import Recurrent
 

@@ -1,0 +1,250 @@
+"""A run of kernels and products as data: made once for a form of call, run again and again with other tensors.
+
+What a layer does for a call, which kernel with which buffers, which products at which strides, depends on shapes and
+not on the tensors. Finding it out takes Python longer than a small layer takes to run. So it is written down: the words
+of each job in order, in which an address is the number of a region of memory and an offset there. A run fills in where
+the regions are and calls all jobs from compiled code.
+"""
+
+import ctypes
+import functools
+import math
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from elman.compiler import build
+from elman.engine import memory, threads
+
+REALS = {torch.float32: "float", torch.float64: "double"}
+
+Function = int  # the address of a compiled function that takes one address
+
+spent: dict[str, int] | None = None  # nanoseconds by kind of job, added up while this is a dictionary
+
+_LINE = 64
+_OFFSET_BITS = 44  # see program.cpp
+_ZERO_OFFSET = 1 << 43
+_SCRATCH, _WORDS, _FIRST = 1, 2, 3  # regions; an address of 0 is none
+
+
+class Sink(Protocol):
+    """Where jobs go: they run at once, or are written down."""
+
+    def take(self, size: int) -> int:
+        """The address of so many bytes of scratch memory, at the start of a cache line."""
+
+    def within(self) -> Any:
+        """A context; scratch memory that is taken in it is free behind it."""
+
+    def constant(self, tensor: Tensor) -> int:
+        """The address of a tensor that will not change."""
+
+    def array(self, words: "array[int]", addresses: Sequence[int] = ()) -> int:
+        """The address of words, some of which are addresses."""
+
+    def call(self, kind: str, function: Function, words: "array[int]", addresses: Sequence[int]) -> None:
+        """A job: a function and the words of its argument, some of which are addresses."""
+
+
+class AtOnce:
+    """Jobs that run as they come, on memory as it is.
+
+    Args:
+        own_memory: whether scratch memory lasts as long as this does, and not until the thread's next run.
+    """
+
+    def __init__(self, own_memory: bool = False) -> None:
+        self.held: list[Any] = []
+        self._own_memory = own_memory
+
+    def take(self, size: int) -> int:
+        """See `Sink`."""
+        if not self._own_memory:
+            return memory.scratch.take(size)
+        self.held.append(torch.empty(size + _LINE, dtype=torch.uint8))
+        return -(-self.held[-1].data_ptr() // _LINE) * _LINE
+
+    def within(self) -> Any:
+        """See `Sink`."""
+        return memory.scratch.within()
+
+    def constant(self, tensor: Tensor) -> int:
+        """See `Sink`."""
+        self.held.append(tensor)
+        return tensor.data_ptr()
+
+    def array(self, words: "array[int]", addresses: Sequence[int] = ()) -> int:
+        """See `Sink`."""
+        self.held.append(words)
+        return words.buffer_info()[0]
+
+    def call(self, kind: str, function: Function, words: "array[int]", addresses: Sequence[int]) -> None:
+        """See `Sink`."""
+        callable_at(function)(words.buffer_info()[0])
+
+
+class Program:
+    """Jobs that are written down.
+
+    Args:
+        dtype: of all numbers.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._library = _library(dtype, build.instruction_set())
+        self._words = array("q")
+        self._addresses = array("q")
+        self._jobs = array("q")
+        self._kinds: list[str] = []
+        self._regions = array("q", [0] * _FIRST)
+        self._given: dict[str, int] = {}
+        self._results: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        self._held: list[Tensor] = []
+        self._next = self._most = 0
+        self._dtype = dtype
+        self.itemsize = dtype.itemsize
+
+    # ---- what jobs refer to
+
+    def given(self, name: str) -> int:
+        """The address of a tensor that each run is given by this name."""
+        if name not in self._given:
+            self._given[name] = len(self._regions)
+            self._regions.append(0)
+        return self._at(self._given[name])
+
+    def result(self, name: str, *shape: int) -> int:
+        """The address of a tensor that each run makes, uninitialised, and gives back by this name."""
+        self._results[name] = (shape, self._dtype)
+        return self.given(name)
+
+    def constant(self, tensor: Tensor) -> int:
+        """See `Sink`."""
+        self._held.append(tensor)
+        self._regions.append(tensor.data_ptr())
+        return self._at(len(self._regions) - 1)
+
+    def take(self, size: int) -> int:
+        """See `Sink`."""
+        found = self._next
+        self._next += -(-size // _LINE) * _LINE
+        self._most = max(self._most, self._next)
+        return self._at(_SCRATCH) + found
+
+    def numbers(self, *shape: int) -> int:
+        """The address of scratch memory for so many numbers."""
+        return self.take(math.prod(shape) * self.itemsize)
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """See `Sink`."""
+        before = self._next
+        yield
+        self._next = before
+
+    @staticmethod
+    def _at(region: int) -> int:
+        return (region << _OFFSET_BITS) + _ZERO_OFFSET
+
+    # ---- jobs
+
+    def array(self, words: "array[int]", addresses: Sequence[int] = ()) -> int:
+        """See `Sink`."""
+        start = len(self._words)
+        self._words.extend(words)
+        self._words.extend([0] * (-len(words) % 8))
+        self._addresses.extend([start + place for place in addresses])
+        return self._at(_WORDS) + 8 * start
+
+    def call(self, kind: str, function: Function, words: "array[int]", addresses: Sequence[int]) -> None:
+        """See `Sink`."""
+        self._jobs.extend((function, len(self._words)))
+        self._kinds.append(kind)
+        self.array(words, addresses)
+
+    def copy(self, to: int, source: int, count: int) -> None:
+        """Copy so many numbers."""
+        self.call("copy", self._library.copy, array("q", (to, source, count * self.itemsize)), (0, 1))
+
+    def fill(self, to: int, count: int, value: float = 0.0) -> None:
+        """Write so many equal numbers."""
+        (bits,) = struct.unpack("q", struct.pack("d", value))
+        self.call("fill", self._library.fill, array("q", (to, count, bits)), (0,))
+
+    def gather(self, to: int, source: int, numbers: int, otherwise: int, count: int, width: int) -> None:
+        """Write rows of a matrix, one after the other.
+
+        Args:
+            to: [count, width]. source: rows of so many numbers.
+            numbers: [count] int64; where negative, `otherwise` is written, [width].
+        """
+        workers = threads.count() if count * width > 1 << 15 else 1
+        words = array("q", (count, width, workers, source, numbers, otherwise, to, *(threads.pool() or (0, 0, 0))))
+        self.call("gather", self._library.gather, words, (3, 4, 5, 6))
+
+    # ---- running
+
+    def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run all jobs; the results by name.
+
+        Args:
+            tensors: what is given, by name, contiguous but where the program knows of strides.
+        """
+        made = {name: memory.empty(*shape, dtype=dtype) for name, (shape, dtype) in self._results.items()}
+        regions = self._regions[:]
+        for name, region in self._given.items():
+            tensor = made.get(name)
+            regions[region] = (tensors[name] if tensor is None else tensor).data_ptr()
+        count = len(self._words)
+        memory.scratch.begin()
+        regions[_SCRATCH] = memory.scratch.take(self._most)
+        regions[_WORDS] = memory.scratch.take(8 * count)
+        times = array("q", [0] * len(self._kinds)) if spent is not None else None
+        places = (v.buffer_info() for v in (self._words, self._addresses))
+        job = array(
+            "q",
+            (
+                *(n for place in places for n in place),
+                *(self._jobs.buffer_info()[0], len(self._kinds), regions.buffer_info()[0], regions[_WORDS]),
+                0 if times is None else times.buffer_info()[0],
+            ),
+        )
+        self._library.run(job.buffer_info()[0])
+        if spent is not None and times is not None:
+            for kind, time in zip(self._kinds, times, strict=True):
+                spent[kind] = spent.get(kind, 0) + time
+        return made
+
+
+class _Library:
+    def __init__(self, dtype: torch.dtype) -> None:
+        source = Path(__file__).with_name("program.cpp").read_text()
+        library = build.load(source, REALS[dtype])
+        self.run = library.elman_program
+        self.run.argtypes = [ctypes.c_void_p]
+        self.copy, self.fill, self.gather = (
+            address_of(f) for f in (library.elman_copy, library.elman_fill, library.elman_gather)
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def _library(dtype: torch.dtype, isa: str) -> _Library:
+    return _Library(dtype)
+
+
+def address_of(function: Any) -> Function:
+    """The address of a compiled function."""
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+@functools.lru_cache(maxsize=4096)
+def callable_at(function: Function) -> Callable[[int], object]:
+    """A compiled function by its address."""
+    return ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(function)
