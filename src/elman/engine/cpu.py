@@ -40,15 +40,15 @@ def why_not(call: LayerCall) -> str | None:
     if call.packing.batch == 0:
         return "the batch has no rows"
     try:
-        plan_of(call)
+        plan = plan_of(call)
     except CannotCompile as error:
         return f"{call.cell!r} cannot be compiled: {error}"
-    steps = [v for d in call.directions for v in d.state or () if v.dtype == torch.int64]
-    if any(int(v.max()) + call.packing.steps >= 1 << 24 for v in steps):
-        return "the step index passes 2^24, beyond which the kernels cannot count"
-    return build_problem(call.input.dtype) or _kernel_problem(
-        plan_of(call), _differentiates(call), call.input.dtype, build.instruction_set()
-    )
+    if plan.integer:
+        steps = [v for d in call.directions for v in d.state or () if v.dtype == torch.int64]
+        if any(int(v.max()) + call.packing.steps >= 1 << 24 for v in steps):
+            return "the step index passes 2^24, beyond which the kernels cannot count"
+    dtype = call.input.dtype
+    return build_problem(dtype) or _kernel_problem(plan, _differentiates(call), dtype, build.instruction_set())
 
 
 def rather_not(call: LayerCall) -> str | None:
@@ -115,7 +115,8 @@ def plan_of(call: LayerCall) -> Plan:
     Raises:
         CannotCompile: see its message.
     """
-    below = tuple((k, v.shape[1]) for k, v in call.directions[0].below.items())
+    reads = call.directions[0].below
+    below = tuple((k, v.shape[1]) for k, v in reads.items()) if reads else ()
     plan = _plan(call.cell, call.layout, below)
     if isinstance(plan, CannotCompile):
         raise plan
@@ -124,10 +125,11 @@ def plan_of(call: LayerCall) -> Plan:
 
 def run(call: LayerCall) -> list[DirectionResult]:
     """Run a layer; see `LayerCall` for shapes."""
-    return [_run_direction(call, direction) for direction in call.directions]
+    plan = plan_of(call)
+    return [_run_direction(call, plan, direction) for direction in call.directions]
 
 
-def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
+def _run_direction(call: LayerCall, plan: Plan, direction: Direction) -> DirectionResult:
     inputs = {"input": call.input}
     inputs |= zip(parameter_names(call.layout), direction.parameters.values(), strict=True)
     if direction.state is not None:
@@ -136,11 +138,13 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
         floats = [e.dtype == "float" for e, _ in call.layout.states]
         given = zip(default_names(call.layout), direction.default, floats, strict=True)
         inputs |= {name: v for name, v, is_float in given if is_float}
-    inputs |= {f"extra.{k}": v for k, v in call.extras.items()}
-    inputs |= {f"below.{k}": v for k, v in direction.below.items()}
+    if call.extras:
+        inputs |= {f"extra.{k}": v for k, v in call.extras.items()}
+    if direction.below:
+        inputs |= {f"below.{k}": v for k, v in direction.below.items()}
     wanted = len(call.layout.states) if call.every_state else 1
     training = torch.is_grad_enabled() and any(v.requires_grad for v in inputs.values())
-    scene = Scene(call, plan_of(call), direction.reverse, tuple(inputs), wanted, training, direction.draws)
+    scene = Scene(call, plan, direction.reverse, tuple(inputs), wanted, training, direction.draws)
     results = _Recurrence.apply(scene, *inputs.values()) if training else _forward(scene, inputs)[0]  # type: ignore[no-untyped-call]
     return DirectionResult(tuple(results[:wanted]), tuple(results[wanted:]))
 

@@ -158,7 +158,8 @@ class Packing:
         """[T, B, *] in the caller's order to [N, *]; steps past a row's length are dropped."""
         flat = padded.flatten(0, 1)
         if self.order is None and self.is_dense:
-            return flat[: self.steps * self.batch]
+            # A slice of everything would not be nothing: its gradient is a copy.
+            return flat if flat.shape[0] == self.total else flat[: self.total]
         found: Tensor = _Pack.apply(flat, self._padded_places)  # type: ignore[no-untyped-call]
         return found
 

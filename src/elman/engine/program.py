@@ -104,8 +104,9 @@ class Program:
         self._jobs = array("q")
         self._kinds: list[str] = []
         self._regions = array("q", [0] * _FIRST)
-        self._given: dict[str, int] = {}
-        self._results: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        self._places: dict[str, int] = {}
+        self._given: list[tuple[str, int]] = []  # name and region
+        self._results: list[tuple[str, int, tuple[int, ...]]] = []  # name, region and shape
         self._held: list[Tensor] = []
         self._next = self._most = 0
         self._dtype = dtype
@@ -114,22 +115,26 @@ class Program:
     # ---- what jobs refer to
 
     def given(self, name: str) -> int:
-        """The address of a tensor that each run is given by this name."""
-        if name not in self._given:
-            self._given[name] = len(self._regions)
-            self._regions.append(0)
-        return self._at(self._given[name])
+        """The address of a tensor that each run is given, or makes, by this name."""
+        if name not in self._places:
+            self._places[name] = self._at(self._region())
+            self._given.append((name, len(self._regions) - 1))
+        return self._places[name]
 
     def result(self, name: str, *shape: int) -> int:
         """The address of a tensor that each run makes, uninitialised, and gives back by this name."""
-        self._results[name] = (shape, self._dtype)
-        return self.given(name)
+        self._places[name] = self._at(self._region())
+        self._results.append((name, len(self._regions) - 1, shape))
+        return self._places[name]
+
+    def _region(self, start: int = 0) -> int:
+        self._regions.append(start)
+        return len(self._regions) - 1
 
     def constant(self, tensor: Tensor) -> int:
         """See `Sink`."""
         self._held.append(tensor)
-        self._regions.append(tensor.data_ptr())
-        return self._at(len(self._regions) - 1)
+        return self._at(self._region(tensor.data_ptr()))
 
     def take(self, size: int) -> int:
         """See `Sink`."""
@@ -191,31 +196,31 @@ class Program:
 
     # ---- running
 
+    @functools.cached_property
+    def _head(self) -> "array[int]":
+        """The words of a run that are always the same; nothing can be added to the program afterwards."""
+        places = (v.buffer_info() for v in (self._words, self._addresses))
+        return array("q", (*(n for place in places for n in place), self._jobs.buffer_info()[0], len(self._kinds)))
+
     def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run all jobs; the results by name.
 
         Args:
             tensors: what is given, by name, contiguous but where the program knows of strides.
         """
-        made = {name: memory.empty(*shape, dtype=dtype) for name, (shape, dtype) in self._results.items()}
         regions = self._regions[:]
-        for name, region in self._given.items():
-            tensor = made.get(name)
-            regions[region] = (tensors[name] if tensor is None else tensor).data_ptr()
-        count = len(self._words)
+        made = {}
+        for name, region in self._given:
+            regions[region] = tensors[name].data_ptr()
+        for name, region, shape in self._results:
+            made[name] = tensor = memory.empty(*shape, dtype=self._dtype)
+            regions[region] = tensor.data_ptr()
         memory.scratch.begin()
-        regions[_SCRATCH] = memory.scratch.take(self._most)
-        regions[_WORDS] = memory.scratch.take(8 * count)
-        times = array("q", [0] * len(self._kinds)) if spent is not None else None
-        places = (v.buffer_info() for v in (self._words, self._addresses))
-        job = array(
-            "q",
-            (
-                *(n for place in places for n in place),
-                *(self._jobs.buffer_info()[0], len(self._kinds), regions.buffer_info()[0], regions[_WORDS]),
-                0 if times is None else times.buffer_info()[0],
-            ),
-        )
+        regions[_SCRATCH] = start = memory.scratch.take(self._most + 8 * len(self._words))
+        regions[_WORDS] = words = start + self._most
+        times = array("q", bytes(8 * len(self._kinds))) if spent is not None else None
+        job = array("q", self._head)
+        job.extend((regions.buffer_info()[0], words, 0 if times is None else times.buffer_info()[0]))
         self._library.run(job.buffer_info()[0])
         if spent is not None and times is not None:
             for kind, time in zip(self._kinds, times, strict=True):

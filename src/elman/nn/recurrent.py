@@ -312,11 +312,11 @@ class Recurrent(nn.Module):
 
     def _frame(self, input: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None) -> Frame:
         frame = Frame(input, self.input_size, lengths, self.batch_first)
-        weight = next(self.parameters())
-        if frame.input.device != weight.device:
-            raise ValueError(f"input is on {frame.input.device}, the parameters on {weight.device}")
-        if frame.input.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
-            raise ValueError(f"input must be {weight.dtype} like the parameters, got {frame.input.dtype}")
+        x, weight = frame.input, getattr(self, self._stack.slots[0][0][0][1])
+        if x.device != weight.device:
+            raise ValueError(f"input is on {x.device}, the parameters on {weight.device}")
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+            raise ValueError(f"input must be {weight.dtype} like the parameters, got {x.dtype}")
         return frame
 
     def _unrolling(self, frame: Frame, noise: Noise | None) -> Unrolling:
