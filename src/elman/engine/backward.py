@@ -226,29 +226,28 @@ class Backward(Written):
             return self._gates + start * self.itemsize, self.gates_width
         return self._rest + start * self.itemsize, self.arrangement.rest
 
-    def gradients(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero.
-
-        Args:
-            made: what a run made.
-        """
-        found = {f"parameter.{n}": made[f"total.{n}"].sum(0) for n in self.totals}
+    def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero."""
+        made = self.program.make()
+        found = {n[2:]: v for n, v in made.items() if n.startswith("d.")}
+        if self.packing.is_dense:  # then they are views, sooner made before the jobs; see `Forward.run`
+            found |= self._handed_last(made)
+            self.program.run(tensors, made)
+        else:
+            self.program.run(tensors, made)
+            found |= self._handed_last(made)
+        found |= {f"parameter.{n}": made[f"total.{n}"].sum(0) for n in self.totals}
         found |= {f"default.{n}": made[f"fresh.{n}"].sum(0) for n in self.fresh}
-        for n in self.widths:
-            if f"carry.{n}" in made:
-                found[f"state.{n}"] = self._handed_last(made[f"carry.{n}"])
-        for n, v in made.items():
-            if n.startswith("d."):
-                found[n[2:]] = v
         self.products.give(found, made)
         return found
 
-    def _handed_last(self, carry: Tensor) -> Tensor:
+    def _handed_last(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What each row's first step in the order of time has handed back, [B, width], of the two halves of a carry."""
-        if not self.form.reverse or self.packing.is_dense:
-            half = self.packing.steps & 1 if self.form.reverse else 1
-            return carry[half * self.batch : (half + 1) * self.batch]
-        return carry.index_select(0, self.packing.halves)
+        carries = {f"state.{n}": made[f"carry.{n}"] for n in self.widths if f"carry.{n}" in made}
+        if self.form.reverse and not self.packing.is_dense:
+            return {n: carry.index_select(0, self.packing.halves) for n, carry in carries.items()}
+        half = self.packing.steps & 1 if self.form.reverse else 1
+        return {n: carry[half * self.batch : (half + 1) * self.batch] for n, carry in carries.items()}
 
 
 Strided = tuple[int, int, int, int]  # address, elements from row to row and from column to column, and columns

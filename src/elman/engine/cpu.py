@@ -152,9 +152,8 @@ def _run_direction(call: LayerCall, plan: Plan, direction: Direction) -> Directi
 def _forward(scene: Scene, inputs: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """The results, and what backward needs beside the inputs."""
     tensors = tensors_of(scene, inputs)
-    forward = forward_of(form_of(scene, tensors))
-    made = forward.program.run(tensors)
-    return forward.results(made), {n: v for n, v in made.items() if not n.startswith("final.")}
+    results, made = forward_of(form_of(scene, tensors)).run(tensors)
+    return results, {n: v for n, v in made.items() if not n.startswith("final.")}
 
 
 def _backward(
@@ -174,8 +173,7 @@ def _backward(
     if scene.call.reset is not None or not scene.call.packing.is_dense:
         tensors["before"] = before_of(form, tensors.get("reset"))
     form = form._replace(gradients=tuple(strides), through=inputs["input"].requires_grad)
-    backward = backward_of(form, tensors)
-    return backward.gradients(backward.program.run(tensors))
+    return backward_of(form, tensors).run(tensors)
 
 
 class _Recurrence(torch.autograd.Function):

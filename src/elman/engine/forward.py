@@ -339,8 +339,18 @@ class Forward(Written):
                 table.place(f"x.{gate}", rows + (places.start - first * width) * size, width, Kind.STEP)
             table.run(steps)
 
-    def results(self, made: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Of what a run made, the wanted sequences, [N, width] each, then the final states, [B, width]."""
+    def run(self, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """The wanted sequences, [N, width] each, then the final states, [B, width]; and all that was made."""
+        made = self.program.make()
+        if self.plan.integer or not (self.packing.is_dense or self.form.reverse):
+            self.program.run(tensors, made)
+            return self._results(made), made
+        # Views are sooner made before the jobs: behind them the caches no longer hold what Python needs for it.
+        results = self._results(made)
+        self.program.run(tensors, made)
+        return results, made
+
+    def _results(self, made: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         sequences, finals = [], []
         for k, (entry, _) in enumerate(self.layout.states):
             whole = made[f"sequence.{entry.name}"]

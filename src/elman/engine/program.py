@@ -202,19 +202,22 @@ class Program:
         places = (v.buffer_info() for v in (self._words, self._addresses))
         return array("q", (*(n for place in places for n in place), self._jobs.buffer_info()[0], len(self._kinds)))
 
-    def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run all jobs; the results by name.
+    def make(self) -> dict[str, Tensor]:
+        """The results of a run, by name, before it has written them."""
+        return {name: memory.empty(*shape, dtype=self._dtype) for name, _, shape in self._results}
+
+    def run(self, tensors: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
+        """Run all jobs.
 
         Args:
             tensors: what is given, by name, contiguous but where the program knows of strides.
+            made: what :meth:`make` gave.
         """
         regions = self._regions[:]
-        made = {}
         for name, region in self._given:
             regions[region] = tensors[name].data_ptr()
-        for name, region, shape in self._results:
-            made[name] = tensor = memory.empty(*shape, dtype=self._dtype)
-            regions[region] = tensor.data_ptr()
+        for name, region, _ in self._results:
+            regions[region] = made[name].data_ptr()
         memory.scratch.begin()
         regions[_SCRATCH] = start = memory.scratch.take(self._most + 8 * len(self._words))
         regions[_WORDS] = words = start + self._most
@@ -225,7 +228,6 @@ class Program:
         if spent is not None and times is not None:
             for kind, time in zip(self._kinds, times, strict=True):
                 spent[kind] = spent.get(kind, 0) + time
-        return made
 
 
 class _Library:
