@@ -155,6 +155,7 @@ class Backward(Written):
         self.sequences = {n: program.given(f"sequence.{n}") for n in self.widths}
         self.totals: list[str] = []  # vectors whose gradient is a total of each thread's
         self.fresh: list[str] = []  # states whose default at resets has such a gradient
+        self.handed: dict[str, int] = {}  # carries of the states; behind the loop they hold what reached the start
         self.states(self.sequences)
         self.units()
         self.draws()
@@ -175,8 +176,12 @@ class Backward(Written):
         for steps, entries in stretches:
             self._place(entries.start)
             table.run(steps)
-            self.products.take(entries)
+            self.products.take(steps, entries)
         self.products.finish()
+        if form.reverse and not self.packing.is_dense:
+            for n, carry in self.handed.items():
+                width = self.widths[n]
+                program.ends(self.packing, True, width, carry, program.result(f"d.state.{n}", self.batch, width))
 
     def _flows(self) -> None:
         """Give the table the gradients that enter from outside, and memory for those handed from step to step."""
@@ -188,7 +193,7 @@ class Backward(Written):
             if self.form.gradients[wanted + k] is not None and entry.dtype != "int64":
                 table.place(f"final.{entry.name}", program.given(f"gradient.{wanted + k}"), width, Kind.BATCH)
             if f"carry.{entry.name}" in table:
-                carry = program.result(f"carry.{entry.name}", 2 * self.batch, width)
+                self.handed[entry.name] = carry = program.result(f"carry.{entry.name}", 2 * self.batch, width)
                 table.place(f"carry.{entry.name}", carry, width, Kind.CARRY)
                 table.place(f"handed.{entry.name}", carry, width, Kind.HANDED)
 
@@ -230,24 +235,15 @@ class Backward(Written):
         """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero."""
         made = self.program.make()
         found = {n[2:]: v for n, v in made.items() if n.startswith("d.")}
-        if self.packing.is_dense:  # then they are views, sooner made before the jobs; see `Forward.run`
-            found |= self._handed_last(made)
-            self.program.run(tensors, made)
-        else:
-            self.program.run(tensors, made)
-            found |= self._handed_last(made)
+        half = self.packing.steps & 1 if self.form.reverse else 1
+        for n in self.handed:  # views, sooner made before the jobs; see `Forward.run`
+            whole = made.get(f"d.state.{n}")
+            found[f"state.{n}"] = made[f"carry.{n}"][half * self.batch :][: self.batch] if whole is None else whole
+        self.program.run(tensors, made)
         found |= {f"parameter.{n}": made[f"total.{n}"].sum(0) for n in self.totals}
         found |= {f"default.{n}": made[f"fresh.{n}"].sum(0) for n in self.fresh}
         self.products.give(found, made)
         return found
-
-    def _handed_last(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What each row's first step in the order of time has handed back, [B, width], of the two halves of a carry."""
-        carries = {f"state.{n}": made[f"carry.{n}"] for n in self.widths if f"carry.{n}" in made}
-        if self.form.reverse and not self.packing.is_dense:
-            return {n: carry.index_select(0, self.packing.halves) for n, carry in carries.items()}
-        half = self.packing.steps & 1 if self.form.reverse else 1
-        return {n: carry[half * self.batch : (half + 1) * self.batch] for n, carry in carries.items()}
 
 
 Strided = tuple[int, int, int, int]  # address, elements from row to row and from column to column, and columns
@@ -290,12 +286,12 @@ class _Products:
             self._packed = self._tools.packed_right(run.program, rows, transposed=False) if several else 0
             self._through = run.program.result("through", run.total, columns)
 
-    def take(self, entries: slice) -> None:
-        """Multiply the gradients of a stretch."""
+    def take(self, steps: slice, entries: slice) -> None:
+        """Multiply the gradients of a stretch of time."""
         run, count = self._run, entries.stop - entries.start
         for number, group in enumerate(run.arrangement.groups):
             with self._program.within():
-                operand = self._operand(group.operand, entries)
+                operand = self._operand(group.operand, steps, entries)
                 width = sum(group.widths)
                 target = self._target(number, group, width, operand[3])
                 add = number in self._begun or (group.weight is not None and not self._once[group.weight])
@@ -446,18 +442,17 @@ class _Products:
             found[name] = gradient.new_zeros(shape)
         found[name][rows] += gradient
 
-    def _operand(self, index: int, entries: slice) -> Strided:
-        """What a product read at some entries."""
+    def _operand(self, index: int, steps: slice, entries: slice) -> Strided:
+        """What a product read in a stretch of time."""
         run, program, size = self._run, self._program, self._size
         node = run.plan.graph.nodes[index]
         kind, _, rest = node.name.partition(".")
         width, first = node.width, entries.start
         if node.op == "leaf" and kind == "state" and (run.resets or not run.packing.is_dense):
-            count = entries.stop - first
-            to = program.numbers(count, width)
             entry = next(e for e, _ in run.layout.states if e.name == rest)
-            otherwise = run.default(entry, width) if run.resets else 0
-            program.gather(to, run.sequences[rest], program.given("before") + 8 * first, otherwise, count, width)
+            reset, otherwise = (program.given("reset"), run.default(entry, width)) if run.resets else (0, 0)
+            sequence = run.sequences[rest]
+            to = program.before(run.packing, steps, run.form.reverse, width, sequence, reset, otherwise)
             return to, width, 1, width
         strides: tuple[int, ...] = (width, 1)
         if node.op != "leaf":
@@ -492,12 +487,6 @@ def _kept(form: Form) -> Backward:
     return Backward(form, None)
 
 
-def before_of(form: Form, reset: Tensor | None) -> Tensor:
-    """[N]: where in a state's sequence the state before each entry stands; -1 where it is the default."""
-    before = form.packing.next_steps if form.reverse else form.packing.previous_steps
-    return before if reset is None else before.masked_fill(reset.bool(), -1)
-
-
 def due_of(form: Form, tensors: Mapping[str, Tensor], runs: Any) -> Due:
     """By the first entry of each stretch of time, rows of it and neighbouring units that are due at their steps alone.
 
@@ -509,9 +498,11 @@ def due_of(form: Form, tensors: Mapping[str, Tensor], runs: Any) -> Due:
     """
     plan, packing = form.plan, form.packing
     times = tensors["sequence.t"][:, 0]
-    if "before" in tensors:
-        (initial,) = (e.initial for e, _ in plan.layout.states if e.name == "t")
-        times = torch.cat([times, times.new_full((1,), initial)])[tensors["before"]]
+    if "reset" in tensors or not packing.is_dense:
+        times = times[packing.next_steps if form.reverse else packing.previous_steps]
+        if "reset" in tensors:
+            (initial,) = (e.initial for e, _ in plan.layout.states if e.name == "t")
+            times = times.masked_fill(tensors["reset"].bool(), initial)
     else:
         times = times[packing.batch :] if form.reverse else times
     rows = gates_width(plan.layout) + arrangement(plan).rest

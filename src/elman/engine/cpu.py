@@ -12,7 +12,7 @@ from elman.compiler import build
 from elman.compiler.graph import CannotCompile
 from elman.compiler.plan import Plan
 from elman.engine import reference
-from elman.engine.backward import backward_of, before_of
+from elman.engine.backward import backward_of
 from elman.engine.call import Direction, DirectionResult, LayerCall
 from elman.engine.forward import (
     Scene,
@@ -170,8 +170,6 @@ def _backward(
                 gradient = gradient.contiguous()
             tensors[f"gradient.{k}"] = gradient
         strides.append(None if gradient is None else gradient.stride(0))
-    if scene.call.reset is not None or not scene.call.packing.is_dense:
-        tensors["before"] = before_of(form, tensors.get("reset"))
     form = form._replace(gradients=tuple(strides), through=inputs["input"].requires_grad)
     return backward_of(form, tensors).run(tensors)
 

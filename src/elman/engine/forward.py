@@ -277,8 +277,8 @@ class Forward(Written):
     """The program of a forward run.
 
     Each run makes `sequence.<state>`, [B + N, width]: the initial state, then the packed sequence, or where time runs
-    backwards the initial state last; `final.<state>`, [B, width], where it can be told beforehand; and `saved`: what
-    backward reads and cannot compute again, [N, width] of each node, one after the other.
+    backwards the initial state last; `final.<state>`, [B, width]; and `saved`: what backward reads and cannot compute
+    again, [N, width] of each node, one after the other.
     """
 
     def __init__(self, form: Form) -> None:
@@ -300,10 +300,13 @@ class Forward(Written):
             self._stretches()
         else:
             self.table.run(slice(0, self.packing.steps))
-        if self.packing.is_dense or form.reverse:
-            for n, width in self.widths.items():
+        for n, width in self.widths.items():
+            final = program.result(f"final.{n}", self.batch, width)
+            if self.packing.is_dense or form.reverse:
                 last = 0 if form.reverse else self.total * width * self.itemsize
-                program.copy(program.result(f"final.{n}", self.batch, width), sequences[n] + last, self.batch * width)
+                program.copy(final, sequences[n] + last, self.batch * width)
+            else:
+                program.ends(self.packing, False, width, sequences[n], final)
 
     def _start(self, sequence: int, entry: StateEntry, width: int) -> None:
         """Write the initial state."""
@@ -342,7 +345,7 @@ class Forward(Written):
     def run(self, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """The wanted sequences, [N, width] each, then the final states, [B, width]; and all that was made."""
         made = self.program.make()
-        if self.plan.integer or not (self.packing.is_dense or self.form.reverse):
+        if self.plan.integer:
             self.program.run(tensors, made)
             return self._results(made), made
         # Views are sooner made before the jobs: behind them the caches no longer hold what Python needs for it.
@@ -354,9 +357,7 @@ class Forward(Written):
         sequences, finals = [], []
         for k, (entry, _) in enumerate(self.layout.states):
             whole = made[f"sequence.{entry.name}"]
-            final = made.get(f"final.{entry.name}")
-            if final is None:
-                final = whole.index_select(0, self.packing.last_steps + self.batch)
+            final = made[f"final.{entry.name}"]
             finals.append(final if entry.dtype == "float" else final.to(torch.int64))
             if k < self.form.wanted:
                 sequence = whole[: self.total] if self.form.reverse else whole[self.batch :]

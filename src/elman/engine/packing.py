@@ -3,6 +3,9 @@
 A packed tensor is [N, *]: N = sum of the lengths, step 0 of all rows, then step 1 of those that reach it, and so on.
 """
 
+import itertools
+import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from elman.engine import memory
+from elman.compiler import build
+from elman.engine import memory, threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +81,11 @@ class Packing:
         return self.batch_sizes[-1] == self.batch_sizes[0]
 
     @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The entry at which each step starts."""
+        return (0, *itertools.accumulate(self.batch_sizes[:-1]))
+
+    @cached_property
     def lengths(self) -> tuple[int, ...]:
         """Length of each packed row, descending."""
         lengths: list[int] = []
@@ -91,8 +100,8 @@ class Packing:
 
     @cached_property
     def offsets(self) -> Tensor:
-        """[T'] int64 on the CPU: the entry at which each step starts."""
-        return self.sizes.cumsum(0) - self.sizes
+        """`starts` as [T'] int64 on the CPU."""
+        return torch.tensor(self.starts)
 
     @cached_property
     def places(self) -> tuple[int, int]:
@@ -123,11 +132,6 @@ class Packing:
         return has_next.nonzero()[:, 0].to(self.device), self._at(step[has_next] + 1, row[has_next])
 
     @cached_property
-    def last_steps(self) -> Tensor:
-        """[B]: the entry of each packed row's last step."""
-        return self._at(torch.tensor(self.lengths) - 1, torch.arange(self.batch))
-
-    @cached_property
     def previous_steps(self) -> Tensor:
         """[N]: where each entry's previous step stands in a sequence that starts with B initial rows."""
         step, row = self.entries
@@ -143,11 +147,6 @@ class Packing:
         return torch.where(has_next.to(self.device), after, self.total + row.to(self.device))
 
     @cached_property
-    def halves(self) -> Tensor:
-        """[B]: row b of the second of two times B rows where its length is odd, else of the first."""
-        return torch.tensor([(length & 1) * self.batch + row for row, length in enumerate(self.lengths)])
-
-    @cached_property
     def _padded_places(self) -> Tensor:
         """[N]: where each entry stands in the caller's [T, B, *] with its first two dimensions flattened."""
         step, row = self.entries
@@ -156,20 +155,19 @@ class Packing:
 
     def pack(self, padded: Tensor) -> Tensor:
         """[T, B, *] in the caller's order to [N, *]; steps past a row's length are dropped."""
-        flat = padded.flatten(0, 1)
         if self.order is None and self.is_dense:
             # A slice of everything would not be nothing: its gradient is a copy.
+            flat = padded.flatten(0, 1)
             return flat if flat.shape[0] == self.total else flat[: self.total]
-        found: Tensor = _Pack.apply(flat, self._padded_places)  # type: ignore[no-untyped-call]
+        found: Tensor = _Pack.apply(padded, self)  # type: ignore[no-untyped-call]
         return found
 
     def unpack(self, packed: Tensor, steps: int) -> Tensor:
         """[N, *] to [steps, B, *] in the caller's order, zero past each row's length."""
-        shape = packed.shape[1:]
         if self.order is None and self.is_dense and steps == self.steps:
-            return packed.reshape(steps, self.batch, *shape)
-        padded: Tensor = _Unpack.apply(packed, self._padded_places, steps * self.batch)  # type: ignore[no-untyped-call]
-        return padded.view(steps, self.batch, *shape)
+            return packed.reshape(steps, self.batch, *packed.shape[1:])
+        padded: Tensor = _Unpack.apply(packed, self, steps)  # type: ignore[no-untyped-call]
+        return padded
 
     def to_packed_order(self, rows: Tensor, dim: int) -> Tensor:
         """Rows in the caller's order to rows in packed order, along `dim`."""
@@ -177,30 +175,73 @@ class Packing:
 
     def to_caller_order(self, rows: Tensor, dim: int) -> Tensor:
         """Rows in packed order to rows in the caller's order, along `dim`."""
-        return rows if self.order is None else rows.index_select(dim, self.order.argsort())
+        return rows if self.order is None else rows.index_select(dim, self._inverse)
+
+    @cached_property
+    def _inverse(self) -> Tensor:
+        assert self.order is not None
+        return self.order.argsort()
+
+    def move(self, padded: Tensor, packed: Tensor, unpack: bool) -> None:
+        """Copy the rows of [T, B, *] to those of [N, *], or back with zeros past each row's length.
+
+        Args:
+            padded: each row contiguous. packed: contiguous.
+        """
+        job = _rows_function() if padded.device.type == "cpu" else None
+        if job is not None:
+            size = padded.dtype.itemsize
+            order = 0 if self.order is None else self.order.data_ptr()
+            words = array("q", (*threads.team(packed.numel()), self.steps, self.batch, *self.places))
+            words.extend((math.prod(packed.shape[1:]) * size, padded.shape[0], order))
+            words.extend((padded.data_ptr(), padded.stride(0) * size, padded.stride(1) * size))
+            words.extend((packed.data_ptr(), unpack))
+            job(words.buffer_info()[0])
+        elif unpack:
+            padded.zero_().view(-1, *packed.shape[1:]).index_copy_(0, self._padded_places, packed)
+        else:
+            torch.index_select(padded.flatten(0, 1), 0, self._padded_places, out=packed)
 
 
 class _Pack(torch.autograd.Function):
-    """Some rows of a tensor, [count, *], in memory from the pool."""
+    """See `Packing.pack`; in memory from the pool."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
-        ctx.places, ctx.count = places, rows.shape[0]
-        return torch.index_select(rows, 0, places, out=memory.empty_like(rows, len(places), *rows.shape[1:]))
+    def forward(ctx: Any, padded: Tensor, packing: Packing) -> Tensor:
+        ctx.packing, ctx.steps = packing, padded.shape[0]
+        rest = padded.shape[2:]
+        if rest and not padded[:1, :1].is_contiguous():
+            padded = padded.contiguous()
+        packed = memory.empty_like(padded, packing.total, *rest)
+        packing.move(padded, packed, unpack=False)
+        return packed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _Unpack.apply(gradients[0], ctx.places, ctx.count), None  # type: ignore[no-untyped-call]
+        return _Unpack.apply(gradients[0], ctx.packing, ctx.steps), None  # type: ignore[no-untyped-call]
 
 
 class _Unpack(torch.autograd.Function):
-    """[count, *] with a tensor's rows at some places and zeros elsewhere, in memory from the pool."""
+    """See `Packing.unpack`; in memory from the pool."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, count: int) -> Tensor:
-        ctx.places = places
-        return memory.empty_like(rows, count, *rows.shape[1:]).zero_().index_copy_(0, places, rows)
+    def forward(ctx: Any, packed: Tensor, packing: Packing, steps: int) -> Tensor:
+        ctx.packing = packing
+        padded = memory.empty_like(packed, steps, packing.batch, *packed.shape[1:])
+        packing.move(padded, packed.contiguous(), unpack=True)
+        return padded
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _Pack.apply(gradients[0], ctx.places), None, None  # type: ignore[no-untyped-call]
+        return _Pack.apply(gradients[0], ctx.packing), None, None  # type: ignore[no-untyped-call]
+
+
+@lru_cache(maxsize=1)
+def _rows_function() -> Any:
+    """The compiled function that moves rows, or None where nothing can be compiled."""
+    from elman.engine.program import library
+
+    try:
+        return library(torch.float32).rows
+    except build.BuildError:
+        return None  # the layers say so

@@ -63,27 +63,113 @@ EXPORT int elman_fill(const Fill *job) {
     return 0;
 }
 
-// Rows of a matrix by their numbers, one after the other.
-struct Gather {
-    int64_t count, width, threads;
-    const real *from;        // rows of `width`
-    const int64_t *numbers;  // [count]; negative: `otherwise`
-    const real *otherwise;   // [width]
-    real *to;                // [count, width]
-    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+
+// torch's threads.
+struct Team {
+    int64_t threads;
+    Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
 };
-static void gather_share(void *argument) {
-    const Gather &g = *(const Gather *)argument;
-    const int64_t team = g.threads > 1 ? g.team_size() : 1, thread = g.threads > 1 ? g.thread_number() : 0;
-    for (int64_t i = g.count * thread / team; i < g.count * (thread + 1) / team; ++i) {
-        const real *row = g.numbers[i] < 0 ? g.otherwise : g.from + g.numbers[i] * g.width;
-        memcpy(g.to + i * g.width, row, g.width * sizeof(real));
-    }
+
+// Calls share(job, thread, threads) on each thread.
+template <class Job, void (*SHARE)(const Job &, int64_t, int64_t)> static void by_thread(void *argument) {
+    const Job &job = *(const Job *)argument;
+    const bool alone = job.team.threads < 2;
+    SHARE(job, alone ? 0 : job.team.thread_number(), alone ? 1 : job.team.team_size());
 }
-EXPORT int elman_gather(Gather *job) {
-    if (job->threads > 1) job->parallel(gather_share, job, (unsigned)job->threads, 0);
-    else gather_share(job);
+template <class Job, void (*SHARE)(const Job &, int64_t, int64_t)> static int together(Job *job) {
+    const Team &team = job->team;
+    if (team.threads > 1) team.parallel(by_thread<Job, SHARE>, job, (unsigned)team.threads, 0);
+    else by_thread<Job, SHARE>(job);
     return 0;
 }
+
+// How a batch is packed: rows sorted by length, step after step.
+struct Packing {
+    int64_t steps, batch;
+    const int64_t *sizes;    // [steps]: rows at each step
+    const int64_t *offsets;  // [steps]: the packed row at which a step starts
+};
+
+// The states before some steps, one after the other, out of a state's sequence. That has the initial state first, or
+// where time runs backwards, last.
+struct Before {
+    Team team;
+    Packing packing;
+    int64_t first, last, reverse, width;
+    const real *sequence;
+    const uint8_t *reset;   // null, or [N]: where a row starts afresh
+    const real *otherwise;  // [width]: from this
+    real *to;
+};
+static void before(const Before &j, int64_t thread, int64_t team) {
+    const Packing &p = j.packing;
+    const int64_t w = j.width, count = j.last - j.first;
+    for (int64_t t = j.first + count * thread / team; t < j.first + count * (thread + 1) / team; ++t) {
+        const int64_t rows = p.sizes[t], end = p.offsets[p.steps - 1] + p.sizes[p.steps - 1];
+        real *to = j.to + (p.offsets[t] - p.offsets[j.first]) * w;
+        if (!j.reverse) {
+            const int64_t from = t ? p.batch + p.offsets[t - 1] : 0;
+            memcpy(to, j.sequence + from * w, rows * w * sizeof(real));
+        } else {
+            const int64_t later = t + 1 < p.steps ? p.sizes[t + 1] : 0;
+            if (later) memcpy(to, j.sequence + p.offsets[t + 1] * w, later * w * sizeof(real));
+            memcpy(to + later * w, j.sequence + (end + later) * w, (rows - later) * w * sizeof(real));
+        }
+        for (int64_t row = 0; j.reset && row < rows; ++row)
+            if (j.reset[p.offsets[t] + row]) memcpy(to + row * w, j.otherwise, w * sizeof(real));
+    }
+}
+EXPORT int elman_before(Before *job) { return together<Before, before>(job); }
+
+// Of each row what belongs to its last step, [batch, width].
+struct Ends {
+    Packing packing;
+    int64_t carried;   // whether the source is a carry, [2, batch, width], by the parity of lengths; else it is a
+                       // state's sequence with the initial state first
+    int64_t width;
+    const real *from;
+    real *to;
+};
+EXPORT int elman_ends(const Ends *job) {
+    const Ends &j = *job;
+    const Packing &p = j.packing;
+    for (int64_t t = 0; t < p.steps; ++t) {
+        const int64_t first = t + 1 < p.steps ? p.sizes[t + 1] : 0, rows = p.sizes[t] - first;
+        const int64_t start = (j.carried ? (t + 1) % 2 * p.batch : p.batch + p.offsets[t]) + first;
+        memcpy(j.to + first * j.width, j.from + start * j.width, rows * j.width * sizeof(real));
+    }
+    return 0;
+}
+
+// Between a padded batch, [T, batch, *], and its packed rows.
+struct Rows {
+    Team team;
+    Packing packing;
+    int64_t bytes;         // of a row
+    int64_t padded_steps;  // T; steps past a row's length are passed over, or zero
+    const int64_t *order;  // null, or [batch]: the padded row that each packed one is
+    char *padded;
+    int64_t step_stride, row_stride;  // bytes
+    char *packed;
+    int64_t unpack;
+};
+static void rows(const Rows &j, int64_t thread, int64_t team) {
+    const Packing &p = j.packing;
+    for (int64_t t = j.padded_steps * thread / team; t < j.padded_steps * (thread + 1) / team; ++t) {
+        const int64_t size = t < p.steps ? p.sizes[t] : 0, end = j.unpack ? p.batch : size;
+        for (int64_t row = 0; row < end; ++row) {
+            char *padded = j.padded + t * j.step_stride + (j.order ? j.order[row] : row) * j.row_stride;
+            if (row >= size) {
+                memset(padded, 0, j.bytes);
+                continue;
+            }
+            char *packed = j.packed + (p.offsets[t] + row) * j.bytes;
+            if (j.unpack) memcpy(padded, packed, j.bytes);
+            else memcpy(packed, padded, j.bytes);
+        }
+    }
+}
+EXPORT int elman_rows(Rows *job) { return together<Rows, rows>(job); }

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from elman.compiler import build
 from elman.engine import memory, threads
+from elman.engine.packing import Packing
 
 REALS = {torch.float32: "float", torch.float64: "double"}
 
@@ -98,7 +99,7 @@ class Program:
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._library = _library(dtype, build.instruction_set())
+        self._library = library(dtype)
         self._words = array("q")
         self._addresses = array("q")
         self._jobs = array("q")
@@ -107,7 +108,7 @@ class Program:
         self._places: dict[str, int] = {}
         self._given: list[tuple[str, int]] = []  # name and region
         self._results: list[tuple[str, int, tuple[int, ...]]] = []  # name, region and shape
-        self._held: list[Tensor] = []
+        self._held: dict[int, tuple[Tensor, int]] = {}  # constants and their addresses
         self._next = self._most = 0
         self._dtype = dtype
         self.itemsize = dtype.itemsize
@@ -133,8 +134,9 @@ class Program:
 
     def constant(self, tensor: Tensor) -> int:
         """See `Sink`."""
-        self._held.append(tensor)
-        return self._at(self._region(tensor.data_ptr()))
+        if id(tensor) not in self._held:
+            self._held[id(tensor)] = (tensor, self._at(self._region(tensor.data_ptr())))
+        return self._held[id(tensor)][1]
 
     def take(self, size: int) -> int:
         """See `Sink`."""
@@ -183,16 +185,31 @@ class Program:
         (bits,) = struct.unpack("q", struct.pack("d", value))
         self.call("fill", self._library.fill, array("q", (to, count, bits)), (0,))
 
-    def gather(self, to: int, source: int, numbers: int, otherwise: int, count: int, width: int) -> None:
-        """Write rows of a matrix, one after the other.
+    def before(
+        self, packing: Packing, steps: slice, reverse: bool, width: int, sequence: int, reset: int, otherwise: int
+    ) -> int:
+        """The address of the states before some steps, [rows, width].
 
         Args:
-            to: [count, width]. source: rows of so many numbers.
-            numbers: [count] int64; where negative, `otherwise` is written, [width].
+            sequence: of the state, with its initial state.
+            reset: [N] uint8, or 0. otherwise: the state there, [width].
         """
-        workers = threads.count() if count * width > 1 << 15 else 1
-        words = array("q", (count, width, workers, source, numbers, otherwise, to, *(threads.pool() or (0, 0, 0))))
-        self.call("gather", self._library.gather, words, (3, 4, 5, 6))
+        last = steps.stop - 1
+        first, end = packing.starts[steps.start], packing.starts[last] + packing.batch_sizes[last]
+        to = self.numbers(end - first, width)
+        team, sizes = threads.team((end - first) * width), self._sizes(packing)
+        words = (*team, *sizes, steps.start, steps.stop, reverse, width, sequence, reset, otherwise, to)
+        self.call("copy", self._library.before, array("q", words), (6, 7, 12, 13, 14, 15))
+        return to
+
+    def ends(self, packing: Packing, carried: bool, width: int, source: int, to: int) -> None:
+        """Write of each row what belongs to its last step, [B, width], from a sequence or a carry."""
+        words = (*self._sizes(packing), carried, width, source, to)
+        self.call("copy", self._library.ends, array("q", words), (2, 3, 6, 7))
+
+    def _sizes(self, packing: Packing) -> tuple[int, int, int, int]:
+        """The words of a `Packing` in program.cpp."""
+        return packing.steps, packing.batch, self.constant(packing.sizes), self.constant(packing.offsets)
 
     # ---- running
 
@@ -235,10 +252,19 @@ class _Library:
         source = Path(__file__).with_name("program.cpp").read_text()
         library = build.load(source, REALS[dtype])
         self.run = library.elman_program
-        self.run.argtypes = [ctypes.c_void_p]
-        self.copy, self.fill, self.gather = (
-            address_of(f) for f in (library.elman_copy, library.elman_fill, library.elman_gather)
-        )
+        self.rows = library.elman_rows
+        self.run.argtypes = self.rows.argtypes = [ctypes.c_void_p]
+        self.copy, self.fill = address_of(library.elman_copy), address_of(library.elman_fill)
+        self.before, self.ends = address_of(library.elman_before), address_of(library.elman_ends)
+
+
+def library(dtype: torch.dtype) -> _Library:
+    """The compiled functions of this module.
+
+    Raises:
+        BuildError: they cannot be compiled.
+    """
+    return _library(dtype, build.instruction_set())
 
 
 @functools.lru_cache(maxsize=8)

@@ -28,3 +28,8 @@ def pool() -> tuple[int, int, int] | None:
 def count() -> int:
     """Threads to run on: as many as torch uses."""
     return torch.get_num_threads() if pool() else 1
+
+
+def team(numbers: int) -> tuple[int, int, int, int]:
+    """The words of a `Team` (see program.cpp) for work on so many numbers."""
+    return (count() if numbers > 1 << 15 else 1, *(pool() or (0, 0, 0)))
