@@ -205,30 +205,19 @@ def _moved(kernel: Any) -> int:
 
 def _loops(way: Callable[[], object], seconds: float) -> float:
     """Median seconds of all the loops in a call together."""
-    from elman.engine.kernel import Table
+    from elman.engine import program
 
     spent: list[float] = []
-    prepare = Table.prepare
-
-    def timed(self: Table, *arguments: Any, **named: Any) -> Callable[[], object]:
-        run = prepare(self, *arguments, **named)
-
-        def measured() -> None:
-            start = time.perf_counter()
-            run()
-            spent[-1] += time.perf_counter() - start
-
-        return measured
 
     def once() -> None:
-        spent.append(0.0)
+        program.spent = {}
         way()
+        spent.append(program.spent["kernel"] / 1e9)
 
-    Table.prepare = timed  # type: ignore[method-assign]
     try:
         medians([once], seconds)
     finally:
-        Table.prepare = prepare  # type: ignore[method-assign]
+        program.spent = None
     return statistics.median(spent[1:])
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from elman.cells.layout import MatrixProduct
 from elman.cells.structure import Dense
 from elman.compiler.plan import Plan
-from elman.engine.forward import Form, Written, clock_runs, gates_width
+from elman.engine.forward import Form, Written, clock_runs, gates_width, widened
 from elman.engine.kernel import Kind, chunks
 from elman.engine.matrices import stored_gradient, weight_parameter
+from elman.engine.packing import Packing
 
 _TURNED = 256  # columns of a wider weight up to which its gradient is sooner computed transposed
 
@@ -160,15 +161,14 @@ class Backward(Written):
         self.units()
         self.draws()
         self.side_inputs()
-        if self.plan.saved_widths:
-            self.place_saved(program.given("saved"))
+        self.saved = self.place_saved(program.given("saved")) if self.plan.saved_widths else {}
         self._flows()
         rows = self.gates_width + self.arrangement.rest
         stretches = self.stretches(rows * self.itemsize, backward=True)
         longest = max(entries.stop - entries.start for _, entries in stretches)
         self._gates = program.numbers(longest, self.gates_width)
         if self.arrangement.idle:
-            program.fill(self._gates, longest * self.gates_width)
+            program.fill(self._gates, min(longest, form.packing.capacity) * self.gates_width)
         self._rest = program.numbers(longest, self.arrangement.rest)
         self._direct()
         self.prepare(backward=True)
@@ -181,7 +181,7 @@ class Backward(Written):
         if form.reverse and not self.packing.is_dense:
             for n, carry in self.handed.items():
                 width = self.widths[n]
-                program.ends(self.packing, True, width, carry, program.result(f"d.state.{n}", self.batch, width))
+                program.ends(True, width, carry, program.result(f"d.state.{n}", self.batch, width))
 
     def _flows(self) -> None:
         """Give the table the gradients that enter from outside, and memory for those handed from step to step."""
@@ -231,15 +231,15 @@ class Backward(Written):
             return self._gates + start * self.itemsize, self.gates_width
         return self._rest + start * self.itemsize, self.arrangement.rest
 
-    def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def run(self, packing: Packing, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero."""
-        made = self.program.make()
+        made = self.program.make(packing)
         found = {n[2:]: v for n, v in made.items() if n.startswith("d.")}
         half = self.packing.steps & 1 if self.form.reverse else 1
         for n in self.handed:  # views, sooner made before the jobs; see `Forward.run`
             whole = made.get(f"d.state.{n}")
             found[f"state.{n}"] = made[f"carry.{n}"][half * self.batch :][: self.batch] if whole is None else whole
-        self.program.run(tensors, made)
+        self.program.run(packing, tensors, made)
         found |= {f"parameter.{n}": made[f"total.{n}"].sum(0) for n in self.totals}
         found |= {f"default.{n}": made[f"fresh.{n}"].sum(0) for n in self.fresh}
         self.products.give(found, made)
@@ -360,12 +360,11 @@ class _Products:
                 self._transposed[number] = (self._program.result(f"transposed.{number}", columns, width), width, add)
             to = (self._transposed[number][0], width)
             a, b = (right[0], right[2], right[1]), (address, stride, 1)
-            sizes = (columns, width, count)
-            self._tools.multiply(self._program, sizes, a, b, to, add=begun, column_sums=sums, add_sums=add)
+            turned = (columns, width, count)
+            self._tools.multiply(self._program, turned, a, b, to, add=begun, column_sums=sums, add_sums=add)
         else:
             a, b, to = (address, 1, stride), right[:3], (target.address, columns)
-            sizes = (width, columns, count)
-            self._tools.multiply(self._program, sizes, a, b, to, add=add, sums=sums, add_sums=add)
+            self._tools.multiply(self._program, (width, columns, count), a, b, to, add=add, sums=sums, add_sums=add)
         self._begun.add(number)
 
     def _add_due(
@@ -452,15 +451,12 @@ class _Products:
             entry = next(e for e, _ in run.layout.states if e.name == rest)
             reset, otherwise = (program.given("reset"), run.default(entry, width)) if run.resets else (0, 0)
             sequence = run.sequences[rest]
-            to = program.before(run.packing, steps, run.form.reverse, width, sequence, reset, otherwise)
+            to = program.before(steps, entries.stop - first, run.form.reverse, width, sequence, reset, otherwise)
             return to, width, 1, width
         strides: tuple[int, ...] = (width, 1)
         if node.op != "leaf":
             entry_name = next((e for e, i in run.plan.graph.outputs.items() if i == index), None)
-            if entry_name is not None:
-                start = run.sequences[entry_name] + run.first_output(width)
-            else:
-                start = next(at for n, at, _ in run.saved(program.given("saved")) if n == index)
+            start = run.saved[index] if entry_name is None else run.sequences[entry_name] + run.first_output(width)
         elif kind == "state":
             start = run.sequences[rest] + (run.batch * width * size if run.form.reverse else 0)
         elif kind == "raw":
@@ -479,6 +475,7 @@ def backward_of(form: Form, tensors: Mapping[str, Tensor]) -> Backward:
     runs = clock_runs(form.plan)
     if runs is not None:
         return Backward(form, due_of(form, tensors, np.asarray(runs).reshape(-1, 3)))
+    form = widened(form, gates_width(form.plan.layout) + arrangement(form.plan).rest, form.plan.gradients)
     return _kept(form) if form.packing.kept else Backward(form, None)
 
 
@@ -497,6 +494,7 @@ def due_of(form: Form, tensors: Mapping[str, Tensor], runs: Any) -> Due:
         Rows, counted from the stretch's first, and the first unit and the end.
     """
     plan, packing = form.plan, form.packing
+    assert isinstance(packing, Packing)
     times = tensors["sequence.t"][:, 0]
     if "reset" in tensors or not packing.is_dense:
         times = times[packing.next_steps if form.reverse else packing.previous_steps]

@@ -152,7 +152,7 @@ def _run_direction(call: LayerCall, plan: Plan, direction: Direction) -> Directi
 def _forward(scene: Scene, inputs: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """The results, and what backward needs beside the inputs."""
     tensors = tensors_of(scene, inputs)
-    results, made = forward_of(form_of(scene, tensors)).run(tensors)
+    results, made = forward_of(form_of(scene, tensors)).run(scene.call.packing, tensors)
     return results, {n: v for n, v in made.items() if not n.startswith("final.")}
 
 
@@ -171,7 +171,7 @@ def _backward(
             tensors[f"gradient.{k}"] = gradient
         strides.append(None if gradient is None else gradient.stride(0))
     form = form._replace(gradients=tuple(strides), through=inputs["input"].requires_grad)
-    return backward_of(form, tensors).run(tensors)
+    return backward_of(form, tensors).run(scene.call.packing, tensors)
 
 
 class _Recurrence(torch.autograd.Function):

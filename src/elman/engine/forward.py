@@ -2,7 +2,7 @@
 
 import functools
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,9 +18,9 @@ from elman.compiler.plan import Plan
 from elman.engine import reference, threads
 from elman.engine.call import LayerCall
 from elman.engine.draws import threshold
-from elman.engine.kernel import Kind, Table, chunks
+from elman.engine.kernel import Kind, Table, at_once, chunks
 from elman.engine.matrices import dense, pattern, stored
-from elman.engine.packing import Packing
+from elman.engine.packing import Packing, Ragged
 from elman.engine.products import Matrix, tools
 from elman.engine.program import Program
 
@@ -50,7 +50,7 @@ class Form(NamedTuple):
     """
 
     plan: Plan
-    packing: Packing
+    packing: Packing | Ragged
     reverse: bool
     wanted: int
     training: bool
@@ -97,6 +97,8 @@ def tensors_of(scene: Scene, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             found[f"matrix.{n}"] = dense(plan.layout, n, parameters, {}).contiguous()
     for n, rows in scene.draws.items():
         found[f"draws.{n}"] = rows
+    if not call.packing.is_dense:
+        found["sizes"], found["offsets"] = call.packing.sizes, call.packing.offsets
     if call.reset is not None:
         reset = reference.reset_in_reverse(call, call.reset) if scene.reverse else call.reset
         found["reset"] = reset.to(torch.uint8).contiguous()
@@ -150,7 +152,7 @@ class Written:
         self.itemsize = form.dtype.itemsize
         self.gates_width = gates_width(plan.layout)
         self.clock = clock_runs(plan)
-        self.program = Program(form.dtype)
+        self.program = Program(form.dtype, form.packing)
         self.table = Table(kernel, form.dtype, self.batch, self.program, form.workers)
         self.resets = "reset" in form.names
 
@@ -205,16 +207,14 @@ class Written:
             if p.bias is not None:
                 self.table.place(f"bias.{p.name}", self.parameter(p.bias, p.rows.start), 0, Kind.UNITS)
 
-    def saved(self, address: int) -> Iterator[tuple[int, int, int]]:
-        """What a forward run saves, one node after the other: each node, where it is, and its width."""
+    def place_saved(self, address: int) -> dict[int, int]:
+        """Give the table what a forward run saves, one node after the other: where each node is."""
+        found, before = {}, 0
         for n, width in self.plan.saved_widths.items():
-            yield n, address, width
-            address += self.total * width * self.itemsize
-
-    def place_saved(self, address: int) -> None:
-        """Give the table what a forward run saves."""
-        for n, place, width in self.saved(address):
-            self.table.place(f"saved.{n}", place, width, Kind.STEP)
+            found[n] = self.program.behind(address, before)
+            self.table.place(f"saved.{n}", found[n], width, Kind.STEP)
+            before += width
+        return found
 
     def states(self, sequences: Mapping[str, int]) -> None:
         """Give the table the states' sequences, and where they are read before a step."""
@@ -294,7 +294,7 @@ class Forward(Written):
         self.draws()
         self.side_inputs()
         if form.training and self.plan.saved_widths:
-            self.place_saved(program.result("saved", self.total * sum(self.plan.saved_widths.values())))
+            self.place_saved(program.result("saved", self.total, sum(self.plan.saved_widths.values())))
         self.prepare(backward=False)
         if self.gates_width:
             self._stretches()
@@ -306,11 +306,11 @@ class Forward(Written):
                 last = 0 if form.reverse else self.total * width * self.itemsize
                 program.copy(final, sequences[n] + last, self.batch * width)
             else:
-                program.ends(self.packing, False, width, sequences[n], final)
+                program.ends(False, width, sequences[n], final)
 
     def _start(self, sequence: int, entry: StateEntry, width: int) -> None:
         """Write the initial state."""
-        to = sequence + (self.total * width * self.itemsize if self.form.reverse else 0)
+        to = self.program.behind(sequence, width) if self.form.reverse else sequence
         if f"state.{entry.name}" in self.form.names:
             self.program.copy(to, self.program.given(f"state.{entry.name}"), self.batch * width)
         else:
@@ -342,15 +342,15 @@ class Forward(Written):
                 table.place(f"x.{gate}", rows + (places.start - first * width) * size, width, Kind.STEP)
             table.run(steps)
 
-    def run(self, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    def run(self, packing: Packing, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """The wanted sequences, [N, width] each, then the final states, [B, width]; and all that was made."""
-        made = self.program.make()
+        made = self.program.make(packing)
         if self.plan.integer:
-            self.program.run(tensors, made)
+            self.program.run(packing, tensors, made)
             return self._results(made), made
         # Views are sooner made before the jobs: behind them the caches no longer hold what Python needs for it.
         results = self._results(made)
-        self.program.run(tensors, made)
+        self.program.run(packing, tensors, made)
         return results, made
 
     def _results(self, made: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -360,14 +360,28 @@ class Forward(Written):
             final = made[f"final.{entry.name}"]
             finals.append(final if entry.dtype == "float" else final.to(torch.int64))
             if k < self.form.wanted:
-                sequence = whole[: self.total] if self.form.reverse else whole[self.batch :]
+                sequence = whole[: -self.batch] if self.form.reverse else whole[self.batch :]
                 sequences.append(sequence if entry.dtype == "float" else sequence.to(torch.int64))
         return (*sequences, *finals)
 
 
 def forward_of(form: Form) -> Forward:
     """The program of a form; kept where another run may have the same."""
+    form = widened(form, gates_width(form.plan.layout), form.plan.training if form.training else form.plan.inference)
     return _kept(form) if form.packing.kept else Forward(form)
+
+
+def widened(form: Form, width: int, kernel: Kernel) -> Form:
+    """The form with what stands for its packing and others in its place, where all rows are a single stretch.
+
+    Args:
+        width: of the rows that wait for the kernel.
+    """
+    packing = form.packing
+    if packing.is_dense or isinstance(packing, Ragged):
+        return form
+    ragged = packing.ragged
+    return form._replace(packing=ragged) if at_once(ragged.capacity, width * form.dtype.itemsize, kernel) else form
 
 
 @functools.lru_cache(maxsize=512)

@@ -4,7 +4,6 @@ import functools
 from array import array
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from elman.compiler import build
 from elman.compiler.emit import Group, Kernel
 from elman.engine import threads
-from elman.engine.packing import Packing
+from elman.engine.packing import Packing, Ragged
 from elman.engine.products import Matrix, tools
 from elman.engine.program import REALS, Function, Sink, address_of
 
@@ -124,7 +123,7 @@ class Table:
         self,
         matrices: Mapping[str, Matrix],
         patterns: Mapping[str, Tensor],
-        packing: Packing,
+        packing: Packing | Ragged,
         reset: int,
         direction: tuple[bool, bool],
         entries: tuple[str, ...],
@@ -167,7 +166,7 @@ class Table:
             "q",
             (
                 *(packing.steps, packing.batch, workers, direction[0], split_rows, 0, packing.steps, direction[1]),
-                *(sink.constant(packing.sizes), sink.constant(packing.offsets), reset),
+                *(*sink.sizes(packing), reset),
                 *(0, sink.array(addresses, groups), sink.array(ranges, groups), sums),
                 *(len(entering) // 3, sink.array(entering), len(finals) // 3, sink.array(finals)),
                 sink.array(self._draws, range(0, len(self._draws), 3)),
@@ -193,17 +192,25 @@ CHUNK_BYTES = 8 << 20  # of the products with the input that wait for the loop: 
 CHUNK_ROWS = 384  # at the least, so that the products stay large
 
 
-def chunks(packing: Packing, row_bytes: int, kernel: Kernel) -> list[tuple[slice, slice]]:
+def at_once(capacity: int, row_bytes: int, kernel: Kernel) -> bool:
+    """Whether so many rows are a single stretch."""
+    return capacity <= _wanted(row_bytes, kernel) * 3 // 2
+
+
+def _wanted(row_bytes: int, kernel: Kernel) -> int:
+    size = CHUNK_BYTES if kernel.groups else CHUNK_BYTES // 4
+    return max(size // max(row_bytes, 1), CHUNK_ROWS)
+
+
+def chunks(packing: Packing | Ragged, row_bytes: int, kernel: Kernel) -> list[tuple[slice, slice]]:
     """Stretches of time, as steps and as entries of the packed sequence, whose rows take about CHUNK_BYTES.
 
     They take a quarter of it where the kernel has no products, so that little else than memory holds it up: its rows
     then stay in the threads' own caches.
     """
-    total = packing.total
-    size = CHUNK_BYTES if kernel.groups else CHUNK_BYTES // 4
-    wanted = max(size // max(row_bytes, 1), CHUNK_ROWS)
-    if total <= wanted * 3 // 2:
-        return [(slice(0, packing.steps), slice(0, total))]
+    if isinstance(packing, Ragged) or at_once(packing.total, row_bytes, kernel):
+        return [(slice(0, packing.steps), slice(0, packing.total))]
+    wanted = _wanted(row_bytes, kernel)
     found, first, start, end = [], 0, 0, 0
     for step, size in enumerate(packing.batch_sizes):
         end += size

@@ -44,6 +44,8 @@ class Packing:
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> "Packing":
         """Rows of any lengths ≥ 1 in any order; equal lengths keep the caller's order."""
+        if min(lengths) == max(lengths):
+            return cls.dense(lengths[0], len(lengths), device)
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         ends = [0] * (lengths[order[0]] + 1)
         for length in lengths:
@@ -102,6 +104,17 @@ class Packing:
     def offsets(self) -> Tensor:
         """`starts` as [T'] int64 on the CPU."""
         return torch.tensor(self.starts)
+
+    @property
+    def capacity(self) -> int:
+        """N; see `Ragged`."""
+        return self.total
+
+    @cached_property
+    def ragged(self) -> "Ragged":
+        """What stands for this and other packings of about as many entries."""
+        unit = max(64, 1 << self.total.bit_length() - 4)
+        return Ragged.at(self.batch, -(-self.total // unit) * unit)
 
     @cached_property
     def places(self) -> tuple[int, int]:
@@ -201,6 +214,33 @@ class Packing:
             padded.zero_().view(-1, *packed.shape[1:]).index_copy_(0, self._padded_places, packed)
         else:
             torch.index_select(padded.flatten(0, 1), 0, self._padded_places, out=packed)
+
+
+# Stand for N and for T' in what is the same for many batches: below zero, where no other count is.
+TOTAL, STEPS = -1 << 41, -1 << 40
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Any batch of rows of unequal lengths: what packings of as many rows have in common.
+
+    Attributes:
+        batch: B.
+        capacity: no batch has more entries.
+    """
+
+    batch: int
+    capacity: int
+    total: int = TOTAL
+    steps: int = STEPS
+    is_dense: bool = False
+    kept: bool = True
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def at(batch: int, capacity: int) -> "Ragged":
+        """The only one with these sizes."""
+        return Ragged(batch, capacity)
 
 
 class _Pack(torch.autograd.Function):

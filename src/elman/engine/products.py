@@ -71,7 +71,7 @@ class Tools:
             sink.array(array("q", [m[3] for m in matrices])),
             sink.array(array("q", [m[1] for m in matrices])),
         )
-        sizes = (count, unit_blocks, width, depth, transposed, _workers(count * width * depth))
+        sizes = (count, unit_blocks, width, depth, transposed, threads.for_work(count * width * depth))
         sink.call("pack", self._pack, array("q", (*sizes, *columns, to, *self._pool)), _PACKING)
 
     def packed_right(self, sink: Sink, b: Matrix, transposed: bool) -> int:
@@ -85,7 +85,7 @@ class Tools:
         depth, width = (columns, rows) if transposed else (rows, columns)
         strides = (1, stride) if transposed else (stride, 1)
         to = sink.take(self._packed_size(depth, width) * self.itemsize)
-        workers = _workers(rows * columns)
+        workers = threads.for_work(rows * columns)
         words = (0, width, depth, workers, 0, 0, 0, address, *strides, *(0, 0, 0, 0, 0, to, 0, 0, 0, 0), *self._pool, 0)
         sink.call("pack", self._pack_right, array("q", words), _PRODUCT)
         return to
@@ -120,7 +120,7 @@ class Tools:
             chosen: address of [K], the columns of A and rows of B to take, or 0 for the first K.
         """
         rows, columns, depth = sizes
-        workers = _workers(rows * columns * depth)
+        workers = threads.for_work(rows * columns * depth)
         options = (bias, add, add_sums, packed, sums, column_sums, chosen)
         with sink.within():
             workspace = sink.take(self._workspace(0 if packed else columns, workers) * self.itemsize)
@@ -130,7 +130,7 @@ class Tools:
     def transpose(self, sink: Sink, source: Matrix, to: int, stride: int) -> None:
         """Write a matrix [M, N] transposed, with so many elements from row to row."""
         address, rows, columns, step = source
-        words = (rows, columns, _workers(rows * columns), address, step, to, stride, *self._pool)
+        words = (rows, columns, threads.for_work(rows * columns), address, step, to, stride, *self._pool)
         sink.call("transpose", self._transpose, array("q", words), _TRANSPOSITION)
 
     def sample(self, tensors: Sequence[Tensor], numbers: int) -> int:
@@ -156,7 +156,3 @@ def _tools(dtype: torch.dtype, isa: str) -> Tools:
 def matrix(tensor: Tensor) -> Matrix:
     """A matrix whose rows are contiguous, as `Tools` takes it."""
     return tensor.data_ptr(), tensor.shape[0], tensor.shape[1], tensor.stride(0)
-
-
-def _workers(operations: int) -> int:
-    return threads.count() if operations > 1 << 15 else 1

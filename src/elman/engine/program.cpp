@@ -6,18 +6,21 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-enum : int64_t { OFFSET_BITS = 44, ZERO_OFFSET = (int64_t)1 << 43 };
+enum : int64_t { OFFSET_BITS = 44, ZERO_OFFSET = (int64_t)1 << 43, TOTAL = -((int64_t)1 << 41), STEPS = -((int64_t)1 << 40) };
 
 struct Program {
     const int64_t *words;      // of all jobs; addresses are relative
     int64_t count;
     const int64_t *addresses;  // where among the words addresses stand
     int64_t address_count;
+    const int64_t *counts;     // where words stand that say TOTAL or STEPS
+    int64_t count_count;
     const int64_t *jobs;       // of each a function, and where among the words its argument starts
     int64_t job_count;
     const int64_t *regions;    // where each begins
     int64_t *copy;             // [count]: memory for the words as they run
     int64_t *spent;            // null, or [job_count]: receives nanoseconds
+    int64_t total, steps;      // of the batch
 };
 
 static int64_t now() {
@@ -32,6 +35,10 @@ EXPORT int elman_program(const Program *program) {
     for (int64_t i = 0; i < p.address_count; ++i) {
         int64_t &word = p.copy[p.addresses[i]];
         if (word) word = p.regions[word >> OFFSET_BITS] + (word & (2 * ZERO_OFFSET - 1)) - ZERO_OFFSET;
+    }
+    for (int64_t i = 0; i < p.count_count; ++i) {
+        int64_t &word = p.copy[p.counts[i]];
+        word = word == STEPS ? p.steps : p.total;
     }
     for (int64_t i = 0; i < p.job_count; ++i) {
         const int64_t start = p.spent ? now() : 0;

@@ -8,23 +8,23 @@ the regions are and calls all jobs from compiled code.
 
 import ctypes
 import functools
-import math
 import struct
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from elman.compiler import build
 from elman.engine import memory, threads
-from elman.engine.packing import Packing
+from elman.engine.packing import STEPS, TOTAL, Packing, Ragged
 
 REALS = {torch.float32: "float", torch.float64: "double"}
 
+Words: TypeAlias = "array[int]"  # of 64 bits each
 Function = int  # the address of a compiled function that takes one address
 
 spent: dict[str, int] | None = None  # nanoseconds by kind of job, added up while this is a dictionary
@@ -47,10 +47,13 @@ class Sink(Protocol):
     def constant(self, tensor: Tensor) -> int:
         """The address of a tensor that will not change."""
 
-    def array(self, words: "array[int]", addresses: Sequence[int] = ()) -> int:
+    def sizes(self, packing: Packing | Ragged) -> tuple[int, int]:
+        """The addresses of a packing's `sizes` and `offsets`."""
+
+    def array(self, words: Words, addresses: Sequence[int] = ()) -> int:
         """The address of words, some of which are addresses."""
 
-    def call(self, kind: str, function: Function, words: "array[int]", addresses: Sequence[int]) -> None:
+    def call(self, kind: str, function: Function, words: Words, addresses: Sequence[int]) -> None:
         """A job: a function and the words of its argument, some of which are addresses."""
 
 
@@ -69,8 +72,9 @@ class AtOnce:
         """See `Sink`."""
         if not self._own_memory:
             return memory.scratch.take(size)
-        self.held.append(torch.empty(size + _LINE, dtype=torch.uint8))
-        return -(-self.held[-1].data_ptr() // _LINE) * _LINE
+        block = torch.empty(size + _LINE, dtype=torch.uint8)
+        self.held.append(block)
+        return -(-block.data_ptr() // _LINE) * _LINE
 
     def within(self) -> Any:
         """See `Sink`."""
@@ -81,12 +85,18 @@ class AtOnce:
         self.held.append(tensor)
         return tensor.data_ptr()
 
-    def array(self, words: "array[int]", addresses: Sequence[int] = ()) -> int:
+    def sizes(self, packing: Packing | Ragged) -> tuple[int, int]:
+        """See `Sink`."""
+        assert isinstance(packing, Packing)
+        self.held.append(packing)
+        return packing.places
+
+    def array(self, words: Words, addresses: Sequence[int] = ()) -> int:
         """See `Sink`."""
         self.held.append(words)
         return words.buffer_info()[0]
 
-    def call(self, kind: str, function: Function, words: "array[int]", addresses: Sequence[int]) -> None:
+    def call(self, kind: str, function: Function, words: Words, addresses: Sequence[int]) -> None:
         """See `Sink`."""
         callable_at(function)(words.buffer_info()[0])
 
@@ -96,12 +106,17 @@ class Program:
 
     Args:
         dtype: of all numbers.
+        packing: of the batches; where it is ragged, its `total` and `steps` may stand as words, and as the rows of
+            results (also with something added) and of scratch memory.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, packing: Packing | Ragged) -> None:
+        self._packing = packing
         self._library = library(dtype)
         self._words = array("q")
         self._addresses = array("q")
+        self._counts = array("q")
+        self._behind: list[tuple[int, int, int]] = []  # region, the one that it is in, and bytes for each of its rows
         self._jobs = array("q")
         self._kinds: list[str] = []
         self._regions = array("q", [0] * _FIRST)
@@ -145,9 +160,23 @@ class Program:
         self._most = max(self._most, self._next)
         return self._at(_SCRATCH) + found
 
-    def numbers(self, *shape: int) -> int:
+    def numbers(self, rows: int, width: int) -> int:
         """The address of scratch memory for so many numbers."""
-        return self.take(math.prod(shape) * self.itemsize)
+        return self.take((self._packing.capacity if rows == TOTAL else rows) * width * self.itemsize)
+
+    def behind(self, address: int, width: int) -> int:
+        """The address of what follows N rows of so many numbers at the start of a tensor that is given or made."""
+        if self._packing.total != TOTAL:
+            return address + self._packing.total * width * self.itemsize
+        region = self._region()
+        self._behind.append((region, address >> _OFFSET_BITS, width * self.itemsize))
+        return self._at(region) + (address & (2 * _ZERO_OFFSET - 1)) - _ZERO_OFFSET
+
+    def sizes(self, packing: Packing | Ragged) -> tuple[int, int]:
+        """See `Sink`."""
+        if isinstance(packing, Packing):
+            return self.constant(packing.sizes), self.constant(packing.offsets)
+        return self.given("sizes"), self.given("offsets")
 
     @contextmanager
     def within(self) -> Iterator[None]:
@@ -162,15 +191,16 @@ class Program:
 
     # ---- jobs
 
-    def array(self, words: "array[int]", addresses: Sequence[int] = ()) -> int:
+    def array(self, words: Words, addresses: Sequence[int] = ()) -> int:
         """See `Sink`."""
         start = len(self._words)
         self._words.extend(words)
+        self._counts.extend([start + i for i, word in enumerate(words) if word in (TOTAL, STEPS)])
         self._words.extend([0] * (-len(words) % 8))
         self._addresses.extend([start + place for place in addresses])
         return self._at(_WORDS) + 8 * start
 
-    def call(self, kind: str, function: Function, words: "array[int]", addresses: Sequence[int]) -> None:
+    def call(self, kind: str, function: Function, words: Words, addresses: Sequence[int]) -> None:
         """See `Sink`."""
         self._jobs.extend((function, len(self._words)))
         self._kinds.append(kind)
@@ -186,47 +216,50 @@ class Program:
         self.call("fill", self._library.fill, array("q", (to, count, bits)), (0,))
 
     def before(
-        self, packing: Packing, steps: slice, reverse: bool, width: int, sequence: int, reset: int, otherwise: int
+        self, steps: slice, count: int, reverse: bool, width: int, sequence: int, reset: int, otherwise: int
     ) -> int:
         """The address of the states before some steps, [rows, width].
 
         Args:
+            count: rows at these steps.
             sequence: of the state, with its initial state.
             reset: [N] uint8, or 0. otherwise: the state there, [width].
         """
-        last = steps.stop - 1
-        first, end = packing.starts[steps.start], packing.starts[last] + packing.batch_sizes[last]
-        to = self.numbers(end - first, width)
-        team, sizes = threads.team((end - first) * width), self._sizes(packing)
+        to = self.numbers(count, width)
+        team, sizes = threads.team(count * width), self._steps()
         words = (*team, *sizes, steps.start, steps.stop, reverse, width, sequence, reset, otherwise, to)
         self.call("copy", self._library.before, array("q", words), (6, 7, 12, 13, 14, 15))
         return to
 
-    def ends(self, packing: Packing, carried: bool, width: int, source: int, to: int) -> None:
+    def ends(self, carried: bool, width: int, source: int, to: int) -> None:
         """Write of each row what belongs to its last step, [B, width], from a sequence or a carry."""
-        words = (*self._sizes(packing), carried, width, source, to)
+        words = (*self._steps(), carried, width, source, to)
         self.call("copy", self._library.ends, array("q", words), (2, 3, 6, 7))
 
-    def _sizes(self, packing: Packing) -> tuple[int, int, int, int]:
+    def _steps(self) -> tuple[int, int, int, int]:
         """The words of a `Packing` in program.cpp."""
-        return packing.steps, packing.batch, self.constant(packing.sizes), self.constant(packing.offsets)
+        return self._packing.steps, self._packing.batch, *self.sizes(self._packing)
 
     # ---- running
 
     @functools.cached_property
-    def _head(self) -> "array[int]":
+    def _head(self) -> Words:
         """The words of a run that are always the same; nothing can be added to the program afterwards."""
-        places = (v.buffer_info() for v in (self._words, self._addresses))
+        places = (v.buffer_info() for v in (self._words, self._addresses, self._counts))
         return array("q", (*(n for place in places for n in place), self._jobs.buffer_info()[0], len(self._kinds)))
 
-    def make(self) -> dict[str, Tensor]:
+    def make(self, packing: Packing) -> dict[str, Tensor]:
         """The results of a run, by name, before it has written them."""
-        return {name: memory.empty(*shape, dtype=self._dtype) for name, _, shape in self._results}
+        return {
+            name: memory.empty(rows if rows >= 0 else rows - TOTAL + packing.total, *rest, dtype=self._dtype)
+            for name, _, (rows, *rest) in self._results
+        }
 
-    def run(self, tensors: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
+    def run(self, packing: Packing, tensors: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
         """Run all jobs.
 
         Args:
+            packing: of the batch.
             tensors: what is given, by name, contiguous but where the program knows of strides.
             made: what :meth:`make` gave.
         """
@@ -235,12 +268,15 @@ class Program:
             regions[region] = tensors[name].data_ptr()
         for name, region, _ in self._results:
             regions[region] = made[name].data_ptr()
+        for region, source, size in self._behind:
+            regions[region] = regions[source] + packing.total * size
         memory.scratch.begin()
         regions[_SCRATCH] = start = memory.scratch.take(self._most + 8 * len(self._words))
         regions[_WORDS] = words = start + self._most
         times = array("q", bytes(8 * len(self._kinds))) if spent is not None else None
         job = array("q", self._head)
         job.extend((regions.buffer_info()[0], words, 0 if times is None else times.buffer_info()[0]))
+        job.extend((packing.total, packing.steps))
         self._library.run(job.buffer_info()[0])
         if spent is not None and times is not None:
             for kind, time in zip(self._kinds, times, strict=True):

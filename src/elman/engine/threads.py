@@ -30,6 +30,11 @@ def count() -> int:
     return torch.get_num_threads() if pool() else 1
 
 
-def team(numbers: int) -> tuple[int, int, int, int]:
-    """The words of a `Team` (see program.cpp) for work on so many numbers."""
-    return (count() if numbers > 1 << 15 else 1, *(pool() or (0, 0, 0)))
+def for_work(operations: int) -> int:
+    """Threads that repay their start; below zero there are many operations, whose number is not known."""
+    return count() if not 0 <= operations <= 1 << 15 else 1
+
+
+def team(operations: int) -> tuple[int, int, int, int]:
+    """The words of a `Team` (see program.cpp)."""
+    return (for_work(operations), *(pool() or (0, 0, 0)))
