@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from elman.cells.contract import Cell, Draw, Extra, Gate, StateEntry, Vector, Width, entries
-from elman.cells.structure import Dense, Structure
+from elman.cells.structure import Dense, LowRank, Structure
 
 _RESERVED = {"raw", "below"}
 
@@ -38,6 +38,11 @@ class MatrixProduct:
     bias: str | None
     structure: Structure
     fixed: bool
+
+    @property
+    def stored(self) -> bool:
+        """Whether the parameter's rows are the matrix to multiply by (of a low-rank one, its outer factor)."""
+        return not self.fixed and isinstance(self.structure, (Dense, LowRank))
 
 
 @dataclass(frozen=True, eq=False)

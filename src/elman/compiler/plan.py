@@ -6,7 +6,6 @@ from functools import cached_property
 
 from elman.cells.contract import Cell
 from elman.cells.layout import Layout, MatrixProduct
-from elman.cells.structure import Dense
 from elman.compiler.clock import clock_of
 from elman.compiler.differentiate import Backward, differentiate
 from elman.compiler.emit import Kernel, emit
@@ -117,7 +116,7 @@ class Plan:
     def structured(self) -> tuple[str, ...]:
         """Of these, the ones whose matrix is not stored as the step multiplies by it."""
         declared = {n: self.layout.products.get(n) for n in self.product_names}
-        return tuple(n for n, p in declared.items() if p and not p.fixed and not isinstance(p.structure, Dense))
+        return tuple(n for n, p in declared.items() if p and not p.fixed and not p.stored)
 
     @cached_property
     def reads_input(self) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from elman.cells.layout import Layout
-from elman.cells.structure import Antisymmetric, BlockDiagonal, BlockTriangular, Dense
+from elman.cells.structure import Antisymmetric, BlockDiagonal, BlockTriangular
 from elman.engine.reference import antisymmetric, block_triangle
 
 
@@ -37,9 +37,7 @@ def dense(layout: Layout, name: str, parameters: Mapping[str, Tensor], constants
 def stored(layout: Layout, name: str) -> tuple[str, slice] | None:
     """The parameter that holds a product's matrix as it is, and its rows there; None where `dense` has to make it."""
     product = layout.products.get(name)
-    if product is not None and (product.fixed or not isinstance(product.structure, Dense)):
-        return None
-    return weight_parameter(layout, name)
+    return weight_parameter(layout, name) if product is None or product.stored else None
 
 
 def stored_gradient(layout: Layout, name: str, gradient: Tensor) -> Tensor:
