@@ -168,7 +168,7 @@ class Backward(Written):
         longest = max(entries.stop - entries.start for _, entries in stretches)
         self._gates = program.numbers(longest, self.gates_width)
         if self.arrangement.idle:
-            program.fill(self._gates, min(longest, form.packing.capacity) * self.gates_width)
+            program.fill(self._gates, program.at_most(longest) * self.gates_width)
         self._rest = program.numbers(longest, self.arrangement.rest)
         self._direct()
         self.prepare(backward=True)

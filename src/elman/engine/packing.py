@@ -113,7 +113,7 @@ class Packing:
     @cached_property
     def ragged(self) -> "Ragged":
         """What stands for this and other packings of about as many entries."""
-        unit = max(64, 1 << self.total.bit_length() - 4)
+        unit = max(64, 1 << self.total.bit_length() >> 4)
         return Ragged.at(self.batch, -(-self.total // unit) * unit)
 
     @cached_property

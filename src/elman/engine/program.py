@@ -155,6 +155,7 @@ class Program:
 
     def take(self, size: int) -> int:
         """See `Sink`."""
+        assert size >= 0
         found = self._next
         self._next += -(-size // _LINE) * _LINE
         self._most = max(self._most, self._next)
@@ -162,7 +163,11 @@ class Program:
 
     def numbers(self, rows: int, width: int) -> int:
         """The address of scratch memory for so many numbers."""
-        return self.take((self._packing.capacity if rows == TOTAL else rows) * width * self.itemsize)
+        return self.take(self.at_most(rows) * width * self.itemsize)
+
+    def at_most(self, rows: int) -> int:
+        """What a number of rows is at most, if it may be `TOTAL`."""
+        return self._packing.capacity if rows == TOTAL else rows
 
     def behind(self, address: int, width: int) -> int:
         """The address of what follows N rows of so many numbers at the start of a tensor that is given or made."""
@@ -212,6 +217,7 @@ class Program:
 
     def fill(self, to: int, count: int, value: float = 0.0) -> None:
         """Write so many equal numbers."""
+        assert count >= 0
         (bits,) = struct.unpack("q", struct.pack("d", value))
         self.call("fill", self._library.fill, array("q", (to, count, bits)), (0,))
 
