@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elman.compiler import build
 from elman.engine import threads
-from elman.engine.program import REALS, Sink, address_of
+from elman.engine.program import REALS, Sink, Words, address_of
 
 Matrix = tuple[int, int, int, int]  # address, rows, columns, and elements from row to row
 
@@ -133,10 +133,14 @@ class Tools:
         words = (rows, columns, threads.for_work(rows * columns), address, step, to, stride, *self._pool)
         sink.call("transpose", self._transpose, array("q", words), _TRANSPOSITION)
 
-    def sample(self, tensors: Sequence[Tensor], numbers: int) -> int:
-        """A number that changes, almost surely, when one of so many numbers spread over each contiguous tensor does."""
-        described = array("q", [n for v in tensors for n in (v.data_ptr(), v.numel())])
-        return int(self._sample(described.buffer_info()[0], len(tensors), numbers))
+    @staticmethod
+    def described(tensors: Sequence[Tensor]) -> Words:
+        """Where contiguous tensors are and how many numbers they have, for `sample`."""
+        return array("q", [n for v in tensors for n in (v.data_ptr(), v.numel())])
+
+    def sample(self, described: Words, numbers: int) -> int:
+        """A number that changes, almost surely, when one of so many numbers spread over each tensor does."""
+        return int(self._sample(described.buffer_info()[0], len(described) // 2, numbers))
 
 
 def tools(dtype: torch.dtype) -> Tools:

@@ -30,6 +30,7 @@ class LayerStep:
     Attributes:
         states: for each state entry the two tensors [B, width] between which it goes to and fro: an even step
             reads the first and writes the second.
+        runs: what runs an even step, and an odd one.
 
     Raises:
         CannotCompile: the cell has no kernel.
@@ -65,15 +66,11 @@ class LayerStep:
             clock_runs(plan),
         )
         self._held = (sink, raw)
-        self._runs = []
+        self.runs: list[functools.partial[object]] = []
         for odd in (0, 1):
             table.place("raw", raw[odd].data_ptr(), raw[odd].stride(0), Kind.BATCH)
             for (entry, width), pair in zip(layout.states, self.states, strict=True):
                 table.place(f"state.{entry.name}", pair[odd].data_ptr(), width, Kind.BATCH)
                 table.place(f"next.{entry.name}", pair[1 - odd].data_ptr(), width, Kind.BATCH)
             function, words, _ = table.job(slice(0, 1))
-            self._runs.append(functools.partial(callable_at(function), sink.array(words)))
-
-    def run(self, odd: int) -> None:
-        """Run a step."""
-        self._runs[odd]()
+            self.runs.append(functools.partial(callable_at(function), sink.array(words)))

@@ -1,13 +1,15 @@
 """Inference one step at a time, with the state kept between the calls."""
 
+import ctypes
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from elman.compiler import build
 from elman.compiler.build import BuildError
 from elman.compiler.graph import CannotCompile
 from elman.engine import dispatch
@@ -78,10 +80,37 @@ class _Cache(threading.local):
     """Prepared layers by module, with what the parameters were then; each thread has its own, for they hold buffers."""
 
     def __init__(self) -> None:
-        self.kernels: WeakKeyDictionary[Recurrent, tuple[Any, _Kernels | None]] = WeakKeyDictionary()
+        self.kernels: WeakKeyDictionary[Recurrent, _Kept] = WeakKeyDictionary()
 
 
 _SAMPLED = 64  # numbers of each parameter that are compared, since torch does not count changes through `.data`
+
+
+class _Kept:
+    """What was prepared for a module, and what it depends on.
+
+    Args:
+        parameters: the module's, which compiled kernels can read.
+        situation: what else it depends on.
+    """
+
+    def __init__(self, module: Recurrent, parameters: Sequence[Tensor], situation: tuple[Any, ...]) -> None:
+        self.kernels = None if module.bidirectional else _prepare(module, situation[0])
+        self._situation = situation
+        self._tools = tools(parameters[0].dtype)
+        self._described = self._tools.described(parameters)
+        self._places = [p.data_ptr() for p in parameters]
+        self._versions = [p._version for p in parameters]
+        self._sample = self._tools.sample(self._described, _SAMPLED)
+
+    def holds(self, parameters: Sequence[Tensor], situation: tuple[Any, ...]) -> bool:
+        """Whether nothing has changed."""
+        return (
+            self._situation == situation
+            and [p.data_ptr() for p in parameters] == self._places
+            and [p._version for p in parameters] == self._versions
+            and self._tools.sample(self._described, _SAMPLED) == self._sample
+        )
 
 
 def prepared(module: Recurrent, batch: int) -> "_Kernels | None":
@@ -89,21 +118,21 @@ def prepared(module: Recurrent, batch: int) -> "_Kernels | None":
     if module._modules or batch == 0 or torch.is_autocast_enabled("cpu"):  # a parametrization is a submodule
         return None
     parameters = [p for p in module._parameters.values() if p is not None]
-    dtype, engine = parameters[0].dtype, dispatch.wanted()
-    if engine not in ("auto", "cpu") or dtype not in REALS:
+    if any(p.is_inference() for p in parameters):  # they count no versions
         return None
-    for p in parameters:
-        if p.device.type != "cpu" or p.dtype != dtype or p.is_inference() or not p.is_contiguous():
-            return None
+    situation = (batch, dispatch.wanted(), build.instruction_set())
+    kept = _cache.kernels.get(module)
+    if kept is not None and kept.holds(parameters, situation):
+        return kept.kernels
+    dtype = parameters[0].dtype
+    if situation[1] not in ("auto", "cpu") or dtype not in REALS:
+        return None
+    if any(p.device.type != "cpu" or p.dtype != dtype or not p.is_contiguous() for p in parameters):
+        return None
     if build_problem(dtype) is not None:
         return None
-    places = [p.data_ptr() for p in parameters]
-    key = (batch, engine, places, [p._version for p in parameters], tools(dtype).sample(parameters, _SAMPLED))
-    found = _cache.kernels.get(module)
-    if found is None or found[0] != key:
-        found = (key, None if module.bidirectional else _prepare(module, batch))
-        _cache.kernels[module] = found
-    return found[1]
+    kept = _cache.kernels[module] = _Kept(module, parameters, situation)
+    return kept.kernels
 
 
 def _prepare(module: Recurrent, batch: int) -> "_Kernels | None":
@@ -143,6 +172,16 @@ class _Kernels:
             self._defaults.append(module.default_state(level))
             self._layers.append(layer)
             raw = (layer.states[0][1], layer.states[0][0])  # what an even step, and an odd one, has just written
+        size = self._dtype.itemsize
+        self._input_at = (self._input.data_ptr(), self._input.numel() * size)
+        # For even and odd steps, each state entry in each layer, where it is read: addresses, and bytes.
+        self._places = [
+            [[layer.states[k][odd].data_ptr() for layer in self._layers] for k in range(len(self._layers[0].states))]
+            for odd in (0, 1)
+        ]
+        self._bytes = [pair[0].numel() * size for pair in self._layers[0].states]
+        self._runs = [[layer.runs[odd] for layer in self._layers] for odd in (0, 1)]
+        self._outputs = raw  # what the last layer writes at even and at odd steps
         self._odd = 0
         self._started = False
         self.enter(None)
@@ -151,21 +190,27 @@ class _Kernels:
         if input.shape[1] != self._input_size or input.dtype != self._dtype:
             expected = f"[B, {self._input_size}] of {self._dtype}"
             raise ValueError(f"input must be {expected}, got {tuple(input.shape)} of {input.dtype}")
-        self._input.copy_(input)
+        if input.is_contiguous() and input.is_cpu:
+            ctypes.memmove(self._input_at[0], input.data_ptr(), self._input_at[1])
+        else:
+            self._input.copy_(input)
         odd = self._odd
-        for layer in self._layers:
-            layer.run(odd)
+        for run in self._runs[odd]:
+            run()
         self._odd = 1 - odd
         self._started = True
-        return self._layers[-1].states[0][1 - odd].clone()
+        return self._outputs[odd].clone()
 
     def state(self) -> Any:
         if not self._started:
             return None
-        entries = [
-            torch.stack([layer.states[k][self._odd] for layer in self._layers])
-            for k in range(len(self._specifications[0].states))
-        ]
+        entries = []
+        for first, size, places in zip(self._layers[0].states, self._bytes, self._places[self._odd], strict=True):
+            entry = first[0].new_empty((len(places), *first[0].shape))
+            to = entry.data_ptr()
+            for level, place in enumerate(places):
+                ctypes.memmove(to + level * size, place, size)
+            entries.append(entry)
         return self._form(*entries) if len(entries) > 1 else entries[0]
 
     def enter(self, state: Any) -> None:
@@ -182,12 +227,14 @@ class _Kernels:
                 raise ValueError(f"state entry {entry.name!r} must be {self._dtype}, got {value.dtype}")
             if value is not None and tuple(value.shape) != expected:
                 raise ValueError(f"state entry {entry.name!r} must be {expected}, got {tuple(value.shape)}")
+            size = self._bytes[k]
+            if value is not None and value.is_contiguous() and value.is_cpu:
+                start = value.data_ptr()
+                for level, place in enumerate(self._places[self._odd][k]):
+                    ctypes.memmove(place, start + level * size, size)
+                continue
             for level, layer in enumerate(self._layers):
-                place = layer.states[k][self._odd]
-                if value is None:
-                    place.copy_(self._defaults[level][k])
-                else:
-                    place.copy_(value[level])
+                layer.states[k][self._odd].copy_(self._defaults[level][k] if value is None else value[level])
 
 
 _cache = _Cache()
