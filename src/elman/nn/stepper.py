@@ -63,10 +63,10 @@ class Stepper:
 
     def __call__(self, input: Tensor, *, extras: Mapping[str, Tensor] | None = None) -> Tensor:
         """One time step: [B, I] to [B, H]."""
-        if input.dim() != 2 or input.shape[0] != self.batch_size:
-            raise ValueError(f"input must be [B, I] with B = {self.batch_size}, got {tuple(input.shape)}")
         if self._kernel is not None and not extras:
             return self._kernel.step(input)
+        if input.dim() != 2 or input.shape[0] != self.batch_size:
+            raise ValueError(f"input must be [B, I] with B = {self.batch_size}, got {tuple(input.shape)}")
         with torch.no_grad():
             output, self.state = self._module.step(input, self.state, extras=extras, noise=SILENT)
         return output  # type: ignore[no-any-return]
@@ -159,7 +159,6 @@ class _Kernels:
         weight = next(module.parameters())
         self._batch = batch
         self._dtype = weight.dtype
-        self._input_size = module.input_size
         self._layers: list[LayerStep] = []
         self._defaults: list[tuple[Tensor, ...]] = []  # of each layer, [width] for each state entry
         self._specifications = [parts for _, parts in module.layers]
@@ -187,8 +186,8 @@ class _Kernels:
         self.enter(None)
 
     def step(self, input: Tensor) -> Tensor:
-        if input.shape[1] != self._input_size or input.dtype != self._dtype:
-            expected = f"[B, {self._input_size}] of {self._dtype}"
+        if input.shape != self._input.shape or input.dtype != self._dtype:
+            expected = f"[B, I] with B = {self._input.shape[0]} and I = {self._input.shape[1]} of {self._dtype}"
             raise ValueError(f"input must be {expected}, got {tuple(input.shape)} of {input.dtype}")
         if input.is_contiguous() and input.is_cpu:
             ctypes.memmove(self._input_at[0], input.data_ptr(), self._input_at[1])
