@@ -1,4 +1,4 @@
-"""What this machine can do at most: multiply-adds, and reads from each level of memory."""
+"""What this machine can do at most: multiply-adds, reads from each level of memory, and several streams at once."""
 
 import ctypes
 import time
@@ -40,8 +40,19 @@ static void reads(void *argument) {
     for (int j = 0; j < 8; ++j) sum += acc[j];
     job.result[job.number()] = sum[0];
 }
+static void streams(void *argument) {  // `repeats` packs two numbers: streams that are read, and that are written
+    Job &job = *(Job *)argument;
+    const int64_t in = job.repeats / 256, out = job.repeats % 256, n = job.bytes / sizeof(real);
+    const int64_t first = n / 2 * job.number(), row = 512;
+    for (int64_t start = first; start < first + n / 2; start += row)
+        for (int64_t i = start; i < start + row; i += LANES) {
+            V sum = splat((real)1);
+            for (int64_t k = 0; k < in; ++k) sum += load(job.data + k * n + i);
+            for (int64_t k = in; k < in + out; ++k) store(job.data + k * n + i, sum);
+        }
+}
 EXPORT int run(Job *job, int kind, int workers) {
-    job->parallel(kind ? reads : multiply_adds, job, workers, 0);
+    job->parallel(kind == 2 ? streams : kind ? reads : multiply_adds, job, workers, 0);
     return kind ? 0 : ACCUMULATORS * LANES * 2;
 }
 """
@@ -58,12 +69,12 @@ class _Job(ctypes.Structure):
     )
 
 
-def _best(kind: int, bytes_each: int, repeats: int, workers: int) -> tuple[float, int]:
+def _best(kind: int, bytes_each: int, repeats: int, workers: int, arrays: int = 0) -> tuple[float, int]:
     """Seconds of the best of nine runs, and what the run returns."""
     library = build.load(_SOURCE, "float")
     pool = threads.pool()
     assert pool is not None
-    data = torch.ones(max(1, bytes_each * workers // 4))
+    data = torch.ones(max(1, bytes_each * (arrays or workers) // 4))
     job = _Job(data.data_ptr(), bytes_each, repeats, pool[0], pool[1])
     best, result = float("inf"), 0
     for _ in range(9):
@@ -85,3 +96,9 @@ def read_bandwidth(bytes_each: int, workers: int) -> float:
     repeats = max(1, 400_000_000 // bytes_each)
     seconds, _ = _best(1, bytes_each, repeats, workers)
     return bytes_each * repeats * workers / seconds / 1e9
+
+
+def stream_bandwidth(read: int, written: int, bytes_each: int) -> float:
+    """GB/s of two threads that go once over several arrays of so many bytes, row by row, with ordinary stores."""
+    seconds, _ = _best(2, bytes_each, read * 256 + written, 2, read + written)
+    return bytes_each * (read + written) / seconds / 1e9
