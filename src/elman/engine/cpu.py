@@ -181,11 +181,11 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx: Any, scene: Scene, *tensors: Tensor) -> Any:
         results, kept = _forward(scene, dict(zip(scene.names, tensors, strict=True)))
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(v for v in results if not v.is_floating_point()))
-        if scene.training:
-            ctx.scene = scene
-            ctx.kept_names = tuple(kept)
-            ctx.save_for_backward(*tensors, *kept.values())
+        if scene.plan.integer:
+            ctx.mark_non_differentiable(*(v for v in results if not v.is_floating_point()))
+        ctx.scene = scene
+        ctx.kept_names = tuple(kept)
+        ctx.save_for_backward(*tensors, *kept.values())
         return results
 
     @staticmethod

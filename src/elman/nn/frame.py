@@ -81,6 +81,8 @@ class Frame:
 
     def extras(self, layout: Layout, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """The caller's extra inputs, [T, B] or [T, B, width] in the layout of the input, as [N, width]."""
+        if not layout.extras and not given:
+            return {}
         given = given or {}
         known = {e.name for e in layout.extras}
         for name in given:

@@ -1,6 +1,7 @@
 """What happens between the layers of a stack: directions are merged, outputs dropped, inputs added or set beside."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class Wiring:
         """Whether a layer's input is the merged output of the layer below, but for dropout."""
         return not self._options.dense and not any(self.skips)
 
-    @property
+    @cached_property
     def trivial(self) -> bool:
         """Whether there is nothing to do at all."""
         return self.plain and not self._options.dropout and not any(self._locked)
