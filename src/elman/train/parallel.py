@@ -8,6 +8,7 @@ only where there are several processes.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Callable
@@ -173,4 +174,11 @@ def start_together(config: TrainConfig) -> World:
         fabric.launch()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot connect the processes: {str(error).splitlines()[0]}") from None
+    atexit.register(_disconnect)
     return Together(fabric.device, fabric.global_rank, fabric.world_size)
+
+
+def _disconnect() -> None:
+    """End torch's threads for the connections; where the interpreter's end does that, it now and then aborts."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
