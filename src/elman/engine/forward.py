@@ -146,7 +146,8 @@ class Written:
         self.batch = form.packing.batch
         self.total = form.packing.total
         self.shapes = {p.name: p.shape for p in plan.layout.parameters}
-        self.constants = reference.constants(plan.cell, plan.layout.hidden_size, torch.empty(0, dtype=form.dtype, device="cpu"))
+        like = torch.empty(0, dtype=form.dtype, device="cpu")
+        self.constants = reference.constants(plan.cell, plan.layout.hidden_size, like)
         self.widths = {e.name: w for e, w in plan.layout.states}
         self.tools = tools(form.dtype)
         self.itemsize = form.dtype.itemsize
