@@ -167,28 +167,36 @@ def bench_elementwise(seconds: float) -> None:
     batch, steps, inputs, hidden = 32, 256, 64, 512
     print(f"\n## Cells without recurrent products, B = {batch}, T = {steps}, H = {hidden}: the loop alone")
     print("\nGB/s: forward, of the projected inputs that are read and the states that are written; in training, with")
-    print("backward, also of what is saved and of gradients. The copy is one of 256 MB, just before and after.")
+    print(
+        "backward, also of what is saved and of gradients. The copy is one of 256 MB, just before and after. Medians of"
+    )
+    print("Medians of five passes over all cells.")
     copied, source = torch.empty(1 << 26), torch.ones(1 << 26)
-    rows, limits = [], []
+    cases: list[tuple[str, Callable[[], object], int]] = []  # name, what to run, and bytes that it moves
     for name in elman.cells.names():
         cell = elman.cells.get(name)()
         plan = Plan(cell, layout(cell, inputs, hidden), dict.fromkeys(cell.below, hidden))
         if plan.products:
             continue
         layer, x = elman.Recurrent(name, inputs, hidden), torch.randn(steps, batch, inputs, requires_grad=True)
-        row: list[object] = [f"`{name}`"]
         for way, kernels in (
             (forward(layer, x), (plan.inference,)),
             (training(layer, x), (plan.training, plan.gradients)),
         ):
+            cases.append((name, way, 4 * batch * steps * sum(map(_moved, kernels))))
+    rates: list[list[float]] = [[] for _ in cases]
+    shares: list[list[float]] = [[] for _ in cases]
+    limits = []
+    for _ in range(5):
+        for (_, way, moved), rate, share in zip(cases, rates, shares, strict=True):
             copies = medians([lambda: copied.copy_(source)], 0)
-            spent = _loops(way, seconds)
+            spent = _loops(way, seconds / 2)
             copies += medians([lambda: copied.copy_(source)], 0)
-            moved = 4 * batch * steps * sum(map(_moved, kernels))
-            limit = 2 * 4 * source.numel() / statistics.mean(copies)
-            limits.append(limit / 1e9)
-            row += [f"{moved / spent / 1e9:.1f}", f"{100 * moved / spent / limit:.0f} %"]
-        rows.append(row)
+            limits.append(2 * 4 * source.numel() / statistics.mean(copies) / 1e9)
+            rate.append(moved / spent / 1e9)
+            share.append(100 * rate[-1] / limits[-1])
+    shown = [f"{statistics.median(r):.1f}" for r in rates], [f"{statistics.median(s):.0f} %" for s in shares]
+    rows = [[f"`{cases[i][0]}`", *(column[j] for j in (i, i + 1) for column in shown)] for i in range(0, len(cases), 2)]
     table(["cell", "forward GB/s", "of a copy's", "training GB/s", "of a copy's"], rows)
     print(f"\nThe copies ran at {min(limits):.0f} to {max(limits):.0f} GB/s.")
 

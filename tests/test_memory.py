@@ -1,10 +1,12 @@
 """Scratch memory: what is taken together stands apart, what is given back serves again, what is outgrown goes."""
 
 from itertools import pairwise
+from pathlib import Path
 
+import pytest
 import torch
 
-from elman.engine.memory import Scratch
+from elman.engine.memory import Scratch, empty
 
 
 def spans(*tensors: torch.Tensor) -> list[range]:
@@ -46,3 +48,19 @@ def test_a_block_that_is_outgrown_is_gone() -> None:
     assert sizes[1] == sizes[2] >= 1000
     assert sizes[3] == sizes[4] >= 5000
     assert not scratch._more
+
+
+def _huge() -> int:
+    """kB of this process's own memory in huge pages."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
+
+
+def test_large_blocks_are_in_huge_pages() -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("the system has no huge pages")
+    before = _huge()
+    block = empty(40_000_000, dtype=torch.float32).zero_()
+    assert _huge() - before > 100_000
+    assert block.sum() == 0

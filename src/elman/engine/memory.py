@@ -88,7 +88,10 @@ def _take(size: int) -> mmap.mmap:
 
 
 def _mapped(size: int) -> mmap.mmap:
-    mapping = mmap.mmap(-1, size)
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, size)
+    # Private: shared memory has no huge pages where the system's `shmem_enabled` does not say so.
+    mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE_FROM:
         mapping.madvise(mmap.MADV_HUGEPAGE)
     return mapping
