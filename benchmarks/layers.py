@@ -167,9 +167,7 @@ def bench_elementwise(seconds: float) -> None:
     batch, steps, inputs, hidden = 32, 256, 64, 512
     print(f"\n## Cells without recurrent products, B = {batch}, T = {steps}, H = {hidden}: the loop alone")
     print("\nGB/s: forward, of the projected inputs that are read and the states that are written; in training, with")
-    print(
-        "backward, also of what is saved and of gradients. The copy is one of 256 MB, just before and after. Medians of"
-    )
+    print("backward, also of what is saved and of gradients. The copy is one of 256 MB, just before and after.")
     print("Medians of five passes over all cells.")
     copied, source = torch.empty(1 << 26), torch.ones(1 << 26)
     cases: list[tuple[str, Callable[[], object], int]] = []  # name, what to run, and bytes that it moves
