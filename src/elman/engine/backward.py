@@ -212,9 +212,11 @@ class Backward(Written):
                 self.totals.append(n[6:])
 
     def _total(self, name: str, width: int) -> None:
-        total = self.program.result(name, self.form.workers, width)
-        self.program.fill(total, self.form.workers * width)
-        self.table.place(name, total, width, Kind.TOTALS)
+        # A page apart: at the end of its row a thread's processor fetches ahead what would be the other's, row for row.
+        stride = width + 4096 // self.itemsize
+        total = self.program.result(name, self.form.workers, stride)
+        self.program.fill(total, self.form.workers * stride)
+        self.table.place(name, total, stride, Kind.TOTALS)
 
     def _place(self, first: int) -> None:
         """Let the kernel write the gradients of a stretch that starts at an entry to the memory that is kept for it."""
@@ -240,8 +242,8 @@ class Backward(Written):
             whole = made.get(f"d.state.{n}")
             found[f"state.{n}"] = made[f"carry.{n}"][half * self.batch :][: self.batch] if whole is None else whole
         self.program.run(packing, tensors, made)
-        found |= {f"parameter.{n}": made[f"total.{n}"].sum(0) for n in self.totals}
-        found |= {f"default.{n}": made[f"fresh.{n}"].sum(0) for n in self.fresh}
+        found |= {f"parameter.{n}": made[f"total.{n}"][:, : self.shapes[n][0]].sum(0) for n in self.totals}
+        found |= {f"default.{n}": made[f"fresh.{n}"][:, : self.widths[n]].sum(0) for n in self.fresh}
         self.products.give(found, made)
         return found
 
