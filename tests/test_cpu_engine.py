@@ -18,7 +18,9 @@ CELLS = {name: cells.get(name)() for name in cells.names()}
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr("elman.engine.kernel.SPLIT_BYTES", 0)  # small as the matrices are, two threads share units
+    monkeypatch.setattr(
+        "elman.engine.kernel.SPLIT_ROWS", ((0, 8),)
+    )  # small as the matrices are, two threads share units
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -269,3 +271,24 @@ def test_the_source_does_not_depend_on_sizes(name: str) -> None:
     large = Plan(CELLS[name], layout(CELLS[name], 7, 48), dict.fromkeys(below, 48))
     assert small.training.source == large.training.source
     assert small.gradients.source == large.gradients.source
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "sru"])
+def test_derivatives_of_derivatives_through_a_passed_on_state(cell: str) -> None:
+    """The second call's state comes from the same input and parameters by way of the first."""
+    module = Recurrent(cell, 3, 4, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def numbers() -> list[Tensor]:
+        first, state = module(x)
+        second, _ = module(x, state)
+        wanted = [x, *module.parameters()]
+        slopes = torch.autograd.grad((first**2 + second**3).sum(), wanted, create_graph=True)
+        return [*slopes, *torch.autograd.grad(sum((v**2).sum() for v in slopes), wanted)]  # type: ignore[arg-type]
+
+    with use_engine("reference"):
+        expected = numbers()
+    with use_engine("cpu"):
+        for _ in range(4):  # the later calls take the shorter way
+            for a, b in zip(numbers(), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)

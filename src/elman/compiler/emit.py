@@ -3,6 +3,7 @@
 The source depends on the cell alone: sizes are filled in when it runs.
 """
 
+import functools
 from dataclasses import dataclass, field
 
 from elman.compiler.graph import OPERATIONS
@@ -84,8 +85,9 @@ def _same_at_all_steps(schedule: Schedule) -> list[int]:
 
 
 _POINT = (
-    "    template <bool WHOLE, int N>\n"
-    "    INLINE void point(const Context &c, int64_t row, int64_t unit, int64_t left, const V *acc) {{\n{}    }}\n"
+    "    template <bool WHOLE, int N, int DOWN>\n"
+    "    INLINE void point(const Context &c, int64_t row, int64_t unit, int64_t left, const V *acc, int64_t stride)\n"
+    "    {{\n{}    }}\n"
 )
 
 
@@ -145,7 +147,7 @@ class _Emitter:
         accumulator: dict[int, int] = {}
         count = len(part.products)
         blocks = 1 if part.width == 1 else {1: 4, 2: 2}.get(count, 1)
-        calls = []
+        calls, widest = [], []
         for group in products_by_operand(self._schedule, part):
             nodes = [self._graph.nodes[index] for index in group]
             transposed = nodes[0].op == "transposed"
@@ -154,7 +156,9 @@ class _Emitter:
             self._kernel.groups.append(Group(names, transposed, part.width, blocks))
             template = [int(transposed), count, len(accumulator), len(group), len(self._kernel.groups) - 1, *segments]
             calls.append(f"        products<ROWS, blocks, {', '.join(map(str, template))}>(c, acc, row, block);\n")
+            widest.append(f"pass_of({blocks * len(group)})")
             accumulator |= {index: len(accumulator) + i for i, index in enumerate(group)}
+        wide = functools.reduce(lambda a, b: f"larger({a}, {b})", widest, "1")
         transposes = any(self._graph.nodes[index].op == "transposed" for index in part.products)
         lines = self._expressions(part, accumulator)
         first_sum = self._sums[part.sums[0]] if part.sums else 0
@@ -162,7 +166,7 @@ class _Emitter:
         return (
             f"struct Part{number} {{\n"
             f"    enum {{ count = {count}, blocks = {blocks}, domain_buffer = {domain}, "
-            f"sums = {len(part.sums)}, first_sum = {first_sum}, transposes = {int(transposes)} }};\n"
+            f"widest = {wide}, sums = {len(part.sums)}, first_sum = {first_sum}, transposes = {int(transposes)} }};\n"
             f"    template <int ROWS>\n"
             f"    INLINE void multiply_all(const Context &c, V (&acc)[ROWS][blocks * {max(count, 1)}], int64_t row, "
             f"int64_t block) {{\n{''.join(calls)}    }}\n"
@@ -201,16 +205,14 @@ class _Emitter:
         lines: list[str] = []
         writes: list[str] = []
         done: dict[int, str] = {}
-        here_unit = "unit + k * LANES"
 
         def loaded(name: str, width: int) -> str:
             if name.startswith("gradient."):
                 entry = name.removeprefix("gradient.")
                 carry, given = self._buffer(f"carry.{entry}", width), self._buffer(f"sequence.{entry}", width)
-                at = f"row, {'unit' if width == 1 else here_unit}, left"
-                return f"read<WHOLE>(c, {carry}, {at}) + read_if<WHOLE>(c, {given}, {at})"
+                return f"read<WHOLE>(c, {carry}, AT, left) + read_if<WHOLE>(c, {given}, AT, left)"
             number = self._buffer(name, width)
-            return f"read_one(c, {number}, row)" if width == 1 else f"read<WHOLE>(c, {number}, row, {here_unit}, left)"
+            return f"read_one(c, {number}, ROW)" if width == 1 else f"read<WHOLE>(c, {number}, AT, left)"
 
         def computed(index: int) -> str:
             node = graph.nodes[index]
@@ -219,15 +221,15 @@ class _Emitter:
             if node.op == "number":
                 return f"splat((real){node.name})" if node.name not in ("inf", "-inf") else f"splat({node.name}inity)"
             if node.op == "sum" and schedule.home[index] == here:
-                return f"read_sum(c, {self._sums[index]}, row)"
+                return f"read_sum(c, {self._sums[index]}, ROW)"
             if node.op == "draw":
                 number = self._draw(node.name)
-                return f"draw_one(c, {number}, row)" if node.width == 1 else OPERATIONS["draw"].cpp.format(number)
+                return f"draw_one(c, {number}, ROW)" if node.width == 1 else OPERATIONS["draw"].cpp.format(number)
             if index in accumulator:
                 bias = ""
                 if node.op == "product" and node.name in self._biased:
                     bias = f" + {loaded(f'bias.{node.name}', node.width)}"
-                return f"acc[{accumulator[index]}]{bias}"
+                return f"acc[k * DOWN * stride + {accumulator[index]}]{bias}"
             if schedule.home[index] != here and not in_place(graph, schedule.home, index):
                 return loaded(schedule.memory[index], node.width)
             return OPERATIONS[node.op].cpp.format(*(value(a) for a in node.args))
@@ -235,13 +237,16 @@ class _Emitter:
         def value(index: int) -> str:
             if index not in done:
                 node, text = graph.nodes[index], computed(index)
-                if node.op == "number" or node.width == 1:  # the same for all units
+                kind = "Integers" if node.op in OPERATIONS and OPERATIONS[node.op].mask else "V"
+                if node.op == "number":
                     done[index] = f"v{index}"
-                    lines.append(f"const auto v{index} = {text};")
+                    lines.append(f"const V v{index} = {text};")
+                elif node.width == 1:  # the same for all units
+                    done[index] = f"v{index}[k * DOWN]"
+                    lines.append(f"{kind} v{index}[IN_ROWS]; EACH_ROW v{index}[k * DOWN] = {text};")
                 else:
                     done[index] = f"v{index}[k]"
-                    mask = node.op in OPERATIONS and OPERATIONS[node.op].mask
-                    lines.append(f"{'Integers' if mask else 'V'} v{index}[N]; EACH v{index}[k] = {text};")
+                    lines.append(f"{kind} v{index}[N]; EACH v{index}[k] = {text};")
             return done[index]
 
         for index in self._computed_here(part, here):  # operands first, so that no chain is too long to descend
@@ -250,11 +255,11 @@ class _Emitter:
         for name, index in part.stores.items():
             text = value(index)
             number = self._buffer(name, part.width)
-            writes.append(f"EACH write<WHOLE>(c, {number}, row, {here_unit}, left, {text});")
+            writes.append(f"EACH write<WHOLE>(c, {number}, AT, left, {text});")
         for name, index in part.totals.items():
             text = value(index)
-            writes.append(f"EACH total<WHOLE>(c, {self._buffer(name, part.width)}, {here_unit}, left, {text});")
+            writes.append(f"EACH total<WHOLE>(c, {self._buffer(name, part.width)}, UNIT, left, {text});")
         for index in part.sums:
             text = value(graph.nodes[index].args[0])
-            writes.append(f"EACH sum<WHOLE>(c, {self._sums[index]}, row, left, {text});")
+            writes.append(f"EACH sum<WHOLE>(c, {self._sums[index]}, ROW, left, {text});")
         return lines + writes

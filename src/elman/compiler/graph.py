@@ -69,7 +69,7 @@ OPERATIONS: dict[str, Operation] = {
     "gt": _comparison(">"),
     "ge": _comparison(">="),
     # A random choice has no operands: {0} is its number.
-    "draw": Operation("draw(c, {0}, row, unit + k * LANES)", _none, mask=True),
+    "draw": Operation("draw(c, {0}, AT)", _none, mask=True),
 }
 
 

@@ -130,6 +130,14 @@ def run(call: LayerCall) -> list[DirectionResult]:
 
 
 def _run_direction(call: LayerCall, plan: Plan, direction: Direction) -> DirectionResult:
+    scene, inputs = scene_of(call, plan, direction)
+    run = _Recurrence.apply if scene.training else _without_gradients
+    results = run(scene, *inputs.values())
+    return DirectionResult(tuple(results[: scene.wanted]), tuple(results[scene.wanted :]))
+
+
+def scene_of(call: LayerCall, plan: Plan, direction: Direction) -> tuple[Scene, dict[str, Tensor]]:
+    """What a run of one direction knows, and the tensors that it is given, by `Scene.names`."""
     inputs = {"input": call.input}
     inputs |= zip(parameter_names(call.layout), direction.parameters.values(), strict=True)
     if direction.state is not None:
@@ -144,9 +152,11 @@ def _run_direction(call: LayerCall, plan: Plan, direction: Direction) -> Directi
         inputs |= {f"below.{k}": v for k, v in direction.below.items()}
     wanted = len(call.layout.states) if call.every_state else 1
     training = torch.is_grad_enabled() and any(v.requires_grad for v in inputs.values())
-    scene = Scene(call, plan, direction.reverse, tuple(inputs), wanted, training, direction.draws)
-    results = _Recurrence.apply(scene, *inputs.values()) if training else _forward(scene, inputs)[0]  # type: ignore[no-untyped-call]
-    return DirectionResult(tuple(results[:wanted]), tuple(results[wanted:]))
+    return Scene(call, plan, direction.reverse, tuple(inputs), wanted, training, direction.draws), inputs
+
+
+def _without_gradients(scene: Scene, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return _forward(scene, dict(zip(scene.names, tensors, strict=True)))[0]
 
 
 def _forward(scene: Scene, inputs: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -195,7 +205,7 @@ class _Recurrence(torch.autograd.Function):
         count = len(scene.names)
         inputs = dict(zip(scene.names, tensors[:count], strict=True))
         if torch.is_grad_enabled():
-            return (None, *_through_reference(scene, inputs, gradients))
+            return (None, *through_reference(scene, inputs, gradients))
         kept = dict(zip(ctx.kept_names, tensors[count:], strict=True))
         found = _backward(scene, inputs, kept, gradients)
         return (
@@ -204,10 +214,12 @@ class _Recurrence(torch.autograd.Function):
         )
 
 
-def _through_reference(scene: Scene, inputs: Mapping[str, Tensor], gradients: tuple[Tensor | None, ...]) -> list[Any]:
+def through_reference(scene: Scene, inputs: Mapping[str, Tensor], gradients: tuple[Tensor | None, ...]) -> list[Any]:
     """The gradients by way of the reference engine, so that they can be differentiated again."""
-    call, _ = _as_call(scene, inputs)
     with torch.enable_grad():
+        # Tensors of its own: a state may come from the same input or parameters, by a way that is not of this run.
+        inputs = {n: v.view_as(v) for n, v in inputs.items()}
+        call, _ = _as_call(scene, inputs)
         (result,) = reference.run(call)
         outputs = [*result.sequences, *result.state]
         pairs = [(v, g) for v, g in zip(outputs, gradients, strict=True) if g is not None and v.requires_grad]

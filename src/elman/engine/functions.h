@@ -12,8 +12,8 @@ const integer SIGN = (integer)((natural)1 << (sizeof(real) * 8 - 1));
 
 INLINE Integers bits(V v) { return (Integers)v; }
 INLINE bool any(Integers mask) {
-#if VECTOR_BYTES == 64
-    return SINGLE ? _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) : _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask);
+#if defined(WIDE) || defined(MIDDLE) || defined(NARROW)
+    return any_bit(mask);
 #endif
     for (int i = 0; i < LANES; ++i)
         if (mask[i]) return true;
@@ -32,16 +32,14 @@ template <int N> INLINE V polynomial(V x, const real (&c)[N]) {
 }
 
 INLINE V upper(V a, V b) {  // b where either is NaN
-#if VECTOR_BYTES == 64
-    if constexpr (SINGLE) return (V)_mm512_max_ps((__m512)a, (__m512)b);
-    else return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
+#if defined(WIDE) || defined(MIDDLE) || defined(NARROW)
+    return larger_of(a, b);
 #endif
     return a > b ? a : b;
 }
 INLINE V lower(V a, V b) {
-#if VECTOR_BYTES == 64
-    if constexpr (SINGLE) return (V)_mm512_min_ps((__m512)a, (__m512)b);
-    else return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
+#if defined(WIDE) || defined(MIDDLE) || defined(NARROW)
+    return smaller_of(a, b);
 #endif
     return a < b ? a : b;
 }
@@ -59,15 +57,8 @@ INLINE V abs(V a) { return (V)(bits(a) & ~SIGN); }
 INLINE V signed_as(V a, V sign) { return (V)(bits(a) | (bits(sign) & SIGN)); }  // a is not negative
 
 INLINE V sqrt(V v) {
-#if VECTOR_BYTES == 64
-    if constexpr (SINGLE) return (V)_mm512_sqrt_ps((__m512)v);
-    else return (V)_mm512_sqrt_pd((__m512d)v);
-#elif VECTOR_BYTES == 32 && defined(__AVX__)
-    if constexpr (SINGLE) return (V)_mm256_sqrt_ps((__m256)v);
-    else return (V)_mm256_sqrt_pd((__m256d)v);
-#elif VECTOR_BYTES == 16 && defined(__SSE2__)
-    if constexpr (SINGLE) return (V)_mm_sqrt_ps((__m128)v);
-    else return (V)_mm_sqrt_pd((__m128d)v);
+#if defined(WIDE) || defined(MIDDLE) || defined(NARROW)
+    return square_root(v);
 #endif
     return lanewise(v, [](real x) { return (real)__builtin_sqrt(x); });
 }
@@ -79,25 +70,23 @@ INLINE V rsqrt(V v) { return 1 / sqrt(v); }
 const real MAGIC = SINGLE ? (real)12582912.0f : (real)6755399441055744.0;  // 1.5 * 2^MANTISSA
 
 INLINE V rounded(V x) {  // to the nearest integer, for such x
-#if VECTOR_BYTES == 64
-    if constexpr (SINGLE) return (V)_mm512_roundscale_ps((__m512)x, 0);
-    else return (V)_mm512_roundscale_pd((__m512d)x, 0);
+#ifdef WIDE
+    return to_integer(x);
 #endif
     return (x + MAGIC) - MAGIC;
 }
-INLINE V power_of_two(V n) { return (V)((bits(n + MAGIC) + BIAS) << MANTISSA); }
+INLINE V power_of_two(V n) {  // where that is a normal number
+    return (V)((bits(n + MAGIC) + BIAS) << MANTISSA); }
 INLINE V scaled(V x, V n) {  // x * 2^n for integers n
-#if VECTOR_BYTES == 64
-    if constexpr (SINGLE) return (V)_mm512_scalef_ps((__m512)x, (__m512)n);
-    else return (V)_mm512_scalef_pd((__m512d)x, (__m512d)n);
+#ifdef WIDE
+    return times_power_of_two(x, n);
 #endif
     const V half = rounded(n * (real)0.5);  // in two halves, so that neither power overflows
     return x * power_of_two(half) * power_of_two(n - half);
 }
 INLINE V floor(V x) {
-#if VECTOR_BYTES == 64
-    if constexpr (SINGLE) return (V)_mm512_roundscale_ps((__m512)x, 9);
-    else return (V)_mm512_roundscale_pd((__m512d)x, 9);
+#if defined(WIDE) || defined(MIDDLE)
+    return down_to_integer(x);
 #endif
     const real whole = SINGLE ? (real)0x1p23f : (real)0x1p52;  // numbers from here on are integers
     const V n = signed_as((abs(x) + whole) - whole, x);
@@ -118,18 +107,18 @@ INLINE V remainder(V a, V b) {
 INLINE V limited(V x, real high) { return lower(splat(high), x); }  // NaN stays
 INLINE V clamped(V x, real low, real high) { return limited(upper(splat(low), x), high); }
 INLINE V reciprocal(V x) {  // of finite numbers that are far from overflow and underflow
-#if VECTOR_BYTES == 64
+#ifdef WIDE
     if constexpr (SINGLE) {
-        const V r = (V)_mm512_rcp14_ps((__m512)x);
+        const V r = near_reciprocal(x);
         return r + r * (1 - x * r);
     }
 #endif
     return 1 / x;
 }
 INLINE V quotient(V a, V b) {  // as reciprocal
-#if VECTOR_BYTES == 64
+#ifdef WIDE
     if constexpr (SINGLE) {
-        const V r = (V)_mm512_rcp14_ps((__m512)b), y = a * r;
+        const V r = near_reciprocal(b), y = a * r;
         return y + r * (a - b * y);
     }
 #endif
@@ -164,12 +153,21 @@ INLINE V expm1(V x) {  // beyond the clamp it is -1 within an epsilon, or infini
     return scaled(part + (1 - scaled(splat(1), -n)), n);
 }
 INLINE V sigmoid(V x) {  // beyond the clamp it is 1 within an epsilon, or so near 0
-    V n, part = exp_parts(clamped(-x, SINGLE ? -40 : -80, SINGLE ? 87 : 700), n);
+    V n, part = exp_parts(-clamped(x, SINGLE ? -87 : -700, SINGLE ? 40 : 80), n);
+#ifdef WIDE
     return reciprocal(1 + scaled(1 + part, n));
+#endif
+    const V scale = power_of_two(n);
+    return reciprocal(scale * part + (scale + 1));
 }
 INLINE V tanh(V x) {  // of q = e^(2|x|) - 1 it is q / (q + 2); beyond the clamp it is 1 within an epsilon
     V n, part = exp_parts(2 * limited(abs(x), SINGLE ? 10 : 20), n);
-    const V scale = scaled(splat(1), n), q = scale * part + (scale - 1);
+#ifdef WIDE
+    const V scale = scaled(splat(1), n);
+#else
+    const V scale = power_of_two(n);
+#endif
+    const V q = scale * part + (scale - 1);
     return signed_as(quotient(q, q + 2), x);
 }
 

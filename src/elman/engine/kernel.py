@@ -32,8 +32,10 @@ class Kind(IntEnum):
     ABSENT = 9
 
 
-SPLIT_ROWS = 8  # rows for each thread: with no more of them the threads share out the units,
-SPLIT_BYTES = 1 << 17  # unless the matrices are smaller than this: meeting after each step would cost more
+# With no more rows for each thread than this, the threads share out the units, so that each reads only its part of the
+# matrices: by the bytes of the matrices from which that repays meeting after each step. Those of 4 MB are in no core's
+# own cache.
+SPLIT_ROWS = ((1 << 22, 16), (1 << 17, 8))
 
 
 class _Fixed:
@@ -157,7 +159,7 @@ class Table:
         for name, width in fixed.once:
             stride = -(-width * self._itemsize // 64) * 64 // self._itemsize  # so that threads share no cache line
             self.place(name, sink.take(workers * stride * self._itemsize), stride, Kind.TOTALS)
-        split_rows = SPLIT_ROWS * workers if bytes_read >= SPLIT_BYTES else 0
+        split_rows = workers * next((rows for size, rows in SPLIT_ROWS if bytes_read >= size), 0)
         entering, finals = fixed.entries(entries)
         lanes = fixed.tools.lanes
         sums = sink.take(kernel.sums * workers * packing.batch * lanes * self._itemsize) if kernel.sums else 0

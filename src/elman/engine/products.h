@@ -6,7 +6,7 @@
 
 #include "vectors.h"
 
-enum { VECTORS = 4, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS, DEPTH = 384, BLOCK_ROWS = 16 * ROWS, AHEAD = 8 };
+enum { VECTORS = ABREAST, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS, DEPTH = 384, BLOCK_ROWS = 16 * ROWS, AHEAD = 8 };
 
 struct Product {
     int64_t rows, columns, depth, threads;
@@ -209,6 +209,15 @@ INLINE void tile_of_c(const Product &p, const real *a, int64_t a_row, const real
     }
 }
 
+// A tile as narrow as the columns that are left.
+template <int NARROW, bool PACKED>
+INLINE void narrowed(int64_t vectors, const Product &p, const real *a, const real *b, int64_t depth, int64_t row, int64_t rows,
+                     int64_t column, bool first) {
+    if constexpr (NARROW > 1)
+        if (vectors < NARROW) return narrowed<NARROW - 1, PACKED>(vectors, p, a, b, depth, row, rows, column, first);
+    tile_of_c<NARROW, PACKED>(p, a, p.a_row, b, depth, row, rows, column, first);
+}
+
 template <bool PACKED>
 static void panel_of_c(const Product &p, const real *a, const real *b, int64_t depth, int64_t row, int64_t rows,
                        int64_t column, bool first) {
@@ -216,10 +225,7 @@ static void panel_of_c(const Product &p, const real *a, const real *b, int64_t d
     for (int64_t r = 0; r < rows; r += ROWS) {
         const real *from = PACKED ? a + r * depth : a + r * p.a_row;
         const int64_t n = rows - r < ROWS ? rows - r : ROWS;
-        if (vectors >= 4) tile_of_c<4, PACKED>(p, from, p.a_row, b, depth, row + r, n, column, first);
-        else if (vectors == 3) tile_of_c<3, PACKED>(p, from, p.a_row, b, depth, row + r, n, column, first);
-        else if (vectors == 2) tile_of_c<2, PACKED>(p, from, p.a_row, b, depth, row + r, n, column, first);
-        else tile_of_c<1, PACKED>(p, from, p.a_row, b, depth, row + r, n, column, first);
+        narrowed<VECTORS, PACKED>(vectors, p, from, b, depth, row + r, n, column, first);
     }
 }
 
@@ -322,8 +328,8 @@ EXPORT int elman_transpose(Transposition *job) {
     return 0;
 }
 
-// The matrices of one group of a kernel's products, as `recurrence.h` reads them:
-// [block][depth][unit block of it][matrix][LANES], zero past the last unit.
+// The matrices of one group of a kernel's products, as `recurrence.h` reads them: [block][pass][depth][vector][LANES], zero
+// past the last unit; the vectors of all passes are [unit block of the block][matrix].
 struct Packing {
     int64_t count, unit_blocks, width, depth, transposed, threads;
     const real *const *matrices;  // [width, depth] each; transposed: [rows, width] each, the depth being all rows
@@ -338,24 +344,22 @@ static void pack_share(void *argument) {
     const Packing &p = *(const Packing *)argument;
     const int64_t team = p.threads > 1 ? p.team_size() : 1, thread = p.threads > 1 ? p.thread_number() : 0;
     const int64_t units = p.unit_blocks * LANES, blocks = (p.width + units - 1) / units;
-    const int64_t step = units * (p.transposed ? 1 : p.count);
-    for (int64_t block = blocks * thread / team; block < blocks * (thread + 1) / team; ++block) {
-        real *to = p.to + block * p.depth * step;
-        const int64_t unit = block * units, present = p.width - unit < units ? p.width - unit : units;
-        if (p.transposed) {
-            for (int64_t m = 0; m < p.count; ++m)
-                for (int64_t row = 0; row < p.rows[m]; ++row, to += step) {
-                    memcpy(to, p.matrices[m] + row * p.strides[m] + unit, present * sizeof(real));
-                    for (int64_t i = present; i < units; ++i) to[i] = 0;
-                }
-        } else
-            for (int64_t b = 0; b < p.unit_blocks; ++b)
-                for (int64_t m = 0; m < p.count; ++m) {
-                    const int64_t left = present - b * LANES, n = left < 0 ? 0 : left < LANES ? left : LANES;
-                    transpose(to + (b * p.count + m) * LANES, step, p.matrices[m] + (unit + b * LANES) * p.strides[m],
-                              p.strides[m], n, p.depth);
-                }
-    }
+    const int64_t count = p.transposed ? 1 : p.count, all = p.unit_blocks * count, pass = pass_of(all);
+    for (int64_t block = blocks * thread / team; block < blocks * (thread + 1) / team; ++block)
+        for (int64_t v = 0; v < all; ++v) {
+            const int64_t wide = all - v / pass * pass < pass ? all - v / pass * pass : pass, step = wide * LANES;
+            real *to = p.to + ((block * all + v / pass * pass) * p.depth + v % pass) * LANES;
+            const int64_t unit = block * units + v / count * LANES, left = p.width - unit;
+            const int64_t present = left < 0 ? 0 : left < LANES ? left : LANES;
+            if (p.transposed) {
+                for (int64_t m = 0; m < p.count; ++m)
+                    for (int64_t row = 0; row < p.rows[m]; ++row, to += step) {
+                        const real *from = p.matrices[m] + row * p.strides[m] + unit;
+                        store(to, present == LANES ? load(from) : present ? load_part(from, present) : V{});
+                    }
+            } else
+                transpose(to, step, p.matrices[v % count] + unit * p.strides[v % count], p.strides[v % count], present, p.depth);
+        }
 }
 
 EXPORT int elman_pack(Packing *packing) {

@@ -254,6 +254,10 @@ class Program:
         places = (v.buffer_info() for v in (self._words, self._addresses, self._counts))
         return array("q", (*(n for place in places for n in place), self._jobs.buffer_info()[0], len(self._kinds)))
 
+    def results(self) -> list[tuple[str, tuple[int, ...]]]:
+        """What each run makes: names and shapes."""
+        return [(name, shape) for name, _, shape in self._results]
+
     def make(self, packing: Packing) -> dict[str, Tensor]:
         """The results of a run, by name, before it has written them."""
         return {

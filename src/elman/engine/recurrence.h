@@ -118,37 +118,52 @@ INLINE Integers draw(const Context &c, int number, int64_t row, int64_t unit) {
 
 INLINE Integers draw_one(const Context &c, int number, int64_t row) { return draw(c, number, row, 0)[0] - Integers{}; }
 
-// acc[r][block * TOTAL + FIRST + i] += sum over k of operand[r][k] * weights[k][block][i]
-template <int ROWS, int BLOCKS, int TOTAL, int FIRST, int COUNT>
-INLINE void multiply(V (&acc)[ROWS][BLOCKS * TOTAL], const real *operand, int64_t stride, const real *w, int64_t k, int64_t end) {
-    w += k * (BLOCKS * COUNT * LANES);
-    for (; k < end; ++k, w += BLOCKS * COUNT * LANES) {
-        V b[BLOCKS * COUNT];
+// acc[r][n * PASS + i] += sum over k of operand[r][k] * w[n][k][i], for TOGETHER passes whose weights are `apart` elements apart
+template <int ROWS, int PASS, int TOGETHER>
+INLINE void multiply(V (&acc)[ROWS][TOGETHER * PASS], const real *operand, int64_t stride, const real *w, int64_t apart,
+                     int64_t k, int64_t end) {
+    w += k * (PASS * LANES);
+    for (; k < end; ++k, w += PASS * LANES) {
+        V b[TOGETHER * PASS];
 #pragma GCC unroll 32
-        for (int i = 0; i < BLOCKS * COUNT; ++i) b[i] = load(w + i * LANES);
+        for (int i = 0; i < TOGETHER * PASS; ++i) {
+            V v = load(w + i / PASS * apart + i % PASS * LANES);
+            if (ROWS > 1) KEEP(v);
+            b[i] = v;
+        }
 #pragma GCC unroll 32
         for (int r = 0; r < ROWS; ++r) {
             V a = splat(operand[r * stride + k]);
 #pragma GCC unroll 32
-            for (int i = 0; i < BLOCKS * COUNT; ++i) acc[r][i / COUNT * TOTAL + FIRST + i % COUNT] += a * b[i];
+            for (int i = 0; i < TOGETHER * PASS; ++i) acc[r][i] += a * b[i];
         }
     }
 }
 
-// A segment of a group's operand: `width` columns of a buffer. The weights' rows follow the segments.
-template <int ROWS, int BLOCKS, int TRANSPOSED, int TOTAL, int FIRST, int COUNT, int GROUP, int... SEGMENTS>
-INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t row, int64_t block) {
+// A group of products in passes over its operand, from one of their vectors on. A segment of the operand is `width`
+// columns of a buffer; the weights' rows follow the segments. Vector v belongs to matrix v % COUNT and to unit block v / COUNT.
+template <int FROM, int ROWS, int BLOCKS, int TRANSPOSED, int TOTAL, int FIRST, int COUNT, int GROUP, int... SEGMENTS>
+INLINE void passes(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t row, int64_t block, int64_t depth) {
+    constexpr int all = BLOCKS * COUNT, pass = pass_of(all), left = all - FROM, wide = left < pass ? left : pass;
+    // Rows are few: several passes at once, for the multiply-adds of one vector wait for each other.
+    constexpr int fitting = (REGISTERS - 1) / (wide * (ROWS + 1)), most = left / wide;
+    constexpr int together = fitting < 2 ? 1 : fitting < most ? fitting : most;
     const int segments[] = {SEGMENTS...};
-    int64_t depth = 0;
-    for (int s : segments) depth += c.call->buffers[s].width;
-    const real *w = c.call->weights[GROUP] + block * depth * (BLOCKS * COUNT * LANES);
+    const int64_t apart = depth * wide * LANES;
+    const real *w = c.call->weights[GROUP] + (block * all + FROM) * depth * LANES;
     const int64_t *range = c.call->ranges[GROUP];
-    int64_t begin = range ? range[2 * block] : 0, end = range ? range[2 * block + 1] : depth, start = 0;
+    const int64_t begin = range ? range[2 * block] : 0, end = range ? range[2 * block + 1] : depth;
+    int64_t start = 0;
+    V sum[ROWS][together * wide];
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 32
+        for (int i = 0; i < together * wide; ++i) sum[r][i] = V{};
     for (int s : segments) {
         int64_t width = c.call->buffers[s].width;
         int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
         auto part = [&](int64_t k, int64_t end) {
-            multiply<ROWS, BLOCKS, TOTAL, FIRST, COUNT>(acc, c.p[s] + row * c.s[s], c.s[s], w + start * (BLOCKS * COUNT * LANES), k, end);
+            multiply<ROWS, wide, together>(sum, c.p[s] + row * c.s[s], c.s[s], w + start * (wide * LANES), apart, k, end);
         };
         if (CLOCK < 0 || !TRANSPOSED || c.call->runs == 0) {
             if (from < to) part(from, to);
@@ -165,18 +180,43 @@ INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t r
         }
         start += width;
     }
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 32
+        for (int i = 0; i < together * wide; ++i) acc[r][(FROM + i) / COUNT * TOTAL + FIRST + (FROM + i) % COUNT] = sum[r][i];
+    constexpr int next = FROM + together * wide;
+    if constexpr (next < all)
+        passes<next, ROWS, BLOCKS, TRANSPOSED, TOTAL, FIRST, COUNT, GROUP, SEGMENTS...>(c, acc, row, block, depth);
 }
 
-// Statements of a part for N vectors of a row side by side, so that the processor has several chains of operations to
-// work on: it looks no further ahead than one or two long ones. More than two would not fit in the registers.
+template <int ROWS, int BLOCKS, int TRANSPOSED, int TOTAL, int FIRST, int COUNT, int GROUP, int... SEGMENTS>
+INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t row, int64_t block) {
+    const int segments[] = {SEGMENTS...};
+    int64_t depth = 0;
+    for (int s : segments) depth += c.call->buffers[s].width;
+    passes<0, ROWS, BLOCKS, TRANSPOSED, TOTAL, FIRST, COUNT, GROUP, SEGMENTS...>(c, acc, row, block, depth);
+}
+
+// The pointwise expressions of a part, `point`, are statements for N vectors side by side, of one row or (DOWN) of as many
+// rows, so that the processor has several chains of operations to work on: it looks no further ahead than one or two long
+// ones. More than two would not fit in the registers.
 enum { TOGETHER = 2 };
 #define EACH _Pragma("GCC unroll 8") for (int k = 0; k < N; ++k)
+#define IN_ROWS (DOWN ? N : 1)
+#define EACH_ROW _Pragma("GCC unroll 8") for (int k = 0; k < IN_ROWS; ++k)
+#define ROW row + k * DOWN
+#define UNIT unit + k * (1 - DOWN) * LANES
+#define AT ROW, UNIT
 
 // The pointwise expressions for some rows and one vector of units; apart from the products, so that it is compiled once.
 template <class Part, bool WHOLE>
-static __attribute__((noinline)) void points(const Context &c, int64_t row, int64_t rows, int64_t unit, int64_t left,
+static __attribute__((noinline, noclone)) void points(const Context &c, int64_t row, int64_t rows, int64_t unit, int64_t left,
                                              const V *acc, int64_t stride) {
-    for (int64_t r = 0; r < rows; ++r) Part::template point<WHOLE, 1>(c, row + r, unit, left, acc + r * stride);
+    int64_t r = 0;
+    if (WHOLE)
+        for (; r + TOGETHER <= rows; r += TOGETHER)
+            Part::template point<true, TOGETHER, 1>(c, row + r, unit, LANES, acc + r * stride, stride);
+    for (; r < rows; ++r) Part::template point<WHOLE, 1, 0>(c, row + r, unit, left, acc + r * stride, stride);
 }
 template <class Part>
 INLINE void points_of(const Context &c, int64_t row, int64_t rows, int64_t unit, int64_t units, const V *acc, int64_t stride) {
@@ -186,12 +226,9 @@ INLINE void points_of(const Context &c, int64_t row, int64_t rows, int64_t unit,
 
 template <class Part, int ROWS> static void tile(const Context &c, int64_t row, int64_t block, int64_t units) {
     V acc[ROWS][Part::blocks * Part::count];
-#pragma GCC unroll 32
-    for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 32
-        for (int i = 0; i < Part::blocks * Part::count; ++i) acc[r][i] = V{};
     const int64_t first = block * Part::blocks * LANES;
     if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::template multiply_all<ROWS>(c, acc, row, block);
+    else memset(acc, 0, sizeof(acc));
     for (int b = 0; b < Part::blocks; ++b) {
         const int64_t unit = (block * Part::blocks + b) * LANES;
         if (unit < units) points_of<Part>(c, row, ROWS, unit, units, &acc[0][b * Part::count], Part::blocks * Part::count);
@@ -209,9 +246,9 @@ template <class Part> static __attribute__((noinline)) void rows_of_points(const
     for (int64_t row = 0; row < c.rows; ++row) {
         int64_t unit = first;
         for (; unit + TOGETHER * LANES <= last; unit += TOGETHER * LANES)
-            Part::template point<true, TOGETHER>(c, row, unit, LANES, 0);
-        for (; unit + LANES <= last; unit += LANES) Part::template point<true, 1>(c, row, unit, LANES, 0);
-        if (unit < last) Part::template point<false, 1>(c, row, unit, last - unit, 0);
+            Part::template point<true, TOGETHER, 0>(c, row, unit, LANES, 0, 0);
+        for (; unit + LANES <= last; unit += LANES) Part::template point<true, 1, 0>(c, row, unit, LANES, 0, 0);
+        if (unit < last) Part::template point<false, 1, 0>(c, row, unit, last - unit, 0, 0);
     }
 }
 
@@ -225,7 +262,7 @@ template <class Part> static void run_part(const Context &c) {
         const int64_t end = last * block_units;
         rows_of_points<Part>(c, first * block_units, end < units ? end : units);
     } else {
-        constexpr int fitting = ACCUMULATORS / (Part::blocks * Part::count);
+        constexpr int fitting = ACCUMULATORS / Part::widest;
         constexpr int most = fitting < 1 ? 1 : fitting > 8 ? 8 : fitting;
         const int64_t tiles = (c.rows + most - 1) / most;
         for (int64_t block = first; block < last; ++block)
@@ -370,8 +407,8 @@ template <class Part> static __attribute__((noinline)) void over_units(const Con
     const Context c = given;
     const int64_t units = c.call->buffers[Part::domain_buffer].width;
     int64_t unit = 0;
-    for (; unit + LANES <= units; unit += LANES) Part::template point<true, 1>(c, 0, unit, LANES, 0);
-    if (unit < units) Part::template point<false, 1>(c, 0, unit, units - unit, 0);
+    for (; unit + LANES <= units; unit += LANES) Part::template point<true, 1, 0>(c, 0, unit, LANES, 0, 0);
+    if (unit < units) Part::template point<false, 1, 0>(c, 0, unit, units - unit, 0, 0);
 }
 
 static void once(const Context &c);

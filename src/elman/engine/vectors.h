@@ -16,43 +16,53 @@ typedef Whole<sizeof(real)>::Signed integer;
 typedef Whole<sizeof(real)>::Unsigned natural;
 typedef natural Naturals __attribute__((vector_size(VECTOR_BYTES)));
 
-// LANES in a vector; ACCUMULATORS that fit in registers beside what they are made of.
-enum { LANES = VECTOR_BYTES / sizeof(real), ACCUMULATORS = VECTOR_BYTES == 64 ? 24 : 12 };
+// LANES in a vector; ACCUMULATORS that fit in registers beside what they are made of; and so many vectors of a row ABREAST
+// that tiles of ACCUMULATORS are about as high as wide: 6 x 4 in 32 registers, 6 x 2 in 16.
+enum { LANES = VECTOR_BYTES / sizeof(real), REGISTERS = VECTOR_BYTES == 64 ? 32 : 16, ACCUMULATORS = REGISTERS * 3 / 4,
+       ABREAST = REGISTERS / 8 };
+
+// A kernel computes `all` vectors of a row in passes over its operand, each of so many of them, the last perhaps of fewer.
+// Sixteen registers hold 6 x 2 accumulators or 4 x 3.
+constexpr int larger(int a, int b) { return a > b ? a : b; }
+constexpr int pass_of(int all) { return REGISTERS == 32 || all <= 3 ? all : all % 2 ? 3 : 2; }
+
+// Has the compiler keep a vector in a register, and not read it again wherever it is used.
+#if defined(__x86_64__) || defined(__i386__)
+#define KEEP(v) asm("" : "+v"(v))
+#else
+#define KEEP(v) (void)v
+#endif
 
 INLINE V splat(real v) { return v - V{}; }
 INLINE V load(const real *p) { return *(const Loose *)p; }
 INLINE void store(real *p, V v) { *(Loose *)p = v; }
 
-#if VECTOR_BYTES == 64 || defined(__AVX__)
-#include <immintrin.h>
-#elif defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+template <int... J> struct Indices {};
+template <int N, int... J> struct Counted : Counted<N - 1, N - 1, J...> {};
+template <int... J> struct Counted<0, J...> { typedef Indices<J...> Type; };
+typedef Counted<LANES>::Type AllLanes;
+
+// All bits of the first n lanes.
+template <int... J> INLINE Integers counting(Indices<J...>) { return Integers{J...}; }
+INLINE Integers first_lanes(int64_t n) { return counting(AllLanes{}) < (Integers{} + (integer)n); }
+
+#include "instructions.h"
 
 // The first n < LANES numbers; what lies behind them is neither read nor written.
 INLINE V load_part(const real *p, int64_t n) {
-#if VECTOR_BYTES == 64
-    const unsigned mask = (1u << n) - 1;
-    if constexpr (sizeof(real) == 4) return (V)_mm512_maskz_loadu_ps((__mmask16)mask, p);
-    else return (V)_mm512_maskz_loadu_pd((__mmask8)mask, p);
+#if defined(WIDE) || defined(MIDDLE)
+    return load_lanes(p, n);
 #endif
     V v = V{};
     for (int64_t i = 0; i < n; ++i) v[i] = p[i];
     return v;
 }
 INLINE void store_part(real *p, V v, int64_t n) {
-#if VECTOR_BYTES == 64
-    const unsigned mask = (1u << n) - 1;
-    if constexpr (sizeof(real) == 4) return _mm512_mask_storeu_ps(p, (__mmask16)mask, (__m512)v);
-    else return _mm512_mask_storeu_pd(p, (__mmask8)mask, (__m512d)v);
+#if defined(WIDE) || defined(MIDDLE)
+    return store_lanes(p, v, n);
 #endif
     for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 }
-
-template <int... J> struct Indices {};
-template <int N, int... J> struct Counted : Counted<N - 1, N - 1, J...> {};
-template <int... J> struct Counted<0, J...> { typedef Indices<J...> Type; };
-typedef Counted<LANES>::Type AllLanes;
 
 // Runs a function on every thread of a team, as GOMP_parallel does.
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);

@@ -19,8 +19,9 @@ from elman.engine.reference import default_state
 from elman.nn.frame import Frame
 from elman.nn.initialise import fill, initial_name
 from elman.nn.options import Merge, Options, RecurrentInit, per_layer
+from elman.nn.shortcut import Shortcuts
 from elman.nn.stack import Stack
-from elman.nn.unrolling import Unrolling, form, learned_state
+from elman.nn.unrolling import Run, Unrolling, form, learned_state
 from elman.nn.wiring import merged
 
 
@@ -152,6 +153,9 @@ class Recurrent(nn.Module):
         )
         self.layers = self._stack.layers
         self._random = self.options.acts_at_random
+        self._shortcuts = Shortcuts()
+        # Whether all that a call does is to run its layers one after the other.
+        self._brief = self._stack.wiring.plain and not (learn_state or self.layered or recompute)
         self._seeded = self._random and not (self.dropout_as_torch and self.options == Options(dropout=dropout))
         for (_, parts), suffixes in zip(self.layers, self._stack.suffixes, strict=True):
             for suffix in suffixes:
@@ -221,8 +225,16 @@ class Recurrent(nn.Module):
         Raises:
             ValueError: a shape, length or dtype does not fit.
         """
+        shortcuts, known = self._shortcuts, None
+        if type(input) is Tensor and lengths is None and reset is None and not extras and noise is None and self._brief:
+            known = shortcuts.form(self, input, state)
+            found = None if known is None else shortcuts.run(known, self, input, state)
+            if found is not None:
+                return found
+        run = shortcuts.recorder(known, dispatch.run)
         frame = self._frame(input, lengths)
-        output, _, final = self._unrolling(frame, noise).forward(state, reset, extras, every_state=False)
+        output, _, final = self._unrolling(frame, noise, run).forward(state, reset, extras, every_state=False)
+        shortcuts.learn(known, self, input, run)
         return frame.leave(output), final
 
     def unroll(
@@ -319,8 +331,8 @@ class Recurrent(nn.Module):
             raise ValueError(f"input must be {weight.dtype} like the parameters, got {x.dtype}")
         return frame
 
-    def _unrolling(self, frame: Frame, noise: Noise | None) -> Unrolling:
-        """A call, with the masks that `noise` or a fresh seed gives where there are any."""
+    def _unrolling(self, frame: Frame, noise: Noise | None, run: Run = dispatch.run) -> Unrolling:
+        """A call, with the masks that `noise` or a fresh seed gives where there are any; `run` runs a layer."""
         named = noise is not None or not self.dropout_as_torch
         if not self.training or not self._random or noise is draws.SILENT:
             noise = None
@@ -329,7 +341,7 @@ class Recurrent(nn.Module):
         elif not isinstance(noise, Noise):
             raise TypeError(f"noise must be an elman.Noise, got {type(noise).__name__}")
         recompute = self.recompute and torch.is_grad_enabled()
-        return Unrolling(self, self._stack, frame, dispatch.run, noise, named, recompute)
+        return Unrolling(self, self._stack, frame, run, noise, named, recompute)
 
     def flatten_parameters(self) -> None:
         """Nothing to do: kept so that code written for torch.nn runs as it is."""

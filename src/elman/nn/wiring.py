@@ -15,7 +15,7 @@ from elman.nn.options import Merge, Options
 
 
 def merged(directions: Sequence[Tensor], how: Merge) -> Tensor:
-    """The directions' sequences, [N, width] each, as one: side by side, or their sum or mean."""
+    """The directions' sequences, [..., width] each, as one: side by side, or their sum or mean."""
     if len(directions) == 1:
         return directions[0]
     if how == "concatenate":
@@ -26,12 +26,12 @@ def merged(directions: Sequence[Tensor], how: Merge) -> Tensor:
 
 
 class _Beside(torch.autograd.Function):
-    """`torch.cat(parts, -1)` of matrices, in memory from the pool."""
+    """`torch.cat(parts, -1)`, in memory from the pool."""
 
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
-        ctx.widths = [part.shape[1] for part in parts]
-        whole = memory.empty_like(parts[0], parts[0].shape[0], sum(ctx.widths))
+        ctx.widths = [part.shape[-1] for part in parts]
+        whole = memory.empty_like(parts[0], *parts[0].shape[:-1], sum(ctx.widths))
         return torch.cat(parts, dim=-1, out=whole)
 
     @staticmethod

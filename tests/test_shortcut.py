@@ -1,0 +1,149 @@
+"""Calls that come again in the same form take a shorter way: with the same numbers, and only where it fits."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from elman import Recurrent, use_engine
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "one layer": {},
+    "two layers": {"num_layers": 2},
+    "both directions": {"num_layers": 2, "bidirectional": True},
+    "sum of directions": {"bidirectional": True, "merge": "sum"},
+    "batch first": {"batch_first": True},
+}
+
+
+def _made(module: Recurrent) -> int:
+    return sum(route is not None for route in module._shortcuts._routes.values())
+
+
+def _numbers(module: Recurrent, x: Tensor) -> list[Tensor]:
+    """Outputs, final states and all gradients of two calls, the second from the state of the first."""
+    output, first = module(x)
+    again, final = module(x, first)
+    results = [output, again, *(final if isinstance(final, tuple) else (final,))]
+    loss = sum(((k + 1) * v.sin()).sum() for k, v in enumerate(results))
+    return [*results, *torch.autograd.grad(loss, [x, *module.parameters()])]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("cell", ["elman", "gru", "lstm", "peephole_lstm", "gru_reset_before", "sru"])
+def test_the_same_to_the_bit(cell: str, options: dict[str, Any]) -> None:
+    module = Recurrent(cell, 5, 7, **options)
+    x = torch.randn(3, 6, 5, requires_grad=True)
+    with use_engine("cpu"):
+        seen = [_numbers(module, x) for _ in range(4)]
+    assert _made(module) == 2  # with a state, and without
+    for later in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[0], later, strict=True))
+
+
+def test_a_copy_and_a_pickle_start_without() -> None:
+    module = Recurrent("gru", 5, 7)
+    for _ in range(3):
+        module(torch.randn(4, 2, 5))
+    assert _made(module) == 1
+    assert _made(copy.deepcopy(module)) == 0
+    assert _made(pickle.loads(pickle.dumps(module))) == 0
+
+
+def _frozen(module: Recurrent) -> None:
+    module.weight_hh_l0.requires_grad_(False)
+
+
+def _double(module: Recurrent) -> None:
+    module.double()
+
+
+def _transposed(module: Recurrent) -> None:
+    module.weight_hh_l0.data = module.weight_hh_l0.data.t().contiguous().t()
+
+
+def _parametrized(module: Recurrent) -> None:
+    torch.nn.utils.parametrizations.spectral_norm(module, "weight_hh_l0")
+    module.eval()
+
+
+@pytest.mark.parametrize("change", [_frozen, _double, _transposed, _parametrized])
+def test_changed_parameters(change: Callable[[Recurrent], None]) -> None:
+    module = Recurrent("lstm", 5, 7)
+    x = torch.randn(4, 2, 5, requires_grad=True)
+    for _ in range(3):
+        module(x)
+    change(module)
+    x = x.detach().to(next(module.parameters()).dtype).requires_grad_()
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    found = torch.autograd.grad(module(x)[0].sum(), [x, *wanted])
+    with use_engine("reference"):
+        expected = torch.autograd.grad(module(x)[0].sum(), [x, *wanted])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_each_call_is_looked_at() -> None:
+    """What would be refused before is refused afterwards, and options that draw masks go on drawing."""
+    module = Recurrent("lstm", 5, 7)
+    x, state = torch.randn(4, 2, 5), (torch.zeros(1, 2, 7), torch.zeros(1, 2, 7))
+    for _ in range(3):
+        module(x, state)
+    with pytest.raises(ValueError, match=r"state entry 'c' must be \(1, 2, 7\)"):
+        module(x, (state[0], torch.zeros(1, 2, 6)))
+    with pytest.raises(ValueError, match="state must be a tuple"):
+        module(x, state[:1])
+    with pytest.raises(ValueError, match=r"state entry 'h' must be torch\.float32"):
+        module(x, (state[0].double(), state[1]))
+    random = Recurrent("lstm", 5, 7, zoneout=0.5)
+    assert len({random(x)[0].sum().item() for _ in range(4)}) == 4
+    assert len({random.eval()(x)[0].sum().item() for _ in range(4)}) == 1
+    assert len({random.train()(x)[0].sum().item() for _ in range(4)}) == 4
+
+
+def test_engines_are_chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    from elman.engine import reference
+
+    module = Recurrent("lstm", 5, 7)
+    x = torch.randn(4, 2, 5)
+    for _ in range(3):
+        module(x)
+    calls: list[Any] = []
+    run = reference.run
+
+    def recorded(call: Any) -> Any:
+        calls.append(call)
+        return run(call)
+
+    monkeypatch.setattr(reference, "run", recorded)
+    with use_engine("reference"):
+        module(x)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (4, 1)], ids=str)
+def test_odd_strides(shape: tuple[int, int]) -> None:
+    """Gradients and inputs whose strides say little, since there is one step or one row."""
+    module = Recurrent("gru", 5, 7)
+    whole = torch.randn(*shape, 10, requires_grad=True)
+
+    def numbers(engine: str, x: Tensor, weight: Tensor) -> list[Tensor]:
+        with use_engine(engine):
+            output, final = module(x)
+            slopes = torch.autograd.grad(
+                (output, final), [whole, *module.parameters()], (weight, torch.ones_like(final))
+            )
+            return [output, final, *slopes]
+
+    turned = whole[:, :, :5].transpose(0, 1).contiguous().transpose(0, 1)
+    weights = torch.randn(*shape, 7), torch.randn(*shape[::-1], 7).transpose(0, 1), torch.ones(()).expand(*shape, 7)
+    for x in (whole[:, :, :5], whole[:, :, ::2], turned):
+        for weight in weights:
+            expected = numbers("reference", x, weight)
+            for _ in range(3):
+                for a, b in zip(numbers("cpu", x, weight), expected, strict=True):
+                    torch.testing.assert_close(a, b)
