@@ -2,52 +2,91 @@
 
 The system hands out fresh memory page by page, and clears each: on the processors that were measured (docs/engine.md)
 that costs more than a fast recurrence does. Blocks are therefore mapped in huge pages where the system has them, and
-go back to a pool, not to the system, when the last tensor on them is gone.
+go back to a pool, not to the system, when the last tensor on them is gone. The pool is compiled (`memory.cpp`), for
+making a tensor by torch's own functions takes Python as long as a small product.
 """
 
 import ctypes
-import itertools
+import functools
 import math
 import mmap
 import threading
-from collections import deque
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.utils.deterministic
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
-SMALLEST = 1 << 17  # bytes from which a block comes from the pool
-KEPT = 1 << 28  # bytes of free blocks that are kept
+from elman.compiler import build
 
 SCRATCH_KEPT = 1 << 26  # bytes of scratch that a thread keeps
 
 _LINE = 64
-_PAGE = 4096
 _HUGE_FROM = 1 << 21
-_lock = threading.Lock()
-_free: list[tuple[int, mmap.mmap]] = []  # size and mapping, the oldest first
-_returned: deque[tuple[int, mmap.mmap]] = deque()  # not yet among the free ones: a finaliser may not wait for the lock
-_numbers = itertools.count()
+_DIMENSIONS = 4
+_CODES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.uint8: (1, 8)}  # DLPack's type codes, and bits
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """As `torch.empty`, on the CPU."""
-    count = math.prod(shape)
-    size = count * dtype.itemsize
-    if size < SMALLEST:
-        return torch.empty(shape, dtype=dtype)
-    tensor = _from_pool(size, count, dtype).view(shape)
-    if _poisoned():
-        tensor.fill_(float("nan") if dtype.is_floating_point else 255)  # as torch.empty does then
-    return tensor
+    return Tensors([shape], dtype).make()[0]
 
 
 def empty_like(tensor: Tensor, *shape: int) -> Tensor:
     """As `tensor.new_empty(shape)`: from the pool where that is on the CPU."""
     return empty(*shape, dtype=tensor.dtype) if tensor.device.type == "cpu" else tensor.new_empty(shape)
+
+
+class Tensors:
+    """Tensors to be made together, perhaps again and again.
+
+    Args:
+        shapes: of each.
+        dtype: of all.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> None:
+        self._shapes, self._dtype = shapes, dtype
+        fits = all(len(shape) <= _DIMENSIONS and math.prod(shape) for shape in shapes)
+        self._pool = _pool() if fits and dtype in _CODES else None
+        padded = [(len(shape), *shape, *(0,) * (_DIMENSIONS - len(shape))) for shape in shapes]
+        self._wanted = array("q", [n for words in padded for n in words]) if self._pool else array("q")
+        self._words = (len(shapes), self._wanted.buffer_info()[0], *_CODES.get(dtype, (0, 0)))
+
+    def make(self) -> list[Tensor]:
+        """They, uninitialised."""
+        if self._pool is None:
+            return [torch.empty(tuple(shape), dtype=self._dtype) for shape in self._shapes]
+        made = array("q", bytes(8 * len(self._shapes)))
+        if not self._pool(*self._words, made.buffer_info()[0]):
+            size = sum(math.prod(shape) for shape in self._shapes) * self._dtype.itemsize
+            raise MemoryError(f"no memory for {size} bytes")
+        tensors = [from_dlpack(_capsule(address, _NAME, None)) for address in made]
+        if _poisoned():
+            for tensor in tensors:
+                tensor.fill_(float("nan") if self._dtype.is_floating_point else 255)  # as torch.empty does then
+        return tensors
+
+
+_NAME = b"dltensor"
+_capsule = ctypes.pythonapi.PyCapsule_New
+_capsule.restype, _capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+
+
+@functools.cache
+def _pool() -> Any:
+    """The compiled function that makes tensors, or None where nothing can be compiled."""
+    try:
+        library = build.load(Path(__file__).with_name("memory.cpp").read_text(), "float")
+    except build.BuildError:
+        return None  # the layers say so
+    library.elman_tensors.argtypes = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    return library.elman_tensors
 
 
 def _poisoned() -> bool:
@@ -56,35 +95,6 @@ def _poisoned() -> bool:
         torch.utils.deterministic, "fill_uninitialized_memory", True
     )
     return fill
-
-
-def _from_pool(size: int, count: int, dtype: torch.dtype) -> Tensor:
-    whole = _size_class(size + _PAGE)
-    mapping = _take(whole)
-    # Blocks start at different places of a page: equal ones would fall on the same sets of the cache.
-    offset = next(_numbers) * 832 % _PAGE
-    block = _type(whole - _PAGE).from_buffer(mapping, offset)
-    block.mapping, block.size = mapping, whole
-    return torch.frombuffer(block, dtype=dtype, count=count)
-
-
-def _size_class(size: int) -> int:
-    """The size to map, so that blocks of about this size can serve in turn: at most an eighth more."""
-    unit = max(_PAGE, 1 << (size.bit_length() - 4))
-    return -(-size // unit) * unit
-
-
-def _take(size: int) -> mmap.mmap:
-    with _lock:
-        while _returned:
-            _free.append(_returned.popleft())
-        for place in range(len(_free) - 1, -1, -1):  # the last used one is the likeliest to be in the cache
-            if _free[place][0] == size:
-                return _free.pop(place)[1]
-        kept = sum(s for s, _ in _free)
-        while kept > KEPT:
-            kept -= _free.pop(0)[0]
-    return _mapped(size)
 
 
 def _mapped(size: int) -> mmap.mmap:
@@ -97,34 +107,13 @@ def _mapped(size: int) -> mmap.mmap:
     return mapping
 
 
-class _Block(ctypes.Array[Any]):
-    """A block in use; when the last tensor on it is gone, its mapping goes back to the pool."""
-
-    _type_ = ctypes.c_uint8
-    _length_ = 0
-    mapping: Any = None
-    size: int = 0
-
-    def __del__(self) -> None:
-        if self.mapping is not None:
-            _returned.append((self.size, self.mapping))
-
-
-_types: dict[int, Any] = {}
-
-
-def _type(size: int) -> Any:
-    if size not in _types:
-        _types[size] = type("Block", (_Block,), {"_length_": size})
-    return _types[size]
-
-
 class Scratch(threading.local):
     """One thread's memory for what a run needs no longer than it runs; the next run uses it again."""
 
     def __init__(self) -> None:
         self._block = torch.empty(0, dtype=torch.uint8)
         self._next = self._end = self._wanted = self._most = 0
+        self._room = 0  # bytes of the block from its first whole line on
         self._more: list[Tensor] = []
 
     def begin(self) -> None:
@@ -137,7 +126,18 @@ class Scratch(threading.local):
             self._block = torch.frombuffer(_mapped(wanted + _LINE), dtype=torch.uint8)
         self._next = -(-self._block.data_ptr() // _LINE) * _LINE
         self._end = self._block.data_ptr() + self._block.numel()
+        self._room = max(0, self._end - self._next)
         self._wanted = self._most = 0
+
+    def all_of(self, size: int) -> int:
+        """:meth:`begin`, and :meth:`take` so many bytes."""
+        if size > self._room or _poisoned():
+            self.begin()
+            return self.take(size)
+        self._more.clear()
+        self._wanted, self._most = size, 0
+        self._next = self._end  # what else a run may want comes from elsewhere
+        return self._end - self._room
 
     @contextmanager
     def within(self) -> Iterator[None]:

@@ -260,10 +260,23 @@ class Program:
 
     def make(self, packing: Packing) -> dict[str, Tensor]:
         """The results of a run, by name, before it has written them."""
-        return {
-            name: memory.empty(rows if rows >= 0 else rows - TOTAL + packing.total, *rest, dtype=self._dtype)
-            for name, _, (rows, *rest) in self._results
-        }
+        if self._packing.total != TOTAL:
+            tensors = self._own
+        else:
+            shapes = [
+                (rows if rows >= 0 else rows - TOTAL + packing.total, *rest) for _, _, (rows, *rest) in self._results
+            ]
+            tensors = memory.Tensors(shapes, self._dtype)
+        return dict(zip(self._names, tensors.make(), strict=True))
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        return [name for name, _, _ in self._results]
+
+    @functools.cached_property
+    def _own(self) -> memory.Tensors:
+        """The results of each run, where they always have the same shapes."""
+        return memory.Tensors([shape for _, _, shape in self._results], self._dtype)
 
     def run(self, packing: Packing, tensors: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
         """Run all jobs.
@@ -280,8 +293,7 @@ class Program:
             regions[region] = made[name].data_ptr()
         for region, source, size in self._behind:
             regions[region] = regions[source] + packing.total * size
-        memory.scratch.begin()
-        regions[_SCRATCH] = start = memory.scratch.take(self._most + 8 * len(self._words))
+        regions[_SCRATCH] = start = memory.scratch.all_of(self._most + 8 * len(self._words))
         regions[_WORDS] = words = start + self._most
         times = array("q", bytes(8 * len(self._kinds))) if spent is not None else None
         job = array("q", self._head)

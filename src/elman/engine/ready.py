@@ -2,7 +2,7 @@
 
 What runs for a call follows from shapes, strides and options, which the general way through `cpu.run` works out each
 time. Python takes longer for that than a small layer takes to run. So a form of call that comes again is kept as a
-`Ready`. Tensors are as the caller has them here, [T, B, *] and states [1, B, *], so that none has to be viewed otherwise.
+`Ready`. Tensors are as the caller has them here, [T, B, *] and states [1, B, *], so that no views of them are needed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,10 +38,12 @@ class Ready:
         packing = call.packing
         self.steps, self.batch = packing.steps, packing.batch
         self._saves = tuple(f"sequence.{entry.name}" for entry, _ in call.layout.states)
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for name, (_, *rest) in self._program.program.results():
-            rows = {"sequence": (self.steps + 1, self.batch), "final": (1, self.batch)}
-            self._shapes[name] = (*rows.get(name.partition(".")[0], (packing.total,)), *rest)
+        rows = {"sequence": (self.steps + 1, self.batch), "final": (1, self.batch)}
+        results = self._program.program.results()
+        shapes = [(*rows.get(name.partition(".")[0], (packing.total,)), *rest) for name, (_, *rest) in results]
+        self._made = [name for name, _ in results]
+        self._finals = [name for name in self._made if name.startswith("final.")]
+        self._tensors = memory.Tensors(shapes, self._form.dtype)
 
     @staticmethod
     def fits(call: LayerCall) -> bool:
@@ -64,10 +66,9 @@ class Ready:
 
     def forward(self, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """See `run`; and all that was made."""
-        dtype = self._form.dtype
-        made = {name: memory.empty(*shape, dtype=dtype) for name, shape in self._shapes.items()}
+        made = dict(zip(self._made, self._tensors.make(), strict=True))
         sequence = made[self._saves[0]].narrow(0, 0 if self.scene.reverse else 1, self.steps)
-        results = (sequence, *(made[name] for name in made if name.startswith("final.")))
+        results = (sequence, *[made[name] for name in self._finals])
         self._program.program.run(self.scene.call.packing, dict(zip(self.scene.names, tensors, strict=True)), made)
         return results, made
 

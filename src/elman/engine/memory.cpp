@@ -1,0 +1,144 @@
+// Memory for tensors that goes back to a pool, not to the system, when the last tensor on it is gone. torch takes it by
+// DLPack, a plain structure that says where a tensor is and how to give it back.
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+enum { CPU = 1, DIMENSIONS = 4, LINE = 64, PAGE = 4096, HUGE = 1 << 21, SMALLEST = 1 << 17 };
+
+struct Managed {  // DLManagedTensor
+    void *data;
+    int32_t device, device_number, dimensions;
+    uint8_t code, bits;
+    uint16_t lanes;
+    int64_t *shape, *strides;
+    uint64_t offset;
+    void *context;
+    void (*deleter)(Managed *);
+};
+
+struct Block {
+    Managed managed;  // first, so that its address is the block's
+    int64_t bytes;    // mapped; 0 where the memory lies behind the block itself
+    char *start;
+    Block *next;
+    int64_t shape[DIMENSIONS], strides[DIMENSIONS];
+};
+
+static char lock;
+static Block *unused;  // the last used first, which is the likeliest to be in the cache
+static int64_t kept, limit = 1 << 28, number;
+
+static void enter() {
+    while (__atomic_test_and_set(&lock, __ATOMIC_ACQUIRE)) {}
+}
+static void leave() { __atomic_clear(&lock, __ATOMIC_RELEASE); }
+
+static void release(Block *b) {
+    munmap(b->start, b->bytes);
+    free(b);
+}
+
+static void give_back(Managed *managed) {
+    Block *b = (Block *)managed;
+    if (!b->bytes) return free(b);
+    enter();
+    b->next = unused;
+    unused = b;
+    kept += b->bytes;
+    Block *gone = 0;
+    if (kept > limit) {  // the oldest ones
+        Block **last = &unused;
+        for (int64_t sum = 0; *last && (sum += (*last)->bytes) <= limit;) last = &(*last)->next;
+        gone = *last;
+        *last = 0;
+        for (Block *g = gone; g; g = g->next) kept -= g->bytes;
+    }
+    leave();
+    while (gone) {
+        Block *next = gone->next;
+        release(gone);
+        gone = next;
+    }
+}
+
+// The size to map, so that blocks of about this size can serve in turn: at most an eighth more.
+static int64_t size_class(int64_t size) {
+    int64_t unit = (int64_t)1 << (60 - __builtin_clzll(size));
+    if (unit < PAGE) unit = PAGE;
+    return (size + unit - 1) / unit * unit;
+}
+
+static Block *take(int64_t size) {
+    if (size < SMALLEST) {
+        Block *b = (Block *)malloc(sizeof(Block) + LINE + size);
+        if (!b) return 0;
+        b->bytes = 0;
+        b->managed.data = (void *)(((uintptr_t)(b + 1) + LINE - 1) / LINE * LINE);
+        return b;
+    }
+    const int64_t bytes = size_class(size + PAGE);
+    enter();
+    Block **place = &unused;
+    while (*place && (*place)->bytes != bytes) place = &(*place)->next;
+    Block *b = *place;
+    if (b) {
+        *place = b->next;
+        kept -= bytes;
+    }
+    const int64_t count = number++;
+    leave();
+    if (!b) {
+        b = (Block *)malloc(sizeof(Block));
+        if (!b) return 0;
+        void *start = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (start == MAP_FAILED) {
+            free(b);
+            return 0;
+        }
+#ifdef MADV_HUGEPAGE
+        if (bytes >= HUGE) madvise(start, bytes, MADV_HUGEPAGE);
+#endif
+        b->start = (char *)start;
+        b->bytes = bytes;
+    }
+    // Blocks start at different places of a page: equal ones would fall on the same sets of the cache.
+    b->managed.data = b->start + count * 832 % PAGE;
+    return b;
+}
+
+// `count` tensors, uninitialised. Of each `wanted` has the number of dimensions and DIMENSIONS sizes, of which the last
+// ones may be missing; `made` receives the addresses. False where there is no memory; then nothing is made.
+extern "C" __attribute__((visibility("default"))) int elman_tensors(int64_t count, const int64_t *wanted, int64_t code,
+                                                                    int64_t bits, Managed **made) {
+    for (int64_t i = 0; i < count; ++i, wanted += 1 + DIMENSIONS) {
+        int64_t size = bits / 8;
+        for (int64_t d = 0; d < wanted[0]; ++d) size *= wanted[1 + d];
+        Block *b = take(size);
+        if (!b) {
+            while (i--) give_back(made[i]);
+            return 0;
+        }
+        int64_t stride = 1;
+        for (int64_t d = wanted[0]; d--;) {
+            b->shape[d] = wanted[1 + d];
+            b->strides[d] = stride;
+            stride *= wanted[1 + d];
+        }
+        Managed &m = b->managed;
+        m.device = CPU;
+        m.device_number = 0;
+        m.dimensions = (int32_t)wanted[0];
+        m.code = (uint8_t)code;
+        m.bits = (uint8_t)bits;
+        m.lanes = 1;
+        m.shape = b->shape;
+        m.strides = b->strides;
+        m.offset = 0;
+        m.context = 0;
+        m.deleter = give_back;
+        made[i] = &m;
+    }
+    return 1;
+}
