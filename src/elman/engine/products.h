@@ -244,6 +244,17 @@ static void multiply_share(void *argument) {
     const int64_t most = block_depth(p.depth);
     for (int64_t k = 0; k < p.depth || k == 0; k += most) {
         const int64_t depth = p.depth - k < most ? p.depth - k : most;
+        const bool fresh = k == 0 && !p.add;
+        if (by_columns && as_it_is && !p.packed) {  // few rows: each panel is used while it is in the nearest cache
+            real *own = packed_b + first * most * COLUMNS;
+            for (int64_t panel = first; panel < last; ++panel) {
+                pack_b(p, own, 0, panel, panel + 1, k, depth);
+                if (p.column_sums) add_columns(p, own, 0, panel, panel + 1, depth, k == 0 && !p.add_sums);
+                panel_of_c<false>(p, p.a + k, own, depth, 0, p.rows, panel * COLUMNS, fresh);
+            }
+            if (p.sums && first == 0) add_rows(p, 0, 0, p.rows, k, depth, k == 0 && !p.add_sums);
+            continue;
+        }
         const real *b = p.packed ? p.packed + k * all * COLUMNS : packed_b;
         // In the workspace a panel keeps its place from block to block: threads need not be at the same one.
         const int64_t apart = (p.packed ? depth : most) * COLUMNS;
@@ -262,7 +273,6 @@ static void multiply_share(void *argument) {
                 add_rows(p, as_it_is ? 0 : packed_a, block, rows, k, depth, k == 0 && !p.add_sums);
             for (int64_t panel = first; panel < last; ++panel) {
                 const real *from = b + panel * apart;
-                const bool fresh = k == 0 && !p.add;
                 if (as_it_is)
                     panel_of_c<false>(p, p.a + block * p.a_row + k, from, depth, block, rows, panel * COLUMNS, fresh);
                 else panel_of_c<true>(p, packed_a, from, depth, block, rows, panel * COLUMNS, fresh);
