@@ -19,12 +19,15 @@ class Group:
         transposed: whether the operand is the products' gradients, in the same order.
         width: units of the result (for a plain group, of each product).
         blocks: unit blocks that are computed together, so that enough accumulators are in flight.
+        inputs: whether they are the products with the input, which may have been done before the loop: the names are
+            those of the step's leaves, `x.<gate>`, and a run without these matrices reads buffers of the same names.
     """
 
     products: tuple[str, ...]
     transposed: bool
     width: int
     blocks: int
+    inputs: bool = False
 
 
 @dataclass(eq=False)
@@ -37,6 +40,7 @@ class Kernel:
         groups: the matrices, in the order of their numbers.
         sums: how many row sums are kept.
         draws: the random choices, in the order of their numbers.
+        ahead: gates whose products with the input must have been done before the loop.
     """
 
     source: str = ""
@@ -44,17 +48,19 @@ class Kernel:
     groups: list[Group] = field(default_factory=list)
     sums: int = 0
     draws: list[str] = field(default_factory=list)
+    ahead: set[str] = field(default_factory=set)
 
 
-def emit(schedule: Schedule, biased: frozenset[str], clocked: bool = False) -> Kernel:
+def emit(schedule: Schedule, input_size: int, biased: frozenset[str], clocked: bool = False) -> Kernel:
     """Print a schedule.
 
     Args:
         schedule: of a forward or backward step.
+        input_size: width of the input.
         biased: products that have a bias, which is read from the buffer `bias.<product>`.
         clocked: whether units of the products are wanted only where they are due; see `clock_of`.
     """
-    return _Emitter(schedule, biased, clocked).emit()
+    return _Emitter(schedule, input_size, biased, clocked).emit()
 
 
 # Buffers that the header needs beside a leaf; HANDED directly after CARRY.
@@ -92,8 +98,9 @@ _POINT = (
 
 
 class _Emitter:
-    def __init__(self, schedule: Schedule, biased: frozenset[str], clocked: bool) -> None:
+    def __init__(self, schedule: Schedule, input_size: int, biased: frozenset[str], clocked: bool) -> None:
         self._schedule = schedule
+        self._input_size = input_size
         self._clocked = clocked
         self._graph = schedule.graph
         self._biased = biased
@@ -147,6 +154,8 @@ class _Emitter:
         accumulator: dict[int, int] = {}
         count = len(part.products)
         blocks = 1 if part.width == 1 else {1: 4, 2: 2}.get(count, 1)
+        leaves = self._inputs_of(part) if count else []
+        count += len(leaves)
         calls, widest = [], []
         for group in products_by_operand(self._schedule, part):
             nodes = [self._graph.nodes[index] for index in group]
@@ -158,6 +167,17 @@ class _Emitter:
             calls.append(f"        products<ROWS, blocks, {', '.join(map(str, template))}>(c, acc, row, block);\n")
             widest.append(f"pass_of({blocks * len(group)})")
             accumulator |= {index: len(accumulator) + i for i, index in enumerate(group)}
+        if leaves:
+            names = tuple(self._graph.nodes[index].name for index in leaves)
+            self._kernel.groups.append(Group(names, False, part.width, blocks, inputs=True))
+            raw = self._buffer("raw", self._input_size)
+            pairs = [self._buffer(name, part.width) for n in names for name in (n, f"bias.{n}")]
+            template = [count, len(accumulator), len(leaves), len(self._kernel.groups) - 1, raw, *pairs]
+            group = ", ".join(map(str, (len(self._kernel.groups) - 1, *pairs[::2])))
+            calls.insert(0, f"        expect<ROWS, blocks, {group}>(c, row, block);\n")
+            calls.append(f"        inputs<ROWS, blocks, {', '.join(map(str, template))}>(c, acc, row, block, units);\n")
+            widest.append(f"pass_of({blocks * len(leaves)})")
+            accumulator |= {index: len(accumulator) + i for i, index in enumerate(leaves)}
         wide = functools.reduce(lambda a, b: f"larger({a}, {b})", widest, "1")
         transposes = any(self._graph.nodes[index].op == "transposed" for index in part.products)
         lines = self._expressions(part, accumulator)
@@ -169,7 +189,7 @@ class _Emitter:
             f"widest = {wide}, sums = {len(part.sums)}, first_sum = {first_sum}, transposes = {int(transposes)} }};\n"
             f"    template <int ROWS>\n"
             f"    INLINE void multiply_all(const Context &c, V (&acc)[ROWS][blocks * {max(count, 1)}], int64_t row, "
-            f"int64_t block) {{\n{''.join(calls)}    }}\n"
+            f"int64_t block, int64_t units) {{\n{''.join(calls)}    }}\n"
             + _POINT.format("".join(f"        {line}\n" for line in lines))
             + "};\n"
         )
@@ -179,6 +199,14 @@ class _Emitter:
         node = self._graph.nodes[index]
         name = self._schedule.memory.get(index, node.name)
         return self._buffer(name, node.width)
+
+    def _inputs_of(self, part: Part) -> list[int]:
+        """The leaves of input gates that a part reads, as wide as itself."""
+        nodes, here = self._graph.nodes, (part.level, part.width)
+        read = {a for index in self._computed_here(part, here) for a in nodes[index].args} | set(part.stores.values())
+        return sorted(
+            i for i in read if nodes[i].name.startswith("x.") and nodes[i].op == "leaf" and nodes[i].width == part.width
+        )
 
     def _computed_here(self, part: Part, here: tuple[int, int]) -> list[int]:
         """The values that a part computes for what it stores, totals and sums, operands first."""
@@ -211,11 +239,15 @@ class _Emitter:
                 entry = name.removeprefix("gradient.")
                 carry, given = self._buffer(f"carry.{entry}", width), self._buffer(f"sequence.{entry}", width)
                 return f"read<WHOLE>(c, {carry}, AT, left) + read_if<WHOLE>(c, {given}, AT, left)"
+            if name.startswith("x."):
+                self._kernel.ahead.add(name.removeprefix("x."))
             number = self._buffer(name, width)
             return f"read_one(c, {number}, ROW)" if width == 1 else f"read<WHOLE>(c, {number}, AT, left)"
 
         def computed(index: int) -> str:
             node = graph.nodes[index]
+            if node.op == "leaf" and index in accumulator:
+                return f"acc[k * DOWN * stride + {accumulator[index]}]"
             if node.op == "leaf" or index in self._once:
                 return loaded(self._once.get(index, node.name), node.width)
             if node.op == "number":

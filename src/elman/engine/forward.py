@@ -160,7 +160,7 @@ class Written:
     def prepare(self, backward: bool) -> None:
         """Make the kernel ready to run."""
         self.table.prepare(
-            {n: self._matrix(n) for n in self.plan.product_names},
+            {n: self._matrix(n) for n in self.plan.product_names} | self.inputs(),
             patterns_of(self.layout, self.plan.product_names),
             self.packing,
             self.program.given("reset") if self.resets else 0,
@@ -168,6 +168,10 @@ class Written:
             tuple(self.widths),
             self.clock,
         )
+
+    def inputs(self) -> dict[str, Matrix]:
+        """The matrices of products with the input that the kernel does itself, by the names of its leaves."""
+        return {}
 
     def stretches(self, row_bytes: int, backward: bool) -> list[tuple[slice, slice]]:
         """Stretches of time, as steps and entries, in the order in which they run."""
@@ -274,6 +278,10 @@ def patterns_of(layout: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
     return {n: p for n, p in found.items() if p is not None}
 
 
+# The bytes of a cell's matrices up to which, and the rows of a batch from which, the loop multiplies by the input too.
+WITHIN_BYTES, WITHIN_ROWS = 1 << 19, 12
+
+
 class Forward(Written):
     """The program of a forward run.
 
@@ -296,8 +304,9 @@ class Forward(Written):
         self.side_inputs()
         if form.training and self.plan.saved_widths:
             self.place_saved(program.result("saved", self.total, sum(self.plan.saved_widths.values())))
+        self.within = self._within()
         self.prepare(backward=False)
-        if self.gates_width:
+        if self.gates_width and not self.within:
             self._stretches()
         else:
             self.table.run(slice(0, self.packing.steps))
@@ -308,6 +317,26 @@ class Forward(Written):
                 program.copy(final, sequences[n] + last, self.batch * width)
             else:
                 program.ends(False, width, sequences[n], final)
+
+    def _within(self) -> bool:
+        """Whether the kernel multiplies by the input itself: it saves what would be written and read of those products.
+
+        The matrices then must stay in the threads' own caches, and be read for several rows at a time.
+        """
+        layout, kernel = self.layout, self.kernel
+        width = sum(m.output * m.input for m in layout.products.values()) + self.gates_width * layout.input_size
+        fits = width * self.itemsize <= WITHIN_BYTES and self.batch >= WITHIN_ROWS
+        return fits and not kernel.ahead and self.form.strides == (layout.input_size, 1)
+
+    def inputs(self) -> dict[str, Matrix]:
+        """See `Written.inputs`."""
+        found: dict[str, Matrix] = {}
+        columns = self.layout.input_size
+        for gate, rows in self.layout.input_gates.items() if self.within else ():
+            found[f"x.{gate}"] = (self.parameter("weight_ih", rows.start), rows.stop - rows.start, columns, columns)
+            if self.layout.input_bias:
+                self.table.place(f"bias.x.{gate}", self.parameter("bias_ih", rows.start), 0, Kind.UNITS)
+        return found
 
     def _start(self, sequence: int, entry: StateEntry, width: int) -> None:
         """Write the initial state."""

@@ -134,7 +134,8 @@ class Table:
         """Pack the matrices and point to everything else.
 
         Args:
-            matrices: dense, by the names of the graph's products.
+            matrices: dense, by the names of the graph's products; those of input gates, `x.<gate>`, unless their
+                products have been done before.
             patterns: where structured ones have weights.
             packing: the steps and their rows.
             reset: address of [N] uint8, or 0.
@@ -147,6 +148,10 @@ class Table:
             self.place(name, sink.take(self._batch * width * self._itemsize), width, Kind.BATCH)
         addresses, ranges, bytes_read = array("q"), array("q"), 0
         for group in kernel.groups:
+            if group.inputs and group.products[0] not in matrices:
+                addresses.append(0)
+                ranges.append(0)
+                continue
             chosen = [matrices[p] for p in group.products]
             form = (group.width, group.blocks, group.transposed)
             size = fixed.tools.group_size(chosen, *form)

@@ -197,6 +197,36 @@ INLINE void products(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t r
     passes<0, ROWS, BLOCKS, TRANSPOSED, TOTAL, FIRST, COUNT, GROUP, SEGMENTS...>(c, acc, row, block, depth);
 }
 
+// The products with the input: done here where there are matrices, or read from where they have been done before the loop.
+// BUFFERS_OF are those and the biases, one after the other; the former have the biases added already.
+template <int ROWS, int BLOCKS, int TOTAL, int FIRST, int COUNT, int GROUP, int RAW, int... BUFFERS_OF>
+INLINE void inputs(const Context &c, V (&acc)[ROWS][BLOCKS * TOTAL], int64_t row, int64_t block, int64_t units) {
+    const int buffers[] = {BUFFERS_OF...};
+    const bool here = c.call->weights[GROUP] != 0;
+    if (here) products<ROWS, BLOCKS, 0, TOTAL, FIRST, COUNT, GROUP, RAW>(c, acc, row, block);
+    for (int b = 0; b < BLOCKS; ++b) {
+        const int64_t unit = (block * BLOCKS + b) * LANES, left = units - unit;
+        if (left <= 0) break;
+        for (int i = 0; i < COUNT; ++i)
+            for (int r = 0; r < ROWS; ++r) {
+                V &to = acc[r][b * TOTAL + FIRST + i];
+                const int from = buffers[2 * i + here];
+                if (here) to += left < LANES ? read_if<false>(c, from, 0, unit, left) : read_if<true>(c, from, 0, unit, left);
+                else to = left < LANES ? read<false>(c, from, row + r, unit, left) : read<true>(c, from, row + r, unit, left);
+            }
+    }
+}
+
+// Has the products with the input that were done before the loop come nearer, while other products are computed.
+template <int ROWS, int BLOCKS, int GROUP, int... BUFFERS_OF> INLINE void expect(const Context &c, int64_t row, int64_t block) {
+    if (c.call->weights[GROUP]) return;
+    const int buffers[] = {BUFFERS_OF...};
+    for (int from : buffers)
+        for (int r = 0; r < ROWS; ++r)
+            for (int b = 0; b < BLOCKS; b += 64 / VECTOR_BYTES)
+                __builtin_prefetch(c.p[from] + (row + r) * c.s[from] + (block * BLOCKS + b) * LANES);
+}
+
 // The pointwise expressions of a part, `point`, are statements for N vectors side by side, of one row or (DOWN) of as many
 // rows, so that the processor has several chains of operations to work on: it looks no further ahead than one or two long
 // ones. More than two would not fit in the registers.
@@ -227,7 +257,7 @@ INLINE void points_of(const Context &c, int64_t row, int64_t rows, int64_t unit,
 template <class Part, int ROWS> static void tile(const Context &c, int64_t row, int64_t block, int64_t units) {
     V acc[ROWS][Part::blocks * Part::count];
     const int64_t first = block * Part::blocks * LANES;
-    if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::template multiply_all<ROWS>(c, acc, row, block);
+    if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::template multiply_all<ROWS>(c, acc, row, block, units);
     else memset(acc, 0, sizeof(acc));
     for (int b = 0; b < Part::blocks; ++b) {
         const int64_t unit = (block * Part::blocks + b) * LANES;
