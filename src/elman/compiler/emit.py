@@ -6,6 +6,7 @@ The source depends on the cell alone: sizes are filled in when it runs.
 import functools
 from dataclasses import dataclass, field
 
+from elman.cells.layout import Layout
 from elman.compiler.graph import OPERATIONS
 from elman.compiler.schedule import Part, Schedule, in_place, products_by_operand
 
@@ -39,7 +40,8 @@ class Kernel:
         buffers: width of each buffer that the source names, in the order of its numbers.
         groups: the matrices, in the order of their numbers.
         sums: how many row sums are kept.
-        draws: the random choices, in the order of their numbers.
+        draws: the random choices that are made afresh at each step, in the order of their numbers; of the others the
+            buffers `draw.<name>` hold 1 where a unit is chosen, else 0.
         ahead: gates whose products with the input must have been done before the loop.
     """
 
@@ -51,16 +53,16 @@ class Kernel:
     ahead: set[str] = field(default_factory=set)
 
 
-def emit(schedule: Schedule, input_size: int, biased: frozenset[str], clocked: bool = False) -> Kernel:
+def emit(schedule: Schedule, layout: Layout, biased: frozenset[str], clocked: bool = False) -> Kernel:
     """Print a schedule.
 
     Args:
         schedule: of a forward or backward step.
-        input_size: width of the input.
+        layout: of the cell.
         biased: products that have a bias, which is read from the buffer `bias.<product>`.
         clocked: whether units of the products are wanted only where they are due; see `clock_of`.
     """
-    return _Emitter(schedule, input_size, biased, clocked).emit()
+    return _Emitter(schedule, layout, biased, clocked).emit()
 
 
 # Buffers that the header needs beside a leaf; HANDED directly after CARRY.
@@ -98,9 +100,10 @@ _POINT = (
 
 
 class _Emitter:
-    def __init__(self, schedule: Schedule, input_size: int, biased: frozenset[str], clocked: bool) -> None:
+    def __init__(self, schedule: Schedule, layout: Layout, biased: frozenset[str], clocked: bool) -> None:
         self._schedule = schedule
-        self._input_size = input_size
+        self._input_size = layout.input_size
+        self._locked = {declared.name for declared, _ in layout.draws if declared.locked}
         self._clocked = clocked
         self._graph = schedule.graph
         self._biased = biased
@@ -173,8 +176,8 @@ class _Emitter:
             raw = self._buffer("raw", self._input_size)
             pairs = [self._buffer(name, part.width) for n in names for name in (n, f"bias.{n}")]
             template = [count, len(accumulator), len(leaves), len(self._kernel.groups) - 1, raw, *pairs]
-            group = ", ".join(map(str, (len(self._kernel.groups) - 1, *pairs[::2])))
-            calls.insert(0, f"        expect<ROWS, blocks, {group}>(c, row, block);\n")
+            ahead = ", ".join(map(str, (len(self._kernel.groups) - 1, *pairs[::2])))
+            calls.insert(0, f"        expect<ROWS, blocks, {ahead}>(c, row, block);\n")
             calls.append(f"        inputs<ROWS, blocks, {', '.join(map(str, template))}>(c, acc, row, block, units);\n")
             widest.append(f"pass_of({blocks * len(leaves)})")
             accumulator |= {index: len(accumulator) + i for i, index in enumerate(leaves)}
@@ -254,6 +257,8 @@ class _Emitter:
                 return f"splat((real){node.name})" if node.name not in ("inf", "-inf") else f"splat({node.name}inity)"
             if node.op == "sum" and schedule.home[index] == here:
                 return f"read_sum(c, {self._sums[index]}, ROW)"
+            if node.op == "draw" and node.name in self._locked:
+                return f"({loaded(f'draw.{node.name}', node.width)} != 0)"
             if node.op == "draw":
                 number = self._draw(node.name)
                 return f"draw_one(c, {number}, ROW)" if node.width == 1 else OPERATIONS["draw"].cpp.format(number)

@@ -66,7 +66,7 @@ class Plan:
     def _forward(self, saved: tuple[int, ...]) -> Kernel:
         stores = {f"next.{e}": index for e, index in self.graph.outputs.items()}
         stores |= {f"saved.{index}": index for index in saved}
-        return emit(schedule(self.graph, stores, {}), self.layout.input_size, self.biased, self.clock is not None)
+        return emit(schedule(self.graph, stores, {}), self.layout, self.biased, self.clock is not None)
 
     @cached_property
     def gradients(self) -> Kernel:
@@ -82,7 +82,7 @@ class Plan:
             elif not (kind == "x" and rest in self.shared) and not (kind == "product" and int(rest) in self.repeated):
                 stores[f"d.{name}"] = index
         ordered = schedule(self.backward.graph, stores, totals)
-        return emit(ordered, self.layout.input_size, frozenset(), self.clock is not None)
+        return emit(ordered, self.layout, frozenset(), self.clock is not None)
 
     @cached_property
     def shared(self) -> dict[str, int]:

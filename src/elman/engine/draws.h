@@ -1,6 +1,6 @@
-// Random choices from a counter, so that a mask can be had again at any place without being kept: Threefry-2x32 with 20
-// rounds (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011), which passes BigCrush
-// and is the default generator of JAX. Additions, rotations and exclusive ors of 32-bit words alone: the same on every
+// Random choices from a counter, so that a mask can be had again at any place without being kept: Threefry-2x32 with 13
+// rounds (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011), the fewest with which it
+// passes BigCrush. Additions, rotations and exclusive ors of 32-bit words alone: the same on every
 // processor and in `draws.py`, bit for bit. The file that includes this has included vectors.h.
 
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
@@ -14,15 +14,14 @@ template <class W> INLINE void threefry(uint32_t key0, uint32_t key1, W &a, W &b
     const int by[] = {13, 15, 26, 6, 17, 29, 16, 24};
     a += key[0];
     b += key[1];
-#pragma GCC unroll 5
-    for (uint32_t group = 0; group < 5; ++group) {
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-            a += b;
-            b = rotated(b, by[group % 2 * 4 + i]) ^ a;
-        }
-        a += key[(group + 1) % 3];
-        b += key[(group + 2) % 3] + (group + 1);
+#pragma GCC unroll 16
+    for (uint32_t round = 0; round < 13; ++round) {
+        a += b;
+        b = rotated(b, by[round % 8]) ^ a;
+        if (round % 4 < 3) continue;
+        const uint32_t group = round / 4 + 1;
+        a += key[group % 3];
+        b += key[(group + 1) % 3] + group;
     }
 }
 

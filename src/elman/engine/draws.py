@@ -19,10 +19,11 @@ from torch import Tensor
 from elman.compiler import build
 from elman.engine import memory, threads
 from elman.engine.packing import Packing
-from elman.engine.program import REALS
+from elman.engine.program import REALS, Sink, address_of
 
 _WORD = 0xFFFFFFFF
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+_ROUNDS = 13
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,21 @@ def mask(
     return made.to(dtype)
 
 
+def choose(sink: Sink, rows: int, threshold: int, batch: int, width: int, to: int, dtype: torch.dtype) -> None:
+    """Write 1 where a unit is chosen at all steps, else 0.
+
+    Args:
+        sink: whose addresses are given.
+        rows: of the table that the function `rows` gives, [batch, 3].
+        threshold: see there. to: [batch, width] of the dtype.
+    """
+    once = Packing.dense(1, batch, torch.device("cpu"))
+    values = sink.constant(torch.tensor([1.0, 0.0], dtype=dtype))
+    words = (rows, False, threshold, 1, width, threads.for_work(batch * width * 64), *sink.sizes(once))
+    job = array("q", (*words, values, 0, to, 0, *(threads.pool() or (0, 0, 0))))
+    sink.call("mask", address_of(_library(dtype).elman_mask), job, (0, 6, 7, 8, 10))
+
+
 def masked(x: Tensor, table: Tensor, moving: bool, chance: float, packing: Packing) -> Tensor:
     """[N, width] with chosen units dropped, the others scaled by 1 / (1 - chance); see `mask`. Keeps no mask."""
     found: Tensor = _Masked.apply(x, table, moving, chance, packing)  # type: ignore[no-untyped-call]
@@ -173,12 +189,13 @@ def threefry(key0: Tensor, key1: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, 
     """The counter (a, b) encrypted with a key; all are words in int64, and broadcast."""
     key = (key0, key1, key0 ^ key1 ^ 0x1BD11BDA)
     a, b = (a + key[0]) & _WORD, (b + key[1]) & _WORD
-    for group in range(5):
-        for by in _ROTATIONS[group % 2]:
-            a = (a + b) & _WORD
-            b = ((b << by | b >> (32 - by)) & _WORD) ^ a
-        a = (a + key[(group + 1) % 3]) & _WORD
-        b = (b + key[(group + 2) % 3] + group + 1) & _WORD
+    for done in range(1, _ROUNDS + 1):
+        by = _ROTATIONS[(done - 1) % 8]
+        a = (a + b) & _WORD
+        b = ((b << by | b >> (32 - by)) & _WORD) ^ a
+        if done % 4 == 0:
+            a = (a + key[done // 4 % 3]) & _WORD
+            b = (b + key[(done // 4 + 1) % 3] + done // 4) & _WORD
     return a, b
 
 

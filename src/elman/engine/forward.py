@@ -17,7 +17,7 @@ from elman.compiler.emit import Kernel
 from elman.compiler.plan import Plan
 from elman.engine import reference, threads
 from elman.engine.call import LayerCall
-from elman.engine.draws import threshold
+from elman.engine.draws import choose, threshold
 from elman.engine.kernel import Kind, Table, at_once, chunks
 from elman.engine.matrices import dense, pattern, stored
 from elman.engine.packing import Packing, Ragged
@@ -241,10 +241,17 @@ class Written:
         return self.program.constant(torch.full((width,), entry.initial, dtype=self.form.dtype))
 
     def draws(self) -> None:
-        """Tell the table how the random choices are made."""
-        for declared, _ in self.layout.draws:
-            rows = self.program.given(f"draws.{declared.name}")
-            self.table.draw(declared.name, rows, not declared.locked, threshold(declared.probability))
+        """Tell the table how the random choices are made; those that are the same at all steps are made beforehand."""
+        for declared, width in self.layout.draws:
+            name, chance = declared.name, threshold(declared.probability)
+            if f"draw.{name}" in self.table:
+                made = self.program.numbers(self.batch, width)
+                choose(
+                    self.program, self.program.given(f"draws.{name}"), chance, self.batch, width, made, self.form.dtype
+                )
+                self.table.place(f"draw.{name}", made, width, Kind.BATCH)
+            elif self.table.draws(name):
+                self.table.draw(name, self.program.given(f"draws.{name}"), chance)
 
     def side_inputs(self) -> None:
         """Give the table the inputs that are read as they are."""

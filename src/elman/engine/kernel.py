@@ -115,11 +115,14 @@ class Table:
             table[at + 1] = stride
             table[at + 2] = kind
 
-    def draw(self, name: str, rows: int, moving: bool, threshold: int) -> None:
-        """Say how a random choice is made (see `draws.h`); one that the kernel does not make is passed over."""
-        if name in self._kernel.draws:
-            at = 3 * self._kernel.draws.index(name)
-            self._draws[at : at + 3] = array("q", (rows, moving, threshold))
+    def draws(self, name: str) -> bool:
+        """Whether the kernel makes a random choice of this name."""
+        return name in self._kernel.draws
+
+    def draw(self, name: str, rows: int, threshold: int) -> None:
+        """Say how a random choice is made at each step; see `draws.h`."""
+        at = 3 * self._kernel.draws.index(name)
+        self._draws[at : at + 3] = array("q", (rows, True, threshold))
 
     def prepare(
         self,
