@@ -11,6 +11,7 @@ import elman
 from elman import Cell, Recurrent, cells, use_engine
 from elman.cells.clockwork import Clockwork
 from elman.cells.math import tanh, where
+from elman.engine import forward
 from elman.testing import Case, compare
 
 CELLS = {name: cells.get(name)() for name in cells.names()}
@@ -271,6 +272,27 @@ def test_the_source_does_not_depend_on_sizes(name: str) -> None:
     large = Plan(CELLS[name], layout(CELLS[name], 7, 48), dict.fromkeys(below, 48))
     assert small.training.source == large.training.source
     assert small.gradients.source == large.gradients.source
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30], ids=["before the loop", "within the loop"])
+@pytest.mark.parametrize(
+    "name", ["elman", "lstm", "gru", "gru_reset_before", "peephole_lstm", "sru", "layer_norm_lstm"]
+)
+def test_products_with_the_input(name: str, limit: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of taking them, whichever the sizes would choose; sizes that fill no vector, lengths and resets."""
+    monkeypatch.setattr("elman.engine.forward.WITHIN_BYTES", limit)
+    monkeypatch.setattr("elman.engine.forward.WITHIN_ROWS", 1)
+    monkeypatch.setattr("elman.engine.forward._kept", forward.Forward)  # none that was written with another limit
+    for batch, inputs, hidden in ((1, 1, 3), (13, 5, 21), (40, 33, 50)):
+        case = Case(CELLS[name], dtype=torch.float64, input_size=inputs, hidden_size=hidden)
+        module = case.module(bidirectional=True)
+        x, state = case.input(6, batch).requires_grad_(), case.state(module, batch)
+        lengths = [1 + (5 * k) % 6 for k in range(batch)]
+        reset = torch.rand(6, batch) < 0.2
+        compare(
+            module, [x, *state], _ways(case, module, x, state, lengths=lengths, reset=reset), f"{name}, {batch} rows"
+        )
+        compare(module, [x, *state], _ways(case, module, x, state), f"{name}, {batch} equal rows")
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "sru"])

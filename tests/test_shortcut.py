@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elman import Recurrent, use_engine
+from elman import LSTM, Recurrent, use_engine
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "one layer": {},
@@ -43,6 +43,55 @@ def test_the_same_to_the_bit(cell: str, options: dict[str, Any]) -> None:
     assert _made(module) == 2  # with a state, and without
     for later in seen[1:]:
         assert all(torch.equal(a, b) for a, b in zip(seen[0], later, strict=True))
+
+
+MASKED: dict[str, dict[str, Any]] = {
+    "recurrent": {"recurrent_dropout": 0.4},
+    "afresh": {"recurrent_dropout": 0.4, "recurrent_dropout_per_step": True, "bidirectional": True},
+    "zoneout": {"zoneout": 0.3, "num_layers": 2},
+    "locked": {"locked_dropout": 0.4, "num_layers": 2, "bidirectional": True},
+    "weights": {"weight_dropout": 0.4, "num_layers": 2},
+    "between layers": {"dropout": 0.4, "num_layers": 2},
+    "all": {
+        "recurrent_dropout": 0.3,
+        "zoneout": 0.2,
+        "locked_dropout": 0.3,
+        "weight_dropout": 0.2,
+        "batch_first": True,
+    },
+    "residual": {"residual": True, "num_layers": 3, "dropout": 0.3},
+    "dense": {"dense": True, "num_layers": 3, "locked_dropout": 0.2},
+}
+
+
+@pytest.mark.parametrize("options", MASKED.values(), ids=MASKED)
+@pytest.mark.parametrize("cell", ["elman", "lstm"])
+def test_masks_are_the_same_to_the_bit(cell: str, options: dict[str, Any]) -> None:
+    module = Recurrent(cell, 7, 7, **options)
+    x = torch.randn(3, 6, 7, requires_grad=True)
+    seen = []
+    with use_engine("cpu"):
+        for _ in range(4):
+            torch.manual_seed(5)
+            seen.append(_numbers(module, x))
+        torch.manual_seed(6)
+        other = _numbers(module, x)
+    assert _made(module) == 2
+    for later in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[0], later, strict=True))
+    assert not torch.equal(seen[0][0], other[0])
+
+
+def test_as_torch_with_dropout() -> None:
+    """`elman.LSTM` draws as torch.nn does, on the shorter way too."""
+    ours, theirs = LSTM(5, 7, 2, dropout=0.5), torch.nn.LSTM(5, 7, 2, dropout=0.5)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 3, 5)
+    for _ in range(4):
+        torch.manual_seed(3)
+        mine = ours(x)[0]
+        torch.manual_seed(3)
+        torch.testing.assert_close(mine, theirs(x)[0])
 
 
 def test_a_copy_and_a_pickle_start_without() -> None:

@@ -71,29 +71,28 @@ def rows(noise: Noise, purpose: str, place: int, packing: Packing) -> Tensor:
         packing: whose rows they are.
     """
     batch = packing.batch
-    if isinstance(noise.row, int):
-        numbers = torch.arange(noise.row, noise.row + batch)
-    else:
-        numbers = torch.as_tensor(noise.row, dtype=torch.int64)
-        if numbers.shape != (batch,):
-            raise ValueError(f"noise.row must be a number, or one for each of {batch} rows, got {len(noise.row)}")
-    if packing.order is not None:
-        numbers = numbers[packing.order.cpu()]
+    given = noise.row
+    listed = range(given, given + batch) if isinstance(given, int) else torch.as_tensor(given, dtype=torch.int64)
+    if isinstance(listed, Tensor) and listed.shape != (batch,):
+        raise ValueError(f"noise.row must be a number, or one for each of {batch} rows, got {len(listed)}")
+    numbers = listed if packing.order is None else torch.as_tensor(listed)[packing.order.cpu()]
     return keys(noise.seed, purpose, place, numbers, noise.step).to(packing.device)
 
 
-def keys(seed: int, purpose: str, place: int, numbers: Tensor, start: int) -> Tensor:
-    """[count, 3] int64: the two words of each row's key, and the start; numbers are int64 on the CPU."""
+def keys(seed: int, purpose: str, place: int, numbers: Tensor | range, start: int) -> Tensor:
+    """[count, 3] int64: the two words of each row's key, and the start; numbers are int64 on the CPU, or a range."""
     stream = zlib.crc32(purpose.encode())
     library = _library(torch.float32)
     if library is not None:
         table = torch.empty(len(numbers), 3, dtype=torch.int64)
-        places = (numbers.data_ptr(), table.data_ptr())
-        job = array("q", (_signed(seed), stream, place, len(numbers), start, *places))
+        first, listed = (numbers.start, 0) if isinstance(numbers, range) else (0, numbers.data_ptr())
+        job = array("q", (_signed(seed), stream, place, len(numbers), start, first, listed, table.data_ptr()))
         library.elman_keys(job.buffer_info()[0])
         return table
-    first = torch.tensor([seed & _WORD, seed >> 32 & _WORD])
-    key = threefry(first[0], first[1], torch.tensor(stream), torch.tensor(place))
+    if isinstance(numbers, range):
+        numbers = torch.arange(numbers.start, numbers.stop)
+    halves = torch.tensor([seed & _WORD, seed >> 32 & _WORD])
+    key = threefry(halves[0], halves[1], torch.tensor(stream), torch.tensor(place))
     words = threefry(*key, numbers & _WORD, numbers >> 32 & _WORD)
     return torch.stack([*words, torch.full_like(numbers, start)], 1)
 
@@ -117,16 +116,19 @@ def mask(
         packing: of the entries.
         width: units.
         values, dtype: of the result, which is where the table is.
-        times: [N, width], to multiply the mask by; not differentiated.
+        times: [N, width] or [T, B, width], to multiply the mask by; not differentiated.
     """
     real = dtype if dtype in REALS else torch.float32
     library = _library(real) if table.device.type == "cpu" else None
     if library is None:
         found = torch.where(_chosen(table, moving, probability, packing, width), *values).to(dtype)
-        return found if times is None else found * times
-    made = memory.empty(packing.total, width, dtype=real)
+        return found if times is None else found.view(times.shape) * times
+    made = memory.empty(*((packing.total, width) if times is None else times.shape), dtype=real)
     factor = None if times is None else times.to(real).contiguous()
-    once = torch.empty(packing.batch, width, dtype=real) if not moving and packing.steps > 1 else None
+    once = 0
+    if not moving and packing.steps > 1:
+        memory.scratch.begin()
+        once = memory.scratch.take(packing.batch * width * real.itemsize)
     given = array("f" if real == torch.float32 else "d", values)
     job = array(
         "q",
@@ -134,7 +136,7 @@ def mask(
             *(table.data_ptr(), moving, threshold(probability)),
             *(packing.steps, width, threads.count() if made.numel() > 1 << 14 else 1, *packing.places),
             *(given.buffer_info()[0], 0 if factor is None else factor.data_ptr(), made.data_ptr()),
-            *(0 if once is None else once.data_ptr(), *(threads.pool() or (0, 0, 0))),
+            *(once, *(threads.pool() or (0, 0, 0))),
         ),
     )
     library.elman_mask(job.buffer_info()[0])
@@ -157,7 +159,7 @@ def choose(sink: Sink, rows: int, threshold: int, batch: int, width: int, to: in
 
 
 def masked(x: Tensor, table: Tensor, moving: bool, chance: float, packing: Packing) -> Tensor:
-    """[N, width] with chosen units dropped, the others scaled by 1 / (1 - chance); see `mask`. Keeps no mask."""
+    """[N, width] or [T, B, width] with chosen units dropped, the others scaled by 1 / (1 - chance); keeps no mask."""
     found: Tensor = _Masked.apply(x, table, moving, chance, packing)  # type: ignore[no-untyped-call]
     return found
 
@@ -168,7 +170,7 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, moving: bool, chance: float, packing: Packing) -> Tensor:
         ctx.drawn = (table, moving, chance, packing)
-        return mask(table, moving, chance, packing, x.shape[1], (0.0, 1 / (1 - chance)), x.dtype, x)
+        return mask(table, moving, chance, packing, x.shape[-1], (0.0, 1 / (1 - chance)), x.dtype, x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

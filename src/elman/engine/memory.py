@@ -34,7 +34,7 @@ _CODES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.uint8: (1, 8)}  
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """As `torch.empty`, on the CPU."""
-    return Tensors([shape], dtype).make()[0]
+    return _one(shape, dtype).make()[0]
 
 
 def empty_like(tensor: Tensor, *shape: int) -> Tensor:
@@ -71,6 +71,11 @@ class Tensors:
             for tensor in tensors:
                 tensor.fill_(float("nan") if self._dtype.is_floating_point else 255)  # as torch.empty does then
         return tensors
+
+
+@functools.lru_cache(maxsize=512)
+def _one(shape: tuple[int, ...], dtype: torch.dtype) -> Tensors:
+    return Tensors([shape], dtype)
 
 
 _NAME = b"dltensor"

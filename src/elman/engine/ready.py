@@ -15,7 +15,7 @@ from torch import Tensor
 from elman.engine import cpu, memory
 from elman.engine.backward import Backward, backward_of
 from elman.engine.call import Direction, LayerCall
-from elman.engine.forward import form_of, forward_of
+from elman.engine.forward import form_of, forward_of, tensors_of
 
 
 class Ready:
@@ -28,9 +28,10 @@ class Ready:
 
     def __init__(self, call: LayerCall, direction: Direction) -> None:
         scene, inputs = cpu.scene_of(call, cpu.plan_of(call), direction)
-        self._form = form_of(scene, inputs)
+        self._form = form_of(scene, tensors_of(scene, inputs))
         # Of the call only what all such calls have in common.
         scene.call = replace(call, input=call.input.new_empty(0, call.input.shape[1]), directions=())
+        scene.draws = {}
         self.scene = scene
         self.count = len(inputs)
         self._program = forward_of(self._form)
@@ -49,44 +50,58 @@ class Ready:
     def fits(call: LayerCall) -> bool:
         """Whether such calls can be made ready: dense batches without anything that differs from call to call."""
         plan = cpu.plan_of(call)
-        special = call.reset is not None or call.extras or any(d.below or d.draws or d.default for d in call.directions)
+        special = call.reset is not None or call.extras or any(d.below or d.default for d in call.directions)
         as_it_is = call.input.is_contiguous() or not plan.reads_input
         return as_it_is and not (special or plan.integer or plan.structured or plan.clock) and call.packing.is_dense
 
-    def run(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    def run(self, tensors: Sequence[Tensor], draws: Mapping[str, Tensor]) -> Sequence[Tensor]:
         """The sequence of the first state, [T, B, width], then the final states, [1, B, width] each.
 
         Args:
             tensors: by `Scene.names`: the input [T, B, I], parameters, states [1, B, width]; with the strides of the
                 call that this was made from.
+            draws: for each random choice, the table that `draws.rows` gives.
         """
         if self.scene.training:
-            return _Run.apply(self, *tensors)  # type: ignore[no-untyped-call, no-any-return]
-        return self.forward(tensors)[0]
+            return _Run.apply(self, draws, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+        return self.forward(tensors, draws)[0]
 
-    def forward(self, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    def forward(
+        self, tensors: Sequence[Tensor], draws: Mapping[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """See `run`; and all that was made."""
         made = dict(zip(self._made, self._tensors.make(), strict=True))
         sequence = made[self._saves[0]].narrow(0, 0 if self.scene.reverse else 1, self.steps)
         results = (sequence, *[made[name] for name in self._finals])
-        self._program.program.run(self.scene.call.packing, dict(zip(self.scene.names, tensors, strict=True)), made)
+        self._program.program.run(self.scene.call.packing, self._by_name(tensors, draws), made)
         return results, made
+
+    def _by_name(self, tensors: Sequence[Tensor], draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = dict(zip(self.scene.names, tensors, strict=True))
+        for name, table in draws.items():
+            found[f"draws.{name}"] = table
+        return found
 
     def kept(self, made: Mapping[str, Tensor]) -> list[Tensor]:
         """What backward needs of all that was made."""
         return [made[name] for name in (*self._saves, "saved") if name in made]
 
     def backward(
-        self, tensors: Sequence[Tensor], kept: Sequence[Tensor], gradients: Sequence[Tensor | None], through: bool
+        self,
+        tensors: Sequence[Tensor],
+        draws: Mapping[str, Tensor],
+        kept: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        through: bool,
     ) -> dict[str, Tensor]:
         """The gradients of what `run` was given, by `Scene.names`; those that are absent are zero.
 
         Args:
-            tensors, kept: see `run` and `kept`.
+            tensors, draws, kept: see `run` and `kept`.
             gradients: of the results of `run`.
             through: whether the input's is wanted.
         """
-        given = dict(zip(self.scene.names, tensors, strict=True))
+        given = self._by_name(tensors, draws)
         given |= zip((*self._saves, "saved"), kept, strict=False)
         strides: list[int | None] = []
         for k, gradient in enumerate(gradients):
@@ -115,10 +130,10 @@ class Ready:
 
 class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, ready: Ready, *tensors: Tensor) -> Any:
-        results, made = ready.forward(tensors)
+    def forward(ctx: Any, ready: Ready, draws: Mapping[str, Tensor], *tensors: Tensor) -> Any:
+        results, made = ready.forward(tensors, draws)
         ctx.set_materialize_grads(False)
-        ctx.ready = ready
+        ctx.ready, ctx.draws = ready, draws
         ctx.save_for_backward(*tensors, *ready.kept(made))
         return results
 
@@ -128,19 +143,21 @@ class _Run(torch.autograd.Function):
         tensors = ctx.saved_tensors
         given, kept = tensors[: ready.count], tensors[ready.count :]
         if torch.is_grad_enabled():
-            return (None, *_through_reference(ready, given, gradients))
-        found = ready.backward(given, kept, gradients, ctx.needs_input_grad[1])
-        needed = zip(ready.scene.names, ctx.needs_input_grad[1:], strict=True)
-        return (None, *(found.get(name) if need else None for name, need in needed))
+            return (None, None, *_through_reference(ready, ctx.draws, given, gradients))
+        found = ready.backward(given, ctx.draws, kept, gradients, ctx.needs_input_grad[2])
+        needed = zip(ready.scene.names, ctx.needs_input_grad[2:], strict=True)
+        return (None, None, *(found.get(name) if need else None for name, need in needed))
 
 
-def _through_reference(ready: Ready, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Any]:
+def _through_reference(
+    ready: Ready, draws: Mapping[str, Tensor], tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> list[Any]:
     """The gradients by way of the reference engine, so that they can be differentiated again."""
-    names = ready.scene.names
+    scene = replace(ready.scene, draws=draws)
     flat = [v.flatten(0, 1) if v.dim() == 3 else v for v in tensors]
     found = cpu.through_reference(
-        ready.scene,
-        dict(zip(names, flat, strict=True)),
+        scene,
+        dict(zip(scene.names, flat, strict=True)),
         tuple(None if g is None else g.flatten(0, 1) for g in gradients),
     )
     return [None if g is None else g.view(v.shape) for g, v in zip(found, tensors, strict=True)]

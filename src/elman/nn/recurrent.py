@@ -155,7 +155,7 @@ class Recurrent(nn.Module):
         self._random = self.options.acts_at_random
         self._shortcuts = Shortcuts()
         # Whether all that a call does is to run its layers one after the other.
-        self._brief = self._stack.wiring.plain and not (learn_state or self.layered or recompute)
+        self._brief = not (learn_state or self.layered or recompute)
         self._seeded = self._random and not (self.dropout_as_torch and self.options == Options(dropout=dropout))
         for (_, parts), suffixes in zip(self.layers, self._stack.suffixes, strict=True):
             for suffix in suffixes:
@@ -334,14 +334,18 @@ class Recurrent(nn.Module):
     def _unrolling(self, frame: Frame, noise: Noise | None, run: Run = dispatch.run) -> Unrolling:
         """A call, with the masks that `noise` or a fresh seed gives where there are any; `run` runs a layer."""
         named = noise is not None or not self.dropout_as_torch
-        if not self.training or not self._random or noise is draws.SILENT:
-            noise = None
-        elif noise is None:
-            noise = draws.fresh() if self._seeded else Noise(0)
-        elif not isinstance(noise, Noise):
-            raise TypeError(f"noise must be an elman.Noise, got {type(noise).__name__}")
         recompute = self.recompute and torch.is_grad_enabled()
-        return Unrolling(self, self._stack, frame, run, noise, named, recompute)
+        return Unrolling(self, self._stack, frame, run, self._source(noise), named, recompute)
+
+    def _source(self, noise: Noise | None) -> Noise | None:
+        """Where a call's masks come from, given what the caller says; None where there are none."""
+        if not self.training or not self._random or noise is draws.SILENT:
+            return None
+        if noise is None:
+            return draws.fresh() if self._seeded else Noise(0)
+        if not isinstance(noise, Noise):
+            raise TypeError(f"noise must be an elman.Noise, got {type(noise).__name__}")
+        return noise
 
     def flatten_parameters(self) -> None:
         """Nothing to do: kept so that code written for torch.nn runs as it is."""

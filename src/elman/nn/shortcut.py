@@ -1,6 +1,6 @@
 """Calls of a module that come again in the same form, and so need not be looked at as closely as the first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from elman.engine import cpu, dispatch
 from elman.engine.call import DirectionResult, LayerCall
 from elman.engine.ready import Ready
-from elman.nn.unrolling import form
+from elman.nn.unrolling import drawn, form, thinned
 from elman.nn.wiring import merged
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ class Shortcuts:
 
     def form(self, module: "Recurrent", input: Tensor, state: Any) -> Form | None:
         """What the work of a call depends on, beside the parameters; None where no shortcut can serve."""
-        random = module.training and module._random
-        if input.dim() != 3 or not input.is_cpu or random or torch.is_autocast_enabled("cpu"):
+        if input.dim() != 3 or not input.is_cpu or torch.is_autocast_enabled("cpu"):
             return None
         if state is None:
             states: Any = None
@@ -45,8 +44,9 @@ class Shortcuts:
             states = tuple([v.requires_grad for v in state])
         else:
             return None
+        random = module.training and module._random
         situation = (states, torch.is_grad_enabled(), torch.get_num_threads(), dispatch.wanted(), module.batch_first)
-        return (input.shape, input.stride(), input.dtype, input.requires_grad, *situation)
+        return (input.shape, input.stride(), input.dtype, input.requires_grad, random, *situation)
 
     def run(self, form: Form, module: "Recurrent", input: Tensor, state: Any) -> tuple[Tensor, Any] | None:
         """What the module gives, or None where the call has to go the general way."""
@@ -98,54 +98,83 @@ class _Route:
 
     def __init__(self, module: "Recurrent", calls: list[LayerCall]) -> None:
         self._dtype = calls[0].input.dtype
+        self._packing = calls[0].packing
+        self._stack = stack = module._stack
         self._levels = [[Ready(call, direction) for direction in call.directions] for call in calls]
-        names = [full for level in module._stack.slots for slots in level for _, full in slots]
-        wanted = [v.requires_grad for call in calls for d in call.directions for v in d.parameters.values()]
-        self._parameters = list(zip(names, wanted, strict=True))
-        self._each = [[len(slots) for slots in level] for level in module._stack.slots]
+        names = [full for level in stack.slots for slots in level for _, full in slots]
+        self._parameters = [(name, _requires_grad(module, name)) for name in names]
         widths = [width for _, width in calls[0].layout.states]
         places = sum(map(len, self._levels))
-        self._states = [torch.Size((places, calls[0].packing.batch, width)) for width in widths]
+        self._states = [torch.Size((places, self._packing.batch, width)) for width in widths]
         self._whole = places == 1
-        self._merge = module.options.merge
+        self._read_once = stack.directions == 1 and stack.wiring.plain
         self._form = form(module.layers[-1][0])
 
     def run(self, module: "Recurrent", input: Tensor, state: Any) -> tuple[Tensor, Any] | None:
         """See `Shortcuts.run`."""
+        parameters, states = self._owned(module), self._given(state)
+        if parameters is None or states is None:
+            return None
+        stack, packing, noise = self._stack, self._packing, module._source(None)
+        wiring, named = stack.wiring, not module.dropout_as_torch
+        x = input.transpose(0, 1).contiguous() if module.batch_first else input
+        if not self._read_once:
+            x = x.view_as(x)  # where gradients that belong together are added, to the bit as on the general way
+        if noise is not None:
+            x = wiring.enter(x, packing, noise)
+        finals: list[Sequence[Tensor]] = []
+        start = place = 0
+        for level, directions in enumerate(self._levels):
+            outputs = []
+            for index, ready in enumerate(directions):
+                slots = stack.slots[level][index]
+                taken = parameters[start : start + len(slots)]
+                own = states if self._whole else [v[place : place + 1] for v in states]
+                drawn_now: Mapping[str, Tensor] = {}
+                if noise is not None:
+                    drawn_now = drawn(stack, level, index, noise, packing)
+                    if stack.options.weight_dropout:
+                        taken = [
+                            thinned(stack, level, index, noise, p) if name == "weight_hh" else p
+                            for (name, _), p in zip(slots, taken, strict=True)
+                        ]
+                output, *final = ready.run((x, *taken, *own), drawn_now)
+                outputs.append(output)
+                finals.append(final)
+                start += len(slots)
+                place += 1
+            output = merged(outputs, stack.options.merge)
+            x = output if wiring.trivial else wiring.leave(level, x, output, packing, noise, named)
+        last = finals[0] if self._whole else [torch.cat(entry) for entry in zip(*finals, strict=True)]
+        given = last[0] if len(self._states) == 1 else self._form(*last)
+        return (x.transpose(0, 1) if module.batch_first else x), given
+
+    def _owned(self, module: "Recurrent") -> list[Tensor] | None:
+        """The parameters, if they are as they were."""
         dtype, owned = self._dtype, module._parameters
-        parameters = []
+        found: list[Tensor] = []
         for name, wanted in self._parameters:
             p = owned.get(name)
             if type(p) is not Parameter or p.requires_grad is not wanted or p.dtype is not dtype:
                 return None
             if not p.is_contiguous() or not p.is_cpu:
                 return None
-            parameters.append(p)
-        states: tuple[Tensor, ...] = ()
-        if state is not None:
-            states = (state,) if isinstance(state, Tensor) else state
-            if len(states) != len(self._states) or isinstance(state, Tensor) != (len(self._states) == 1):
+            found.append(p)
+        return found
+
+    def _given(self, state: Any) -> tuple[Tensor, ...] | None:
+        """The entries of the caller's state, if they can be used as they are."""
+        if state is None:
+            return ()
+        states = (state,) if isinstance(state, Tensor) else state
+        if len(states) != len(self._states) or isinstance(state, Tensor) != (len(self._states) == 1):
+            return None
+        for v, shape in zip(states, self._states, strict=True):
+            if v.shape != shape or v.dtype is not self._dtype or not v.is_contiguous() or not v.is_cpu:
                 return None
-            for v, shape in zip(states, self._states, strict=True):
-                if v.shape != shape or v.dtype is not dtype or not v.is_contiguous() or not v.is_cpu:
-                    return None
-        x = input.transpose(0, 1).contiguous() if module.batch_first else input
-        if len(self._levels[0]) > 1:
-            x = x.view_as(
-                x
-            )  # where the gradients of both directions are added, as they are on the general way, to the bit
-        finals: list[tuple[Tensor, ...]] = []
-        start = place = 0
-        for level, counts in zip(self._levels, self._each, strict=True):
-            outputs = []
-            for ready, count in zip(level, counts, strict=True):
-                own = states if self._whole else [v[place : place + 1] for v in states]
-                output, *final = ready.run((x, *parameters[start : start + count], *own))
-                outputs.append(output)
-                finals.append(tuple(final))
-                start += count
-                place += 1
-            x = outputs[0] if len(outputs) == 1 else merged(outputs, self._merge)
-        last = finals[0] if self._whole else [torch.cat(entry) for entry in zip(*finals, strict=True)]
-        given = last[0] if len(self._states) == 1 else self._form(*last)
-        return (x.transpose(0, 1) if module.batch_first else x), given
+        return tuple(states)
+
+
+def _requires_grad(module: "Recurrent", name: str) -> bool:
+    parameter = module._parameters.get(name)
+    return parameter is not None and parameter.requires_grad

@@ -13,6 +13,7 @@ from elman.cells.contract import Cell
 from elman.engine import draws
 from elman.engine.call import Direction, DirectionResult, LayerCall
 from elman.engine.draws import Noise
+from elman.engine.packing import Packing
 from elman.nn.frame import Frame
 from elman.nn.initialise import initial_name
 from elman.nn.stack import Stack
@@ -101,13 +102,9 @@ class Unrolling:
             if state is None:
                 direction.state = tuple(v.expand(packing.batch, -1) for v in direction.default)
         if noise is not None:
-            place = 2 * level + index
-            direction.draws = {
-                d.name: draws.rows(noise, d.name, place, packing) for d, _ in stack.trained[level][1].draws
-            }
+            direction.draws = drawn(stack, level, index, noise, packing)
             if stack.options.weight_dropout:
-                weight = parameters["weight_hh"]
-                parameters["weight_hh"] = weight * weight_mask(weight, stack.options.weight_dropout, place, noise)
+                parameters["weight_hh"] = thinned(stack, level, index, noise, parameters["weight_hh"])
         return direction
 
     def _given(self, state: Any) -> list[tuple[Tensor, ...]]:
@@ -144,6 +141,17 @@ def learned_state(module: nn.Module, stack: Stack, level: int, index: int) -> tu
         else torch.full((width,), int(entry.initial), device=device)
         for entry, width in stack.layers[level][1].states
     )
+
+
+def drawn(stack: Stack, level: int, index: int, noise: Noise, packing: Packing) -> dict[str, Tensor]:
+    """For each random choice of a layer's direction, the table that `draws.rows` gives."""
+    chosen = stack.trained[level][1].draws
+    return {d.name: draws.rows(noise, d.name, 2 * level + index, packing) for d, _ in chosen}
+
+
+def thinned(stack: Stack, level: int, index: int, noise: Noise, weight: Tensor) -> Tensor:
+    """The recurrent matrix of a layer's direction with some weights dropped."""
+    return weight * weight_mask(weight, stack.options.weight_dropout, 2 * level + index, noise)
 
 
 @lru_cache(maxsize=1024)

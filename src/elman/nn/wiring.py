@@ -67,7 +67,7 @@ class Wiring:
         return self.plain and not self._options.dropout and not any(self._locked)
 
     def enter(self, x: Tensor, packing: Packing, noise: Noise | None) -> Tensor:
-        """The input of the lowest layer, [N, I]."""
+        """The input of the lowest layer, [N, I] or [T, B, I]."""
         return self._lock(x, 0, packing, noise)
 
     def leave(
@@ -77,8 +77,8 @@ class Wiring:
 
         Args:
             level: of the layer.
-            x: its input, [N, width].
-            output: what it gave, [N, width].
+            x: its input, [N, width] or [T, B, width].
+            output: what it gave, in the same form.
             packing: of both.
             noise: None in evaluation.
             named: whether `dropout` draws from the noise too; else as torch.nn does.
@@ -106,7 +106,7 @@ class Wiring:
 
 
 def locked(x: Tensor, chance: float, purpose: str, place: int, packing: Packing, noise: Noise) -> Tensor:
-    """[N, width] with the same units of a row dropped at all its steps, the others scaled by 1 / (1 - chance).
+    """[N, width] or [T, B, width], units of a row dropped at all steps alike, the others scaled by 1 / (1 - chance).
 
     Gal & Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", NeurIPS 2016.
     """
