@@ -155,12 +155,12 @@ def test_derivatives_are_those_of_differences(cell: type[Cell], engine: str) -> 
 
 @pytest.mark.parametrize("cell", [Ladder, Chain])
 def test_long_chains_compile_in_seconds(cell: type[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trace, derivatives, source and compiler: both kernels are built anew."""
+    """Trace, derivatives, source and compiler: both kernels are built anew. What walks all paths would never end."""
     monkeypatch.setenv("ELMAN_CACHE", str(tmp_path))
     module = Recurrent(cell, 3, 5)
     x = torch.randn(4, 3, 3)
     start = time.perf_counter()
     with use_engine("cpu"):
         module(x)[0].sum().backward()
-    assert time.perf_counter() - start < 20
+    assert time.perf_counter() - start < 60
     assert list(tmp_path.glob("**/*.so"))

@@ -1,5 +1,6 @@
 """The torch engine: torch's own kernels (oneDNN, cuDNN, ATen) for the cells that torch has."""
 
+import functools
 from typing import Any
 
 import torch
@@ -24,6 +25,20 @@ def why_not(call: LayerCall) -> str | None:
         return "torch's kernels take no reset"
     if call.every_state and len(call.layout.states) > 1:
         return "torch's kernels give no sequences of the inner states"
+    mixed = torch.is_autocast_enabled("cpu")
+    if call.input.device.type == "cpu" and mixed and _kernel(call.cell) is torch._VF.lstm:
+        return _refusal(torch.get_autocast_dtype("cpu"))
+    return None
+
+
+@functools.cache
+def _refusal(dtype: torch.dtype) -> str | None:
+    """Why torch's LSTM cannot run under autocast on this processor, or None; a tiny one is tried."""
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        try:
+            torch.nn.LSTM(4, 8)(torch.zeros(2, 1, 4))
+        except RuntimeError as error:
+            return f"torch's LSTM does not run in {dtype} on this processor: {str(error).partition('.')[0]}"
     return None
 
 
