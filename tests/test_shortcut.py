@@ -136,6 +136,17 @@ def test_changed_parameters(change: Callable[[Recurrent], None]) -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_parameters_that_begin_to_be_trained() -> None:
+    module = Recurrent("lstm", 5, 7).requires_grad_(False)
+    x = torch.randn(4, 2, 5)
+    for _ in range(3):
+        assert not module(x)[0].requires_grad
+    assert _made(module) == 1
+    module.requires_grad_(True)
+    module(x)[0].sum().backward()
+    assert module.weight_hh_l0.grad is not None
+
+
 def test_each_call_is_looked_at() -> None:
     """What would be refused before is refused afterwards, and options that draw masks go on drawing."""
     module = Recurrent("lstm", 5, 7)
