@@ -1,8 +1,8 @@
 """Build: generated C++ into a shared library, kept on disk for the next process.
 
-A library is named by a hash of everything it depends on: the source, the header, the compiler and its flags, and the
-processor. It is compiled under a name of its own and then moved into place, so that processes at once, or a killed
-compile, never leave half a library under its final name.
+A library is named by a hash of everything it depends on: the source, the headers it includes, the compiler and its
+flags, and the processor. It is compiled under a name of its own and then moved into place, so that processes at once,
+or a killed compile, never leave half a library under its final name.
 """
 
 import ctypes
@@ -10,13 +10,15 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-_HEADERS = sorted((Path(__file__).parent.parent / "engine").glob("*.h"))
+_ENGINE = Path(__file__).parent.parent / "engine"
+_INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
 
 
 class BuildError(RuntimeError):
@@ -65,6 +67,20 @@ _TARGETS = {"avx512": ("-march=native", 64), "avx2": ("-march=native", 32), "por
 
 
 @functools.cache
+def _header(name: str) -> str:
+    return (_ENGINE / name).read_text()
+
+
+def _included(text: str, found: dict[str, str]) -> dict[str, str]:
+    """The engine's headers that a source includes, and those that they include, by name."""
+    for name in _INCLUDE.findall(text):
+        if name not in found:
+            found[name] = _header(name)
+            _included(found[name], found)
+    return found
+
+
+@functools.cache
 def compiler() -> tuple[str, ...] | None:
     """The command of the system's C++ compiler: CXX where set, else g++, clang++ or c++; None where there is none."""
     named = os.environ.get("CXX")
@@ -110,7 +126,7 @@ class Build:
         text = f"#define VECTOR_BYTES {vector_bytes}\ntypedef {real} real;\n{source}"
         parts = (
             text,
-            *(h.read_text() for h in _HEADERS),
+            *_included(text, {}).values(),
             *command,
             _compiler_version(command),
             *flags,
@@ -120,7 +136,7 @@ class Build:
         digest = hashlib.sha256("\0".join((*parts, *native)).encode()).hexdigest()[:32]
         self._path = cache_directory() / f"{digest}.so"
         self._text = text
-        self._command = [*command, *flags, f"-I{_HEADERS[0].parent}"]
+        self._command = [*command, *flags, f"-I{_ENGINE}"]
         self._process: subprocess.Popen[str] | None = None
         if not self._path.exists():
             self._begin()

@@ -4,6 +4,7 @@ The source depends on the cell alone: sizes are filled in when it runs.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from elman.cells.layout import Layout
@@ -109,6 +110,7 @@ class _Emitter:
         self._biased = biased
         self._kernel = Kernel()
         self._sums: dict[int, int] = {}
+        self._vectors: list[int] = []  # of each group, its products
         self._once: dict[int, str] = {}  # the buffers of what is computed before the first step
 
     def emit(self) -> Kernel:
@@ -155,47 +157,72 @@ class _Emitter:
 
     def _part(self, number: int, part: Part) -> str:
         accumulator: dict[int, int] = {}
-        count = len(part.products)
-        blocks = 1 if part.width == 1 else {1: 4, 2: 2}.get(count, 1)
-        leaves = self._inputs_of(part) if count else []
-        count += len(leaves)
-        calls, widest = [], []
+        leaves = self._inputs_of(part) if part.products else []
+        count = len(part.products) + len(leaves)
+        blocks = 1 if part.width == 1 else {1: 4, 2: 2}.get(len(part.products), 1)
+        tables, calls = [], []
+        first = len(self._kernel.groups)
         for group in products_by_operand(self._schedule, part):
             nodes = [self._graph.nodes[index] for index in group]
             transposed = nodes[0].op == "transposed"
             names = tuple(nodes[0].name.split()) if transposed else tuple(n.name for n in nodes)
-            segments = [str(self._read_from(a)) for a in nodes[0].args]
-            self._kernel.groups.append(Group(names, transposed, part.width, blocks))
-            template = [int(transposed), count, len(accumulator), len(group), len(self._kernel.groups) - 1, *segments]
-            calls.append(f"        products<ROWS, blocks, {', '.join(map(str, template))}>(c, acc, row, block);\n")
-            widest.append(f"pass_of({blocks * len(group)})")
-            accumulator |= {index: len(accumulator) + i for i, index in enumerate(group)}
+            segments = [self._read_from(a) for a in nodes[0].args]
+            name, table = self._group(Group(names, transposed, part.width, blocks), count, group, accumulator, segments)
+            tables.append(table)
+            calls.append(f"multiply(c, {name}, acc, row, rows, block);")
         if leaves:
             names = tuple(self._graph.nodes[index].name for index in leaves)
-            self._kernel.groups.append(Group(names, False, part.width, blocks, inputs=True))
-            raw = self._buffer("raw", self._input_size)
-            pairs = [self._buffer(name, part.width) for n in names for name in (n, f"bias.{n}")]
-            template = [count, len(accumulator), len(leaves), len(self._kernel.groups) - 1, raw, *pairs]
-            ahead = ", ".join(map(str, (len(self._kernel.groups) - 1, *pairs[::2])))
-            calls.insert(0, f"        expect<ROWS, blocks, {ahead}>(c, row, block);\n")
-            calls.append(f"        inputs<ROWS, blocks, {', '.join(map(str, template))}>(c, acc, row, block, units);\n")
-            widest.append(f"pass_of({blocks * len(leaves)})")
-            accumulator |= {index: len(accumulator) + i for i, index in enumerate(leaves)}
-        wide = functools.reduce(lambda a, b: f"larger({a}, {b})", widest, "1")
+            segments = [self._buffer("raw", self._input_size)]
+            given = [self._buffer(name, part.width) for n in names for name in (n, f"bias.{n}")]
+            inputs = Group(names, False, part.width, blocks, inputs=True)
+            name, table = self._group(inputs, count, leaves, accumulator, segments, given)
+            tables.append(table)
+            calls.insert(0, f"expect(c, {name}, row, rows, block);")
+            calls.append(f"inputs(c, {name}, acc, row, rows, block, units);")
+        passes = (f"pass_of({blocks * n})" for n in self._vectors[first:])
+        wide = functools.reduce(lambda a, b: f"larger({a}, {b})", passes, "1")
         transposes = any(self._graph.nodes[index].op == "transposed" for index in part.products)
         lines = self._expressions(part, accumulator)
         first_sum = self._sums[part.sums[0]] if part.sums else 0
         domain = self._buffer(f"domain.{part.width}", part.width)
-        return (
+        return "".join(tables) + (
             f"struct Part{number} {{\n"
             f"    enum {{ count = {count}, blocks = {blocks}, domain_buffer = {domain}, "
             f"widest = {wide}, sums = {len(part.sums)}, first_sum = {first_sum}, transposes = {int(transposes)} }};\n"
-            f"    template <int ROWS>\n"
-            f"    INLINE void multiply_all(const Context &c, V (&acc)[ROWS][blocks * {max(count, 1)}], int64_t row, "
-            f"int64_t block, int64_t units) {{\n{''.join(calls)}    }}\n"
+            f"    INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, "
+            f"int64_t units) {{\n{''.join(f'        {call}' + chr(10) for call in calls)}    }}\n"
             + _POINT.format("".join(f"        {line}\n" for line in lines))
             + "};\n"
         )
+
+    def _group(
+        self,
+        group: Group,
+        total: int,
+        indices: list[int],
+        accumulator: dict[int, int],
+        segments: list[int],
+        given: Sequence[int] = (),
+    ) -> tuple[str, str]:
+        """Number a group of the `total` products of a part and give its results places.
+
+        Returns:
+            the name of its table, and the table.
+        """
+        first, number = len(accumulator), len(self._kernel.groups)
+        places = [b * total + first + i for b in range(group.blocks) for i in range(len(indices))]
+        accumulator.update({index: first + i for i, index in enumerate(indices)})
+        self._kernel.groups.append(group)
+        self._vectors.append(len(indices))
+        name, lines = f"group{number}", []
+        entries = [number, int(group.transposed), group.blocks, len(indices), total, len(segments)]
+        arrays = (("int", "segments", segments), ("int32_t", "places", places), ("int", "given", given))
+        for kind, what, numbers in arrays:
+            if numbers:
+                lines.append(f"static const {kind} {name}_{what}[] = {{{', '.join(map(str, numbers))}}};\n")
+        names = [f"{name}_{what}" if numbers else "0" for _, what, numbers in arrays]
+        lines.append(f"static const Group {name} = {{{', '.join([*map(str, entries), *names])}}};\n")
+        return name, "".join(lines)
 
     def _read_from(self, index: int) -> int:
         """The buffer that holds a value from which a product reads."""

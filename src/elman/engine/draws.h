@@ -37,7 +37,7 @@ INLINE WordMask chosen(const Draw &d, int64_t row, int64_t t, int64_t unit) {
     const int64_t *key = d.rows + 3 * row;
     static const uint32_t lanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     Words a = (uint32_t)(d.moving ? key[2] + t : 0) - Words{}, b;
-    memcpy(&b, lanes, sizeof b);
+    __builtin_memcpy(&b, lanes, sizeof b);
     b += (uint32_t)unit;
     threefry((uint32_t)key[0], (uint32_t)key[1], a, b);
     return a < (uint32_t)d.threshold;

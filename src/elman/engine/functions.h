@@ -12,7 +12,7 @@ const integer SIGN = (integer)((natural)1 << (sizeof(real) * 8 - 1));
 
 INLINE Integers bits(V v) { return (Integers)v; }
 INLINE bool any(Integers mask) {
-#if defined(WIDE) || defined(MIDDLE) || defined(NARROW)
+#if defined(WIDE) || defined(MIDDLE) || defined(SLIM)
     return any_bit(mask);
 #endif
     for (int i = 0; i < LANES; ++i)
@@ -32,13 +32,13 @@ template <int N> INLINE V polynomial(V x, const real (&c)[N]) {
 }
 
 INLINE V upper(V a, V b) {  // b where either is NaN
-#if defined(WIDE) || defined(MIDDLE) || defined(NARROW)
+#if defined(WIDE) || defined(MIDDLE) || defined(SLIM)
     return larger_of(a, b);
 #endif
     return a > b ? a : b;
 }
 INLINE V lower(V a, V b) {
-#if defined(WIDE) || defined(MIDDLE) || defined(NARROW)
+#if defined(WIDE) || defined(MIDDLE) || defined(SLIM)
     return smaller_of(a, b);
 #endif
     return a < b ? a : b;
@@ -57,7 +57,7 @@ INLINE V abs(V a) { return (V)(bits(a) & ~SIGN); }
 INLINE V signed_as(V a, V sign) { return (V)(bits(a) | (bits(sign) & SIGN)); }  // a is not negative
 
 INLINE V sqrt(V v) {
-#if defined(WIDE) || defined(MIDDLE) || defined(NARROW)
+#if defined(WIDE) || defined(MIDDLE) || defined(SLIM)
     return square_root(v);
 #endif
     return lanewise(v, [](real x) { return (real)__builtin_sqrt(x); });
@@ -69,21 +69,6 @@ INLINE V rsqrt(V v) { return 1 / sqrt(v); }
 // x + MAGIC is rounded to an integer, which its last bits hold, for |x| below 2^(MANTISSA - 2).
 const real MAGIC = SINGLE ? (real)12582912.0f : (real)6755399441055744.0;  // 1.5 * 2^MANTISSA
 
-INLINE V rounded(V x) {  // to the nearest integer, for such x
-#ifdef WIDE
-    return to_integer(x);
-#endif
-    return (x + MAGIC) - MAGIC;
-}
-INLINE V power_of_two(V n) {  // where that is a normal number
-    return (V)((bits(n + MAGIC) + BIAS) << MANTISSA); }
-INLINE V scaled(V x, V n) {  // x * 2^n for integers n
-#ifdef WIDE
-    return times_power_of_two(x, n);
-#endif
-    const V half = rounded(n * (real)0.5);  // in two halves, so that neither power overflows
-    return x * power_of_two(half) * power_of_two(n - half);
-}
 INLINE V floor(V x) {
 #if defined(WIDE) || defined(MIDDLE)
     return down_to_integer(x);
@@ -129,46 +114,56 @@ INLINE V quotient(V a, V b) {  // as reciprocal
 const real LN2_HEAD = SINGLE ? (real)0.693145751953125f : (real)6.93147180369123816490e-01;
 const real LN2_TAIL = SINGLE ? (real)1.42860677000e-06f : (real)1.90821492927058770002e-10;
 
-// exp(x) = 2^n e^r, |r| <= ln(2)/2: gives n and e^r - 1 apart, so that small x keep their precision.
-INLINE V exp_parts(V x, V &n) {
-    n = rounded(x * (real)1.44269504088896340736);
-    V r = x - n * LN2_HEAD;
-    r -= n * LN2_TAIL;
+// exp(A x) = 2^n e^(A r), |A r| <= ln(2)/2, for A = 1, -1 or 2: gives e^(A r) - 1, so that small x keep their precision, and n,
+// with BIASES times BIAS added, in the last bits of `shifted`.
+template <int A, int BIASES> INLINE V exp_part(V x, V &shifted) {
+    const real magic = MAGIC + BIASES * BIAS;
+    shifted = x * (real)(A * 1.44269504088896340736) + magic;
+    const V n = shifted - magic;
+    V r = x - n * (LN2_HEAD / A);
+    r -= n * (LN2_TAIL / A);
+    auto series = [&](const auto &c) {
+        constexpr int N = sizeof(c) / sizeof(c[0]);
+        real power = (real)__builtin_powi(A, N);
+        V y = splat(c[N - 1] * power);
+#pragma GCC unroll 16
+        for (int i = N - 2; i >= 0; --i) y = y * r + c[i] * (power /= A);
+        return r * y;
+    };
     if constexpr (SINGLE) {  // fitted to the least relative error of e^r - 1, which is 1.8e-8
-        const real c[] = {(real)0.4999999701976776, (real)0.1666654348373413, (real)0.04166720062494278, (real)0.008366595953702927, (real)0.0013882507337257266};
-        return r + r * r * polynomial(r, c);
-    } else {  // Taylor coefficients 1/k! from k = 2
-        const real c[] = {(real)0.5, (real)(1 / 6.0), (real)(1 / 24.0), (real)(1 / 120.0), (real)(1 / 720.0), (real)(1 / 5040.0),
+        const real c[] = {1, (real)0.4999999701976776, (real)0.1666654348373413, (real)0.04166720062494278, (real)0.008366595953702927, (real)0.0013882507337257266};
+        return series(c);
+    } else {  // Taylor coefficients 1/k! from k = 1
+        const real c[] = {1, (real)0.5, (real)(1 / 6.0), (real)(1 / 24.0), (real)(1 / 120.0), (real)(1 / 720.0), (real)(1 / 5040.0),
                           (real)(1 / 40320.0), (real)(1 / 362880.0), (real)(1 / 3628800.0), (real)(1 / 39916800.0),
                           (real)(1 / 479001600.0), (real)(1 / 6227020800.0)};
-        return r + r * r * polynomial(r, c);
+        return series(c);
     }
 }
+// 2^n of n + BIAS in the last bits, where that is a normal number.
+INLINE V power_of_two(V shifted) { return (V)(bits(shifted) << MANTISSA); }
+// x * 2^n of n + 2 BIAS in the last bits: in two halves, so that neither power overflows.
+INLINE V scaled(V x, V shifted) {
+    const Integers half = bits(shifted) >> 1;
+    return x * (V)(half << MANTISSA) * (V)((bits(shifted) - half) << MANTISSA);
+}
 INLINE V exp(V x) {  // beyond the clamp it is 0 or infinite
-    V n, part = exp_parts(clamped(x, SINGLE ? -104 : -746, SINGLE ? 90 : 711), n);
+    V n, part = exp_part<1, 2>(clamped(x, SINGLE ? -104 : -746, SINGLE ? 90 : 711), n);
     return scaled(1 + part, n);
 }
 INLINE V expm1(V x) {  // beyond the clamp it is -1 within an epsilon, or infinite
-    V n, part = exp_parts(clamped(x, SINGLE ? -20 : -40, SINGLE ? 90 : 711), n);
-    return scaled(part + (1 - scaled(splat(1), -n)), n);
+    V n, part = exp_part<1, 2>(clamped(x, SINGLE ? -20 : -40, SINGLE ? 90 : 711), n);
+    const real zero = MAGIC + 2 * BIAS;
+    return scaled(part + (1 - scaled(splat(1), zero - (n - zero))), n);
 }
 INLINE V sigmoid(V x) {  // beyond the clamp it is 1 within an epsilon, or so near 0
-    V n, part = exp_parts(-clamped(x, SINGLE ? -87 : -700, SINGLE ? 40 : 80), n);
-#ifdef WIDE
-    return reciprocal(1 + scaled(1 + part, n));
-#endif
-    const V scale = power_of_two(n);
-    return reciprocal(scale * part + (scale + 1));
+    V n, part = exp_part<-1, 1>(clamped(x, SINGLE ? -87 : -700, SINGLE ? 40 : 80), n);
+    return reciprocal(1 + power_of_two(n) * (1 + part));
 }
-INLINE V tanh(V x) {  // of q = e^(2|x|) - 1 it is q / (q + 2); beyond the clamp it is 1 within an epsilon
-    V n, part = exp_parts(2 * limited(abs(x), SINGLE ? 10 : 20), n);
-#ifdef WIDE
-    const V scale = scaled(splat(1), n);
-#else
-    const V scale = power_of_two(n);
-#endif
-    const V q = scale * part + (scale - 1);
-    return signed_as(quotient(q, q + 2), x);
+INLINE V tanh(V x) {  // of q = e^(2 x) - 1 it is q / (q + 2); beyond the clamp it is -1 or 1 within an epsilon
+    V n, part = exp_part<2, 1>(clamped(x, SINGLE ? -10 : -20, SINGLE ? 10 : 20), n);
+    const V scale = power_of_two(n), q = scale * part + (scale - 1);
+    return quotient(q, q + 2);
 }
 
 // ---- logarithms -------------------------------------------------------------------------------------------------
@@ -233,10 +228,10 @@ INLINE V sine(V x, integer turns) {
     return (V)(bits(y) ^ ((quarter & 2) << (sizeof(real) * 8 - 2)));
 }
 INLINE V sin(V x) {
-    if (any(abs(x) > NEAR)) return lanewise(x, [](real v) { return (real)::sin(v); });
+    if (any(abs(x) > NEAR)) return lanewise(x, [](real v) { return (real)__builtin_sin(v); });
     return sine(x, 0);
 }
 INLINE V cos(V x) {
-    if (any(abs(x) > NEAR)) return lanewise(x, [](real v) { return (real)::cos(v); });
+    if (any(abs(x) > NEAR)) return lanewise(x, [](real v) { return (real)__builtin_cos(v); });
     return sine(x, 1);
 }

@@ -1,14 +1,14 @@
 // The few processor instructions that the compiler's vectors have no operator for. <immintrin.h> has them too, but reading
 // it takes longer than compiling a kernel. Elsewhere each has an equivalent in plain C++, in functions.h and vectors.h.
 //
-// WIDE: AVX-512; MIDDLE: AVX2, 32 bytes; NARROW: SSE2, 16 bytes. In AT&T's order the result stands last.
+// WIDE: AVX-512; MIDDLE: AVX2, 32 bytes; SLIM: SSE2, 16 bytes. In AT&T's order the result stands last.
 
 #if VECTOR_BYTES == 64
 #define WIDE
 #elif VECTOR_BYTES == 32 && defined(__AVX2__)
 #define MIDDLE
 #elif VECTOR_BYTES == 16 && defined(__SSE2__) && !defined(__AVX__)
-#define NARROW
+#define SLIM
 #endif
 
 // An instruction for single and double precision, by its name without the last letter.
@@ -27,7 +27,7 @@
 OF_TWO(larger_of, "vmaxp")  // b where either is NaN
 OF_TWO(smaller_of, "vminp")
 OF_ONE(square_root, "vsqrtp", "%1, %0")
-#elif defined(NARROW)
+#elif defined(SLIM)
 INLINE V larger_of(V a, V b) { BY_TYPE("maxp", "%1, %0", "+x"(a) : "x"(b)); return a; }
 INLINE V smaller_of(V a, V b) { BY_TYPE("minp", "%1, %0", "+x"(a) : "x"(b)); return a; }
 INLINE V square_root(V a) { V r; BY_TYPE("sqrtp", "%1, %0", "=x"(r) : "x"(a)); return r; }
@@ -67,7 +67,7 @@ INLINE V load_lanes(const real *p, int64_t n) {
 INLINE void store_lanes(real *p, V v, int64_t n) {
     BY_TYPE("vmaskmovp", "%1, %2, %0", "+m"(MEMORY(p)) : "x"(v), "x"(first_lanes(n)));
 }
-#elif defined(NARROW)
+#elif defined(SLIM)
 INLINE bool any_bit(Integers v) {
     int bytes;
     asm("pmovmskb %1, %0" : "=r"(bytes) : "x"(v));

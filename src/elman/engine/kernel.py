@@ -42,9 +42,8 @@ class _Fixed:
     """What all runs of a kernel share: its library, and a table of buffers in which none has memory yet."""
 
     def __init__(self, kernel: Kernel, dtype: torch.dtype, isa: str) -> None:
-        library = build.load(kernel.source, REALS[dtype])
-        self.library = library
-        self.run = address_of(library.elman_run)
+        self.library = build.load(kernel.source, REALS[dtype])
+        self.run = address_of(self.library.elman_run)
         self.tools = tools(dtype)
         self.numbers = {name: i for i, name in enumerate(kernel.buffers)}
         self.scratch = [(n, w) for n, w in kernel.buffers.items() if n.startswith("scratch.")]
@@ -181,6 +180,7 @@ class Table:
                 *(len(entering) // 3, sink.array(entering), len(finals) // 3, sink.array(finals)),
                 sink.array(self._draws, range(0, len(self._draws), 3)),
                 *(len(clock) // 3 if clock else 0, sink.array(clock) if clock else 0),
+                fixed.tools.tiles,
                 *(threads.pool() or (0, 0, 0)),
                 0,  # the meeting
             ),

@@ -5,6 +5,7 @@
 // depth. Threads share out the rows of C, or its columns where there are more of those, so that little is packed twice.
 
 #include "vectors.h"
+#include "tile_products.h"
 
 enum { VECTORS = ABREAST, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS, DEPTH = 384, BLOCK_ROWS = 16 * ROWS, AHEAD = 8 };
 
@@ -91,7 +92,7 @@ static void pack_a(const Product &p, real *to, int64_t row, int64_t rows, int64_
             for (int64_t i = 0; i < rows; i += LANES)
                 __builtin_prefetch(p.a + row * p.a_row + step_of(p, from + k + AHEAD) * p.a_depth + i);
         if (p.a_row == 1)
-            for (int64_t i = 0; i < whole; ++i) memcpy(t + i * tile, a + i * ROWS, ROWS * sizeof(real));
+            for (int64_t i = 0; i < whole; ++i) __builtin_memcpy(t + i * tile, a + i * ROWS, ROWS * sizeof(real));
         else
             for (int64_t i = 0; i < whole; ++i)
                 for (int r = 0; r < ROWS; ++r) t[i * tile + r] = a[(i * ROWS + r) * p.a_row];
@@ -132,11 +133,11 @@ static void pack_b(const Product &p, real *to, int64_t apart, int64_t first, int
         const real *b = p.b + c0 * p.b_column;
         auto at = [&](int64_t k) { return b + step_of(p, from + k) * p.b_depth; };
         if (p.b_column == 1 && n == COLUMNS)
-            for (int64_t k = 0; k < depth; ++k) memcpy(to + k * COLUMNS, at(k), sizeof(real) * COLUMNS);
+            for (int64_t k = 0; k < depth; ++k) __builtin_memcpy(to + k * COLUMNS, at(k), sizeof(real) * COLUMNS);
         else if (p.b_column == 1)
             for (int64_t k = 0; k < depth; ++k) {
-                memcpy(to + k * COLUMNS, at(k), n * sizeof(real));
-                memset(to + k * COLUMNS + n, 0, (COLUMNS - n) * sizeof(real));
+                __builtin_memcpy(to + k * COLUMNS, at(k), n * sizeof(real));
+                __builtin_memset(to + k * COLUMNS + n, 0, (COLUMNS - n) * sizeof(real));
             }
         else if (p.b_depth == 1 && !p.chosen)
             for (int64_t c = 0; c < COLUMNS; c += LANES)
@@ -390,7 +391,7 @@ EXPORT uint64_t elman_sample(const int64_t *tensors, int64_t count, int64_t samp
         const int64_t n = tensors[2 * i + 1], step = n < samples ? 1 : n / samples;
         for (int64_t k = 0; k < n; k += step) {
             uint64_t bits = 0;
-            memcpy(&bits, p + k, sizeof(real));
+            __builtin_memcpy(&bits, p + k, sizeof(real));
             found = (found ^ bits) * 1099511628211ull;
         }
     }

@@ -36,7 +36,9 @@ class Tools:
             getattr(library, name).argtypes = [ctypes.c_int64, ctypes.c_int64]
             getattr(library, name).restype = ctypes.c_int64
         self.itemsize = dtype.itemsize
+        library.elman_tiles.restype = ctypes.c_void_p
         self.lanes: int = library.elman_lanes()
+        self.tiles: int = library.elman_tiles()
         self._multiply = address_of(library.elman_multiply)
         self._pack = address_of(library.elman_pack)
         self._pack_right = address_of(library.elman_pack_b)

@@ -1,8 +1,7 @@
 // Vectors of `real`, as wide as VECTOR_BYTES says. The file that includes this defines both.
 
-#include <math.h>
+#pragma once
 #include <stdint.h>
-#include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -23,8 +22,12 @@ enum { LANES = VECTOR_BYTES / sizeof(real), REGISTERS = VECTOR_BYTES == 64 ? 32 
 
 // A kernel computes `all` vectors of a row in passes over its operand, each of so many of them, the last perhaps of fewer.
 // Sixteen registers hold 6 x 2 accumulators or 4 x 3.
+enum { MOST_PASS = REGISTERS == 32 ? 8 : 3 };
 constexpr int larger(int a, int b) { return a > b ? a : b; }
-constexpr int pass_of(int all) { return REGISTERS == 32 || all <= 3 ? all : all % 2 ? 3 : 2; }
+constexpr int pass_of(int all) {
+    const int passes = (all + MOST_PASS - 1) / MOST_PASS;
+    return all <= MOST_PASS ? all : REGISTERS == 32 ? (all + passes - 1) / passes : all % 2 ? 3 : 2;
+}
 
 // Has the compiler keep a vector in a register, and not read it again wherever it is used.
 #if defined(__x86_64__) || defined(__i386__)

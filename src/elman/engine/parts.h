@@ -1,0 +1,277 @@
+// The parts of a compiled cell's step: where they find their numbers, the products that feed them, and the pointwise
+// expressions on top. Buffers are row-major, one row after the other; the last vector of a row whose width is not a
+// multiple of LANES is read and written in part.
+
+#include "functions.h"
+#include "draws.h"
+#include "tiles.h"
+
+// How a buffer's row for batch row b at step t is found.
+enum Kind {
+    STEP,     // [N, *]: packed like the input; caller's or result's rows of this step
+    PREVIOUS, // [B + N, *]: a state's sequence with the initial state first; the row before the step. Where time runs
+              // backwards [N + B, *], the initial state last
+    NEXT,     // the same buffer; the row after the step
+    ENTERED,  // as PREVIOUS, or where some rows may start afresh, a scratch [B, *] for the steps at which they do
+    CARRY,    // [2, B, *]: gradient of a state handed back in time; read this step
+    HANDED,   // the same buffer; written for the step before
+    BATCH,    // [B, *]: scratch
+    UNITS,    // [*]: per-unit values, the same for all rows
+    TOTALS,   // [threads, *]: per-unit totals over rows, and what is computed before the first step; one for each thread
+    ABSENT,   // not given: reads as zero
+};
+
+struct Buffer {
+    real *base;
+    int64_t stride;  // elements from row to row
+    int64_t kind;
+    int64_t width;   // units in use
+};
+
+struct Call {
+    int64_t steps, batch, threads, backward;
+    int64_t split_rows;          // at steps of so many rows or fewer, threads share out the units instead of the rows
+    int64_t first, last;         // the steps to run, of all `steps`
+    int64_t reverse;             // whether time runs from each row's last step to its first
+    const int64_t *batch_sizes;  // [steps]
+    const int64_t *offsets;      // [steps]: packed row at which a step starts
+    const uint8_t *reset;        // [N] or null
+    Buffer *buffers;
+    const real **weights;        // packed matrices, one for each group of products
+    const int64_t **ranges;      // for each group: null, or begin and end of the non-zero columns of each block
+    real *sums;                  // [sums, threads, batch, LANES]: partial row sums
+    int64_t states;              // triples (previous, entered, initial) for resets
+    const int64_t *entering;     // [states, 3]: buffers PREVIOUS, ENTERED, and UNITS with the default
+    int64_t carries;             // triples (carry, final gradient, gradient of the default)
+    const int64_t *finals;       // [carries, 3]: buffers CARRY, BATCH, and TOTALS or ABSENT
+    const Draw *draws;           // the random choices
+    int64_t runs;                // of units with one period each; 0: all units are due at every step
+    const int64_t *clock;        // [runs, 3]: first unit, end, period
+    const Tile *tiles;           // see tiles.h
+    Parallel parallel;
+    int (*thread_number)();
+    int (*team_size)();
+    Meeting meeting;
+};
+
+// ---- one thread's view of a step --------------------------------------------------------------------------------
+
+struct Context {
+    Call *call;
+    int64_t thread, rows, blocks_of, block_parts;  // rows of this thread; which share of the unit blocks it takes
+    int64_t row_first;                             // batch row of local row 0
+    real *p[BUFFERS];
+    int64_t s[BUFFERS];
+    int64_t time;                                  // the step, of all
+    uint64_t due;  // of a clock's runs of units, those that are due at this step in any of this thread's rows
+};
+
+// Whether any of some units is due. CLOCK is the buffer of the step index where the cell has a clock, else negative.
+INLINE bool due(const Context &c, int64_t first, int64_t end) {
+    if (CLOCK < 0 || c.call->runs == 0) return true;
+    for (int64_t r = 0; r < c.call->runs; ++r) {
+        const int64_t *run = c.call->clock + 3 * r;
+        if ((c.due >> r & 1) && run[0] < end && first < run[1]) return true;
+    }
+    return false;
+}
+
+// A vector of a row; unless WHOLE, only `left` of its units are there.
+template <bool WHOLE> INLINE V read(const Context &c, int buffer, int64_t row, int64_t unit, int64_t left) {
+    const real *p = c.p[buffer] + row * c.s[buffer] + unit;
+    return WHOLE ? load(p) : load_part(p, left);
+}
+INLINE V read_one(const Context &c, int buffer, int64_t row) { return splat(c.p[buffer][row * c.s[buffer]]); }
+template <bool WHOLE> INLINE V read_if(const Context &c, int buffer, int64_t row, int64_t unit, int64_t left) {
+    return c.p[buffer] ? read<WHOLE>(c, buffer, row, unit, left) : V{};
+}
+template <bool WHOLE> INLINE void write(const Context &c, int buffer, int64_t row, int64_t unit, int64_t left, V v) {
+    real *p = c.p[buffer] + row * c.s[buffer] + unit;
+    WHOLE ? store(p, v) : store_part(p, v, left);
+}
+template <bool WHOLE> INLINE void total(const Context &c, int buffer, int64_t unit, int64_t left, V v) {
+    real *p = c.p[buffer] + unit;
+    WHOLE ? store(p, load(p) + v) : store_part(p, load_part(p, left) + v, left);
+}
+INLINE real *sum_at(const Context &c, int sum, int64_t thread, int64_t row) {
+    const Call &k = *c.call;
+    return k.sums + ((sum * k.threads + thread) * k.batch + c.row_first + row) * LANES;
+}
+template <bool WHOLE> INLINE void sum(const Context &c, int index, int64_t row, int64_t left, V v) {
+    if (!WHOLE)
+        for (int64_t i = left; i < LANES; ++i) v[i] = 0;
+    real *p = sum_at(c, index, c.thread, row);
+    store(p, load(p) + v);
+}
+INLINE V read_sum(const Context &c, int index, int64_t row) {
+    V v = load(sum_at(c, index, c.block_parts > 1 ? 0 : c.thread, row));
+    for (int64_t i = 1; i < c.block_parts; ++i) v += load(sum_at(c, index, i, row));
+    real s = 0;
+    for (int i = 0; i < LANES; ++i) s += v[i];
+    return splat(s);
+}
+
+INLINE Integers draw(const Context &c, int number, int64_t row, int64_t unit) {
+    return __builtin_convertvector(chosen(c.call->draws[number], c.row_first + row, c.time, unit), Integers);
+}
+
+INLINE Integers draw_one(const Context &c, int number, int64_t row) { return draw(c, number, row, 0)[0] - Integers{}; }
+
+// ---- products ---------------------------------------------------------------------------------------------------
+
+// Matrices that one loop over an operand multiplies by. The operand's columns are those of the buffers `segments`, one
+// after the other. Vector v of a block of units belongs to matrix v % count and to vector v / count of the block's units.
+struct Group {
+    int number, transposed, blocks, count, total;  // of `total` products of the part
+    int segment_count;
+    const int *segments;
+    const int32_t *places;  // where among the part's products, [blocks, total], each vector belongs
+    const int *given;       // null, or for each product with the input the buffer it is in if done before, and its bias
+};
+
+// The products of some rows and one block, to `acc`, [rows, blocks, total]. 
+INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block) {
+    const Call &k = *c.call;
+    const int64_t *range = k.ranges[g.number];
+    const bool clocked = CLOCK >= 0 && g.transposed && k.runs;  // the gradients of units that are not due are zero
+    int64_t depth = 0, count = 0;
+    for (int s = 0; s < g.segment_count; ++s) depth += k.buffers[g.segments[s]].width;
+    const int64_t begin = range ? range[2 * block] : 0, end = range ? range[2 * block + 1] : depth;
+    Stretch stretches[g.segment_count * (clocked ? k.runs : 1)];
+    int64_t start = 0;
+    for (int s = 0; s < g.segment_count; ++s) {
+        const int buffer = g.segments[s];
+        const int64_t width = k.buffers[buffer].width;
+        const int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
+        auto stretch = [&](int64_t first, int64_t last) {
+            if (first < last) stretches[count++] = {c.p[buffer] + row * c.s[buffer] + first, c.s[buffer], start + first, last - first};
+        };
+        if (!clocked) stretch(from, to);
+        else
+            for (int64_t r = 0; r < k.runs; ++r)
+                if (c.due >> r & 1) {
+                    const int64_t first = k.clock[3 * r];
+                    while (r + 1 < k.runs && (c.due >> (r + 1) & 1)) ++r;
+                    const int64_t last = k.clock[3 * r + 1];
+                    stretch(first < from ? from : first, last < to ? last : to);
+                }
+        start += width;
+    }
+    const int all = g.blocks * g.count, pass = pass_of(all), rest = all % pass, apart = g.blocks * g.total;
+    const int fitting = rows == 1 ? together_of(pass, 1) : rows == 2 ? together_of(pass, 2) : 1;
+    const real *w = k.weights[g.number] + block * all * depth * LANES;
+    auto tile = [&](int done, int wide, int together) {
+        k.tiles[tile_number(wide, (int)rows, together)](acc, apart, g.places + done, stretches, count, w + done * depth * LANES, depth);
+    };
+    for (int left = all / pass, together; left > 0; left -= together) {
+        together = fitting < left ? fitting : left;
+        tile(all - rest - left * pass, pass, together);
+    }
+    if (rest) tile(all - rest, rest, 1);
+}
+
+// The products with the input: done here where there are matrices, or read from where they have been done before the loop,
+// with the biases added already.
+INLINE void inputs(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
+    const bool here = c.call->weights[g.number] != 0;
+    if (here) multiply(c, g, acc, row, rows, block);
+    for (int b = 0; b < g.blocks; ++b) {
+        const int64_t unit = (block * g.blocks + b) * LANES, left = units - unit;
+        if (left <= 0) break;
+        for (int i = 0; i < g.count; ++i) {
+            V *to = acc + g.places[b * g.count + i];
+            const int from = g.given[2 * i + here];
+            if (here) {
+                const V bias = left < LANES ? read_if<false>(c, from, 0, unit, left) : read_if<true>(c, from, 0, unit, left);
+                for (int64_t r = 0; r < rows; ++r) to[r * g.blocks * g.total] += bias;
+            } else if (left < LANES)
+                for (int64_t r = 0; r < rows; ++r) to[r * g.blocks * g.total] = read<false>(c, from, row + r, unit, left);
+            else
+                for (int64_t r = 0; r < rows; ++r) to[r * g.blocks * g.total] = read<true>(c, from, row + r, unit, left);
+        }
+    }
+}
+
+// Has the products with the input that were done before the loop come nearer, while other products are computed.
+INLINE void expect(const Context &c, const Group &g, int64_t row, int64_t rows, int64_t block) {
+    if (c.call->weights[g.number]) return;
+    for (int i = 0; i < g.count; ++i)
+        for (int64_t r = 0; r < rows; ++r)
+            for (int b = 0; b < g.blocks; b += 64 / VECTOR_BYTES) {
+                const int from = g.given[2 * i];
+                __builtin_prefetch(c.p[from] + (row + r) * c.s[from] + (block * g.blocks + b) * LANES);
+            }
+}
+
+// ---- parts ------------------------------------------------------------------------------------------------------
+
+// The pointwise expressions of a part, `point`, are statements for N vectors side by side, of one row or (DOWN) of as many
+// rows, so that the processor has several chains of operations to work on: it looks no further ahead than one or two long
+// ones. More than two would not fit in the registers.
+enum { TOGETHER = 2 };
+#define EACH _Pragma("GCC unroll 8") for (int k = 0; k < N; ++k)
+#define IN_ROWS (DOWN ? N : 1)
+#define EACH_ROW _Pragma("GCC unroll 8") for (int k = 0; k < IN_ROWS; ++k)
+#define ROW row + k * DOWN
+#define UNIT unit + k * (1 - DOWN) * LANES
+#define AT ROW, UNIT
+
+// The pointwise expressions for some rows and one vector of units; apart from the products, so that it is compiled once.
+template <class Part, bool WHOLE>
+static __attribute__((noinline, noclone)) void points(const Context &c, int64_t row, int64_t rows, int64_t unit, int64_t left,
+                                             const V *acc, int64_t stride) {
+    int64_t r = 0;
+    if (WHOLE)
+        for (; r + TOGETHER <= rows; r += TOGETHER)
+            Part::template point<true, TOGETHER, 1>(c, row + r, unit, LANES, acc + r * stride, stride);
+    for (; r < rows; ++r) Part::template point<WHOLE, 1, 0>(c, row + r, unit, left, acc + r * stride, stride);
+}
+template <class Part>
+INLINE void points_of(const Context &c, int64_t row, int64_t rows, int64_t unit, int64_t units, const V *acc, int64_t stride) {
+    if (unit + LANES <= units) points<Part, true>(c, row, rows, unit, LANES, acc, stride);
+    else points<Part, false>(c, row, rows, unit, units - unit, acc, stride);
+}
+
+// A part for some rows and one block of units.
+template <class Part> static void tile(const Context &c, int64_t row, int64_t rows, int64_t block, int64_t units) {
+    V acc[MOST_ROWS * Part::blocks * Part::count];
+    const int64_t first = block * Part::blocks * LANES;
+    if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::multiply_all(c, acc, row, rows, block, units);
+    else __builtin_memset(acc, 0, sizeof(acc));
+    for (int b = 0; b < Part::blocks; ++b) {
+        const int64_t unit = (block * Part::blocks + b) * LANES;
+        if (unit < units) points_of<Part>(c, row, rows, unit, units, acc + b * Part::count, Part::blocks * Part::count);
+    }
+}
+
+// The same for a part without products, over all rows and a stretch of units.
+template <class Part> static __attribute__((noinline)) void rows_of_points(const Context &given, int64_t first, int64_t last) {
+    const Context c = given;  // a copy that no write can reach, so that addresses are computed once for a row
+    for (int64_t row = 0; row < c.rows; ++row) {
+        int64_t unit = first;
+        for (; unit + TOGETHER * LANES <= last; unit += TOGETHER * LANES)
+            Part::template point<true, TOGETHER, 0>(c, row, unit, LANES, 0, 0);
+        for (; unit + LANES <= last; unit += LANES) Part::template point<true, 1, 0>(c, row, unit, LANES, 0, 0);
+        if (unit < last) Part::template point<false, 1, 0>(c, row, unit, last - unit, 0, 0);
+    }
+}
+
+template <class Part> static void run_part(const Context &c) {
+    const int64_t units = c.call->buffers[Part::domain_buffer].width;
+    const int64_t block_units = Part::blocks * LANES, blocks = (units + block_units - 1) / block_units;
+    const int64_t first = blocks * c.blocks_of / c.block_parts, last = blocks * (c.blocks_of + 1) / c.block_parts;
+    for (int i = 0; i < Part::sums; ++i)
+        for (int64_t row = 0; row < c.rows; ++row) store(sum_at(c, Part::first_sum + i, c.thread, row), V{});
+    if constexpr (Part::count == 0) {
+        const int64_t end = last * block_units;
+        rows_of_points<Part>(c, first * block_units, end < units ? end : units);
+    } else {
+        constexpr int most = rows_of(Part::widest);
+        const int64_t tiles = (c.rows + most - 1) / most;
+        for (int64_t block = first; block < last; ++block)
+            for (int64_t t = 0; t < tiles; ++t) {
+                const int64_t from = c.rows * t / tiles, to = c.rows * (t + 1) / tiles;
+                tile<Part>(c, from, to - from, block, units);
+            }
+    }
+}

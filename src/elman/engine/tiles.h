@@ -1,0 +1,29 @@
+// Products of a tile: some rows of an operand times the packed weights of some vectors of units, summed in registers. The
+// same for all cells: it is compiled once, and a cell's kernel calls it by `Tiles`.
+
+#pragma once
+#include "vectors.h"
+
+// Columns of an operand, `first` to `first + count` of the depth, and the elements from one of its rows to the next.
+struct Stretch {
+    const real *operand;
+    int64_t stride, first, count;
+};
+
+// to[row * apart + places[i]] = the sum over stretches of operand[row][k] * weights[i / pass][k][i % pass], for so many passes
+// whose weights are `depth` steps long.
+typedef void (*Tile)(V *to, int64_t apart, const int32_t *places, const Stretch *stretches, int64_t count, const real *weights, int64_t depth);
+
+enum { MOST_ROWS = 8, MOST_TOGETHER = 4, TILES = MOST_PASS * MOST_ROWS * MOST_TOGETHER };
+
+constexpr int rows_of(int pass) { return ACCUMULATORS / pass > MOST_ROWS ? MOST_ROWS : ACCUMULATORS / pass; }
+
+// Where rows are few, several passes are done at once, for the multiply-adds of one vector wait for each other. Where one
+// pass would take all vectors if there were not more than MOST_PASS, there are no others of half its size or less.
+constexpr int together_of(int pass, int rows) {
+    const int fitting = pass == 1 || 2 * pass <= MOST_PASS || rows > 2 ? 1 : (REGISTERS - 1) / (pass * (rows + 1));
+    return fitting < 1 ? 1 : fitting < MOST_TOGETHER ? fitting : MOST_TOGETHER;
+}
+constexpr int tile_number(int pass, int rows, int together) {
+    return ((pass - 1) * MOST_ROWS + rows - 1) * MOST_TOGETHER + together - 1;
+}
