@@ -160,10 +160,10 @@ INLINE V sigmoid(V x) {  // beyond the clamp it is 1 within an epsilon, or so ne
     V n, part = exp_part<-1, 1>(clamped(x, SINGLE ? -87 : -700, SINGLE ? 40 : 80), n);
     return reciprocal(1 + power_of_two(n) * (1 + part));
 }
-INLINE V tanh(V x) {  // of q = e^(2 x) - 1 it is q / (q + 2); beyond the clamp it is -1 or 1 within an epsilon
-    V n, part = exp_part<2, 1>(clamped(x, SINGLE ? -10 : -20, SINGLE ? 10 : 20), n);
+INLINE V tanh(V x) {  // of q = e^(2|x|) - 1 it is q / (q + 2), which is most exact near 1; beyond the clamp it is 1 within an epsilon
+    V n, part = exp_part<2, 1>(limited(abs(x), SINGLE ? 10 : 20), n);
     const V scale = power_of_two(n), q = scale * part + (scale - 1);
-    return quotient(q, q + 2);
+    return signed_as(quotient(q, q + 2), x);
 }
 
 // ---- logarithms -------------------------------------------------------------------------------------------------
