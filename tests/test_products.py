@@ -42,7 +42,12 @@ def _operand(rows: int, columns: int, transposed: bool, dtype: torch.dtype) -> T
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_products(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("isa", [None, "portable"])
+def test_products(
+    shape: tuple[int, int, int], dtype: torch.dtype, isa: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isa is not None:
+        monkeypatch.setenv("ELMAN_ISA", isa)
     m, n, k = shape
     torch.manual_seed(0)
     product = tools(dtype)

@@ -34,9 +34,7 @@ INLINE V square_root(V a) { V r; BY_TYPE("sqrtp", "%1, %0", "=x"(r) : "x"(a)); r
 #endif
 
 #ifdef WIDE
-OF_ONE(to_integer, "vrndscalep", "$0, %1, %0")    // the nearest
 OF_ONE(down_to_integer, "vrndscalep", "$9, %1, %0")
-OF_TWO(times_power_of_two, "vscalefp")            // a 2^b for integers b
 OF_ONE(near_reciprocal, "vrcp14p", "%1, %0")      // to 14 bits
 INLINE bool any_bit(Integers v) {
     uint16_t lanes;

@@ -129,7 +129,7 @@ struct Group {
     const int *given;       // null, or for each product with the input the buffer it is in if done before, and its bias
 };
 
-// The products of some rows and one block, to `acc`, [rows, blocks, total]. 
+// The products of some rows and one block, to `acc`, [rows, blocks, total].
 INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block) {
     const Call &k = *c.call;
     const int64_t *range = k.ranges[g.number];

@@ -1,5 +1,5 @@
 // Products of a tile: some rows of an operand times the packed weights of some vectors of units, summed in registers. The
-// same for all cells: it is compiled once, and a cell's kernel calls it by `Tiles`.
+// same for all cells: they are compiled once (tile_products.h), and a cell's kernel calls them by the table `Call.tiles`.
 
 #pragma once
 #include "vectors.h"
@@ -18,8 +18,8 @@ enum { MOST_ROWS = 8, MOST_TOGETHER = 4, TILES = MOST_PASS * MOST_ROWS * MOST_TO
 
 constexpr int rows_of(int pass) { return ACCUMULATORS / pass > MOST_ROWS ? MOST_ROWS : ACCUMULATORS / pass; }
 
-// Where rows are few, several passes are done at once, for the multiply-adds of one vector wait for each other. Where one
-// pass would take all vectors if there were not more than MOST_PASS, there are no others of half its size or less.
+// How many passes are done at once where rows are few, for the multiply-adds of one vector wait for each other. A pass of
+// half of MOST_PASS vectors or fewer is the only one of its group, or the last.
 constexpr int together_of(int pass, int rows) {
     const int fitting = pass == 1 || 2 * pass <= MOST_PASS || rows > 2 ? 1 : (REGISTERS - 1) / (pass * (rows + 1));
     return fitting < 1 ? 1 : fitting < MOST_TOGETHER ? fitting : MOST_TOGETHER;
