@@ -188,7 +188,7 @@ class _Emitter:
         return "".join(tables) + (
             f"struct Part{number} {{\n"
             f"    enum {{ count = {count}, blocks = {blocks}, domain_buffer = {domain}, "
-            f"widest = {wide}, sums = {len(part.sums)}, first_sum = {first_sum}, transposes = {int(transposes)} }};\n"
+            f"single = {int(part.width == 1)}, widest = {wide}, sums = {len(part.sums)}, first_sum = {first_sum}, transposes = {int(transposes)} }};\n"
             f"    INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, "
             f"int64_t units) {{\n{''.join(f'        {call}' + chr(10) for call in calls)}    }}\n"
             + _POINT.format("".join(f"        {line}\n" for line in lines))

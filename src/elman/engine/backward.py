@@ -393,8 +393,8 @@ def due_of(form: Form, tensors: Mapping[str, Tensor], runs: Any) -> Due:
         time = times[entries].numpy().astype(np.int32)
         sets = (time[:, None] % runs[:, 2].astype(np.int32) == 0) @ (1 << np.arange(len(runs)))
         found[entries.start] = []
-        for chosen in np.unique(sets):
+        for chosen in torch.from_numpy(sets).unique().tolist():  # numpy's loads a package of its own first
             numbers = torch.from_numpy(np.flatnonzero(sets == chosen))
-            edges = np.flatnonzero(np.diff([0, *(int(chosen) >> k & 1 for k in range(len(runs))), 0]))
+            edges = np.flatnonzero(np.diff([0, *(chosen >> k & 1 for k in range(len(runs))), 0]))
             found[entries.start] += [(numbers, int(runs[a, 0]), int(runs[b - 1, 1])) for a, b in edges.reshape(-1, 2)]
     return found

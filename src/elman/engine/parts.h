@@ -98,12 +98,12 @@ INLINE real *sum_at(const Context &c, int sum, int64_t thread, int64_t row) {
     return k.sums + ((sum * k.threads + thread) * k.batch + c.row_first + row) * LANES;
 }
 template <bool WHOLE> INLINE void sum(const Context &c, int index, int64_t row, int64_t left, V v) {
-    if (!WHOLE)
-        for (int64_t i = left; i < LANES; ++i) v[i] = 0;
+    if (!WHOLE) v = (V)((Integers)v & first_lanes(left));
     real *p = sum_at(c, index, c.thread, row);
     store(p, load(p) + v);
 }
-INLINE V read_sum(const Context &c, int index, int64_t row) {
+// Not inline, since a part may read eight of them and does so once a row.
+static __attribute__((noinline)) V read_sum(const Context &c, int index, int64_t row) {
     V v = load(sum_at(c, index, c.block_parts > 1 ? 0 : c.thread, row));
     for (int64_t i = 1; i < c.block_parts; ++i) v += load(sum_at(c, index, i, row));
     real s = 0;
@@ -249,9 +249,11 @@ template <class Part> static __attribute__((noinline)) void rows_of_points(const
     const Context c = given;  // a copy that no write can reach, so that addresses are computed once for a row
     for (int64_t row = 0; row < c.rows; ++row) {
         int64_t unit = first;
-        for (; unit + TOGETHER * LANES <= last; unit += TOGETHER * LANES)
-            Part::template point<true, TOGETHER, 0>(c, row, unit, LANES, 0, 0);
-        for (; unit + LANES <= last; unit += LANES) Part::template point<true, 1, 0>(c, row, unit, LANES, 0, 0);
+        if constexpr (!Part::single) {
+            for (; unit + TOGETHER * LANES <= last; unit += TOGETHER * LANES)
+                Part::template point<true, TOGETHER, 0>(c, row, unit, LANES, 0, 0);
+            for (; unit + LANES <= last; unit += LANES) Part::template point<true, 1, 0>(c, row, unit, LANES, 0, 0);
+        }
         if (unit < last) Part::template point<false, 1, 0>(c, row, unit, last - unit, 0, 0);
     }
 }
