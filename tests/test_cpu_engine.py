@@ -276,7 +276,7 @@ def test_the_source_does_not_depend_on_sizes(name: str) -> None:
 
 @pytest.mark.parametrize("limit", [0, 1 << 30], ids=["before the loop", "within the loop"])
 @pytest.mark.parametrize(
-    "name", ["elman", "lstm", "gru", "gru_reset_before", "peephole_lstm", "sru", "layer_norm_lstm"]
+    "name", ["elman", "lstm", "gru", "gru_reset_before", "peephole_lstm", "nbrc", "mut3", "sru", "layer_norm_lstm"]
 )
 def test_products_with_the_input(name: str, limit: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of taking them, whichever the sizes would choose; sizes that fill no vector, lengths and resets."""
@@ -285,7 +285,7 @@ def test_products_with_the_input(name: str, limit: int, threads: int, monkeypatc
     monkeypatch.setattr("elman.engine.forward._kept", forward.Forward)  # none that was written with another limit
     for batch, inputs, hidden in ((1, 1, 3), (13, 5, 21), (40, 33, 50)):
         case = Case(CELLS[name], dtype=torch.float64, input_size=inputs, hidden_size=hidden)
-        module = case.module(bidirectional=True)
+        module = case.module(bidirectional=True, bias=batch != 13)
         x, state = case.input(6, batch).requires_grad_(), case.state(module, batch)
         lengths = [1 + (5 * k) % 6 for k in range(batch)]
         reset = torch.rand(6, batch) < 0.2
@@ -293,6 +293,24 @@ def test_products_with_the_input(name: str, limit: int, threads: int, monkeypatc
             module, [x, *state], _ways(case, module, x, state, lengths=lengths, reset=reset), f"{name}, {batch} rows"
         )
         compare(module, [x, *state], _ways(case, module, x, state), f"{name}, {batch} equal rows")
+
+
+@pytest.mark.parametrize(
+    ("name", "added", "apart"),
+    [
+        ("lstm", ("x.i", "x.f", "x.g", "x.o"), ()),
+        ("gru_reset_before", ("x.r", "x.z", "x.n"), ()),
+        ("gru", (), ("x.r", "x.z", "x.n")),  # its product for n passes a gate first, so the three stay one group
+        ("slstm", (), ("x.i", "x.f", "x.g", "x.o")),  # block-diagonal products
+    ],
+)
+def test_input_gates_are_summed_with_products(name: str, added: tuple[str, ...], apart: tuple[str, ...]) -> None:
+    from elman.cells.layout import layout
+    from elman.compiler.plan import Plan
+
+    groups = Plan(CELLS[name], layout(CELLS[name], 8, 16), {}).training.groups
+    assert tuple(gate for group in groups for gate in group.added) == added
+    assert {gate for group in groups if group.inputs for gate in group.products} == set(apart)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "sru"])

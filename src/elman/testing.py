@@ -20,8 +20,10 @@ from elman.engine.dispatch import explain, use_engine
 from elman.engine.draws import Noise
 from elman.nn.recurrent import Recurrent, as_cell
 
-# Allowed difference of two ways to compute the same numbers, in epsilons of the dtype, relative to the largest of them.
-TOLERANCE_EPSILONS = 2048
+# Allowed difference of two ways to compute the same numbers, relative to the largest of them. Nearly all cells stay within
+# a few epsilons; LRU with the Mogrifier needs it all: gates multiplied five times by each other's results lose digits, and
+# the reference's own gradients in float32 are up to 1,300 epsilons from those in float64.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2.5e-4}
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,6 @@ def compare(
     leaves: Iterable[Tensor],
     ways: Iterable[Callable[[], list[Tensor]]],
     what: str,
-    epsilons: float = TOLERANCE_EPSILONS,
 ) -> None:
     """Assert that two ways of computing the same tensors agree, and so do the gradients of their weighted sum.
 
@@ -104,7 +105,6 @@ def compare(
         leaves: further tensors to differentiate with respect to; integers are passed over.
         ways: two functions that give the same list of tensors.
         what: named by a failure.
-        epsilons: allowed difference in epsilons of the dtype, relative to the largest value of the tensor.
     """
     named: dict[str, Tensor] = {n: p for n, p in module.named_parameters() if p.requires_grad}
     named |= {f"leaf {i}": leaf for i, leaf in enumerate(leaves) if leaf.is_floating_point()}
@@ -122,13 +122,13 @@ def compare(
         results.append(([v.detach() for v in tensors], gradients))
     (values_a, gradients_a), (values_b, gradients_b) = results
     for index, (a, b) in enumerate(zip(values_a, values_b, strict=True)):
-        assert_near(a, b, f"{what}: value {index}", epsilons)
+        assert_near(a, b, f"{what}: value {index}")
     for name, a, b in zip(named, gradients_a, gradients_b, strict=True):
-        assert_near(a, b, f"{what}: gradient of {name}", epsilons)
+        assert_near(a, b, f"{what}: gradient of {name}")
 
 
-def assert_near(a: Tensor, b: Tensor, what: str, epsilons: float = TOLERANCE_EPSILONS) -> None:
-    """Assert equal shape and dtype, finite values, and a difference within so many epsilons of the largest value."""
+def assert_near(a: Tensor, b: Tensor, what: str) -> None:
+    """Assert equal shape and dtype, finite values, and a difference within TOLERANCES, relative to the largest value."""
     assert a.shape == b.shape, f"{what}: shapes {tuple(a.shape)} and {tuple(b.shape)}"
     assert a.dtype == b.dtype, f"{what}: dtypes {a.dtype} and {b.dtype}"
     if not a.is_floating_point():
@@ -138,7 +138,7 @@ def assert_near(a: Tensor, b: Tensor, what: str, epsilons: float = TOLERANCE_EPS
     assert b.isfinite().all(), f"{what}: not finite in the second"
     if a.numel():
         difference = (a - b).abs().max().item() / max(b.abs().max().item(), 1.0)
-        allowed = epsilons * torch.finfo(a.dtype).eps
+        allowed = TOLERANCES[a.dtype]
         assert difference <= allowed, f"{what}: relative difference {difference:.3g}, allowed {allowed:.3g}"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from elman.cells.contract import Cell, Draw, Extra, Gate, StateEntry, Vector, Width, entries
-from elman.cells.structure import Dense, LowRank, Structure
+from elman.cells.structure import BlockDiagonal, BlockTriangular, Dense, LowRank, Structure
 
 _RESERVED = {"raw", "below"}
 
@@ -43,6 +43,11 @@ class MatrixProduct:
     def stored(self) -> bool:
         """Whether the parameter's rows are the matrix to multiply by (of a low-rank one, its outer factor)."""
         return not self.fixed and isinstance(self.structure, (Dense, LowRank))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the matrix has weights in some blocks alone."""
+        return isinstance(self.structure, (BlockDiagonal, BlockTriangular))
 
 
 @dataclass(frozen=True, eq=False)

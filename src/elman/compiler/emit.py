@@ -4,6 +4,7 @@ The source depends on the cell alone: sizes are filled in when it runs.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,8 +22,11 @@ class Group:
         transposed: whether the operand is the products' gradients, in the same order.
         width: units of the result (for a plain group, of each product).
         blocks: unit blocks that are computed together, so that enough accumulators are in flight.
-        inputs: whether they are the products with the input, which may have been done before the loop: the names are
+        inputs: whether they are products with the input, which may have been done before the loop: the names are
             those of the step's leaves, `x.<gate>`, and a run without these matrices reads buffers of the same names.
+        added: for each product the leaf of an input gate that is added to it, and that nothing else reads; or empty. A
+            run with these matrices sums both products as one over the operand and the input. Either way it reads the
+            leaf's buffer, in which then is the bias, for all rows the same.
     """
 
     products: tuple[str, ...]
@@ -30,6 +34,7 @@ class Group:
     width: int
     blocks: int
     inputs: bool = False
+    added: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -104,6 +109,7 @@ class _Emitter:
     def __init__(self, schedule: Schedule, layout: Layout, biased: frozenset[str], clocked: bool) -> None:
         self._schedule = schedule
         self._input_size = layout.input_size
+        self._products = layout.products
         self._locked = {declared.name for declared, _ in layout.draws if declared.locked}
         self._clocked = clocked
         self._graph = schedule.graph
@@ -111,7 +117,11 @@ class _Emitter:
         self._kernel = Kernel()
         self._sums: dict[int, int] = {}
         self._vectors: list[int] = []  # of each group, its products
+        stored = (i for part in schedule.parts for i in (*part.stores.values(), *part.totals.values()))
+        arguments = (a for index in schedule.home for a in schedule.graph.nodes[index].args)
+        self._reads = Counter([*stored, *arguments])  # of each node
         self._once: dict[int, str] = {}  # the buffers of what is computed before the first step
+        self._added: dict[int, tuple[int, int]] = {}  # sums of a product and an input gate that nothing else reads
 
     def emit(self) -> Kernel:
         for node in self._graph.nodes:
@@ -157,23 +167,32 @@ class _Emitter:
 
     def _part(self, number: int, part: Part) -> str:
         accumulator: dict[int, int] = {}
-        leaves = self._inputs_of(part) if part.products else []
+        added = self._find_added(part)
+        leaves = [x for x in self._inputs_of(part) if x not in added.values()] if part.products else []
         count = len(part.products) + len(leaves)
         blocks = 1 if part.width == 1 else {1: 4, 2: 2}.get(len(part.products), 1)
-        tables, calls = [], []
+        tables: list[str] = []
+        calls: list[str] = []
         first = len(self._kernel.groups)
         for group in products_by_operand(self._schedule, part):
             nodes = [self._graph.nodes[index] for index in group]
             transposed = nodes[0].op == "transposed"
             names = tuple(nodes[0].name.split()) if transposed else tuple(n.name for n in nodes)
             segments = [self._read_from(a) for a in nodes[0].args]
-            name, table = self._group(Group(names, transposed, part.width, blocks), count, group, accumulator, segments)
+            gates = tuple(self._graph.nodes[added[index]].name for index in group if index in added)
+            given = [self._buffer(n, part.width) for n in gates]
+            if gates:
+                segments.append(self._buffer("input", self._input_size))
+            products = Group(names, transposed, part.width, blocks, added=gates)
+            name, table = self._group(products, count, group, accumulator, segments, given)
             tables.append(table)
-            calls.append(f"multiply(c, {name}, acc, row, rows, block);")
+            if gates:
+                calls.insert(0, f"expect(c, {name}, row, rows, block);")
+            calls.append(f"multiply(c, {name}, acc, row, rows, block, units);")
         if leaves:
             names = tuple(self._graph.nodes[index].name for index in leaves)
-            segments = [self._buffer("raw", self._input_size)]
-            given = [self._buffer(name, part.width) for n in names for name in (n, f"bias.{n}")]
+            segments = [self._buffer("input", self._input_size)]
+            given = [self._buffer(n, part.width) for n in names]
             inputs = Group(names, False, part.width, blocks, inputs=True)
             name, table = self._group(inputs, count, leaves, accumulator, segments, given)
             tables.append(table)
@@ -188,7 +207,8 @@ class _Emitter:
         return "".join(tables) + (
             f"struct Part{number} {{\n"
             f"    enum {{ count = {count}, blocks = {blocks}, domain_buffer = {domain}, "
-            f"single = {int(part.width == 1)}, widest = {wide}, sums = {len(part.sums)}, first_sum = {first_sum}, transposes = {int(transposes)} }};\n"
+            f"single = {int(part.width == 1)}, transposes = {int(transposes)}, widest = {wide}, "
+            f"sums = {len(part.sums)}, first_sum = {first_sum} }};\n"
             f"    INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, "
             f"int64_t units) {{\n{''.join(f'        {call}' + chr(10) for call in calls)}    }}\n"
             + _POINT.format("".join(f"        {line}\n" for line in lines))
@@ -237,6 +257,29 @@ class _Emitter:
         return sorted(
             i for i in read if nodes[i].name.startswith("x.") and nodes[i].op == "leaf" and nodes[i].width == part.width
         )
+
+    def _find_added(self, part: Part) -> dict[int, int]:
+        """A part's products to each of which an input gate is added, with the gate's leaf: where nothing else reads
+        either, and the same is true of all products of the operand, so that they stay one group."""
+        nodes, here = self._graph.nodes, (part.level, part.width)
+        found: dict[int, tuple[int, int]] = {}  # by the product: the leaf and the sum
+        for index in self._computed_here(part, here) if part.products else ():
+            args = nodes[index].args
+            for product, leaf in (args, args[::-1]) if nodes[index].op == "add" else ():
+                summed = nodes[product].op == "product" and product in part.products and self._is_dense(product)
+                gate = nodes[leaf].op == "leaf" and nodes[leaf].name.startswith("x.")
+                if summed and gate and self._reads[product] == self._reads[leaf] == 1:
+                    found[product] = (leaf, index)
+        for group in products_by_operand(self._schedule, part):
+            if not found.keys() >= set(group):
+                found = {product: pair for product, pair in found.items() if product not in group}
+        self._added |= {index: (product, leaf) for product, (leaf, index) in found.items()}
+        return {product: leaf for product, (leaf, _) in found.items()}
+
+    def _is_dense(self, index: int) -> bool:
+        """Whether a product's matrix has weights everywhere."""
+        product = self._products.get(self._graph.nodes[index].name)
+        return product is None or not product.sparse
 
     def _computed_here(self, part: Part, here: tuple[int, int]) -> list[int]:
         """The values that a part computes for what it stores, totals and sums, operands first."""
@@ -296,6 +339,10 @@ class _Emitter:
                 return f"acc[k * DOWN * stride + {accumulator[index]}]{bias}"
             if schedule.home[index] != here and not in_place(graph, schedule.home, index):
                 return loaded(schedule.memory[index], node.width)
+            if index in self._added:
+                product, leaf = self._added[index]
+                number = self._buffer(graph.nodes[leaf].name, node.width)
+                return f"{computed(product)} + read<WHOLE>(c, {number}, AT, left)"
             return OPERATIONS[node.op].cpp.format(*(value(a) for a in node.args))
 
         def value(index: int) -> str:

@@ -337,12 +337,16 @@ class Forward(Written):
 
     def inputs(self) -> dict[str, Matrix]:
         """See `Written.inputs`."""
-        found: dict[str, Matrix] = {}
-        columns = self.layout.input_size
-        for gate, rows in self.layout.input_gates.items() if self.within else ():
+        if not self.within:
+            return {}
+        layout, found = self.layout, {}
+        columns = layout.input_size
+        none = 0 if layout.input_bias else self.program.constant(torch.zeros(self.gates_width, dtype=self.form.dtype))
+        for gate, rows in layout.input_gates.items():
             found[f"x.{gate}"] = (self.parameter("weight_ih", rows.start), rows.stop - rows.start, columns, columns)
-            if self.layout.input_bias:
-                self.table.place(f"bias.x.{gate}", self.parameter("bias_ih", rows.start), 0, Kind.UNITS)
+            bias = self.parameter("bias_ih", rows.start) if layout.input_bias else none
+            self.table.place(f"x.{gate}", bias, 0, Kind.UNITS)
+        self.table.place("input", self.program.given("input"), columns, Kind.STEP)
         return found
 
     def _start(self, sequence: int, entry: StateEntry, width: int) -> None:

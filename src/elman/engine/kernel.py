@@ -155,10 +155,13 @@ class Table:
                 ranges.append(0)
                 continue
             chosen = [matrices[p] for p in group.products]
+            segments = [[m] for m in chosen] if group.transposed else [chosen]
+            if group.added and group.added[0] in matrices:
+                segments.append([matrices[x] for x in group.added])
             form = (group.width, group.blocks, group.transposed)
-            size = fixed.tools.group_size(chosen, *form)
+            size = fixed.tools.group_size(segments, *form)
             to = sink.take(size)
-            fixed.tools.pack_group(sink, chosen, *form, to)
+            fixed.tools.pack_group(sink, segments, *form, to)
             addresses.append(to)
             bytes_read += size
             used = _ranges(group, patterns, fixed.tools.lanes)

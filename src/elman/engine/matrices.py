@@ -60,7 +60,7 @@ def stored_gradient(layout: Layout, name: str, gradient: Tensor) -> Tensor:
 def pattern(layout: Layout, name: str) -> Tensor | None:
     """True where a product's matrix may have weights, or None where that is everywhere."""
     product = layout.products.get(name)
-    if product is None or not isinstance(product.structure, (BlockTriangular, BlockDiagonal)):
+    if product is None or not product.sparse:
         return None
     ones = torch.ones(next(p.shape for p in layout.parameters if p.name == product.weight))
     return dense(layout, name, {product.weight: ones}, {}) != 0

@@ -119,29 +119,30 @@ INLINE Integers draw_one(const Context &c, int number, int64_t row) { return dra
 
 // ---- products ---------------------------------------------------------------------------------------------------
 
-// Matrices that one loop over an operand multiplies by. The operand's columns are those of the buffers `segments`, one
-// after the other. Vector v of a block of units belongs to matrix v % count and to vector v / count of the block's units.
+// Matrices that one loop over an operand multiplies by. The operand's columns are those of the buffers `segments` that are
+// there, one after the other. Vector v of a block of units belongs to matrix v % count and to vector v / count of the
+// block's units.
 struct Group {
     int number, transposed, blocks, count, total;  // of `total` products of the part
     int segment_count;
     const int *segments;
     const int32_t *places;  // where among the part's products, [blocks, total], each vector belongs
-    const int *given;       // null, or for each product with the input the buffer it is in if done before, and its bias
+    const int *given;       // null, or for each product with the input the buffer it is in if done before, else its bias
 };
 
-// The products of some rows and one block, to `acc`, [rows, blocks, total].
-INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block) {
+// The products of some rows and one block, to `acc`, [rows, blocks, total], as far as there are units.
+INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
     const Call &k = *c.call;
     const int64_t *range = k.ranges[g.number];
     const bool clocked = CLOCK >= 0 && g.transposed && k.runs;  // the gradients of units that are not due are zero
     int64_t depth = 0, count = 0;
-    for (int s = 0; s < g.segment_count; ++s) depth += k.buffers[g.segments[s]].width;
+    for (int s = 0; s < g.segment_count; ++s) depth += c.p[g.segments[s]] ? k.buffers[g.segments[s]].width : 0;
     const int64_t begin = range ? range[2 * block] : 0, end = range ? range[2 * block + 1] : depth;
     Stretch stretches[g.segment_count * (clocked ? k.runs : 1)];
     int64_t start = 0;
     for (int s = 0; s < g.segment_count; ++s) {
         const int buffer = g.segments[s];
-        const int64_t width = k.buffers[buffer].width;
+        const int64_t width = c.p[buffer] ? k.buffers[buffer].width : 0;
         const int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
         auto stretch = [&](int64_t first, int64_t last) {
             if (first < last) stretches[count++] = {c.p[buffer] + row * c.s[buffer] + first, c.s[buffer], start + first, last - first};
@@ -157,32 +158,34 @@ INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int6
                 }
         start += width;
     }
-    const int all = g.blocks * g.count, pass = pass_of(all), rest = all % pass, apart = g.blocks * g.total;
+    const int all = g.blocks * g.count, pass = pass_of(all), full = all / pass, apart = g.blocks * g.total;
+    const int64_t vectors = ((units + LANES - 1) / LANES - block * g.blocks) * g.count;
+    const int wanted = vectors < all ? (int)(vectors + pass - 1) / pass : full + (all % pass > 0);  // passes
     const int fitting = rows == 1 ? together_of(pass, 1) : rows == 2 ? together_of(pass, 2) : 1;
     const real *w = k.weights[g.number] + block * all * depth * LANES;
     auto tile = [&](int done, int wide, int together) {
         k.tiles[tile_number(wide, (int)rows, together)](acc, apart, g.places + done, stretches, count, w + done * depth * LANES, depth);
     };
-    for (int left = all / pass, together; left > 0; left -= together) {
-        together = fitting < left ? fitting : left;
-        tile(all - rest - left * pass, pass, together);
+    for (int p = 0, together, last = wanted < full ? wanted : full; p < last; p += together) {
+        together = fitting < last - p ? fitting : last - p;
+        tile(p * pass, pass, together);
     }
-    if (rest) tile(all - rest, rest, 1);
+    if (wanted > full) tile(full * pass, all % pass, 1);
 }
 
-// The products with the input: done here where there are matrices, or read from where they have been done before the loop,
-// with the biases added already.
+// Products with the input that no other product is added to: done here where there are matrices, or read from where they
+// have been done before the loop, with the biases added already.
 INLINE void inputs(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
     const bool here = c.call->weights[g.number] != 0;
-    if (here) multiply(c, g, acc, row, rows, block);
+    if (here) multiply(c, g, acc, row, rows, block, units);
     for (int b = 0; b < g.blocks; ++b) {
         const int64_t unit = (block * g.blocks + b) * LANES, left = units - unit;
         if (left <= 0) break;
         for (int i = 0; i < g.count; ++i) {
             V *to = acc + g.places[b * g.count + i];
-            const int from = g.given[2 * i + here];
+            const int from = g.given[i];
             if (here) {
-                const V bias = left < LANES ? read_if<false>(c, from, 0, unit, left) : read_if<true>(c, from, 0, unit, left);
+                const V bias = left < LANES ? read<false>(c, from, 0, unit, left) : read<true>(c, from, 0, unit, left);
                 for (int64_t r = 0; r < rows; ++r) to[r * g.blocks * g.total] += bias;
             } else if (left < LANES)
                 for (int64_t r = 0; r < rows; ++r) to[r * g.blocks * g.total] = read<false>(c, from, row + r, unit, left);
@@ -194,11 +197,11 @@ INLINE void inputs(const Context &c, const Group &g, V *acc, int64_t row, int64_
 
 // Has the products with the input that were done before the loop come nearer, while other products are computed.
 INLINE void expect(const Context &c, const Group &g, int64_t row, int64_t rows, int64_t block) {
-    if (c.call->weights[g.number]) return;
+    if (c.s[g.given[0]] == 0) return;
     for (int i = 0; i < g.count; ++i)
         for (int64_t r = 0; r < rows; ++r)
             for (int b = 0; b < g.blocks; b += 64 / VECTOR_BYTES) {
-                const int from = g.given[2 * i];
+                const int from = g.given[i];
                 __builtin_prefetch(c.p[from] + (row + r) * c.s[from] + (block * g.blocks + b) * LANES);
             }
 }

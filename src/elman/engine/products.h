@@ -342,9 +342,9 @@ EXPORT int elman_transpose(Transposition *job) {
 // The matrices of one group of a kernel's products, as `recurrence.h` reads them: [block][pass][depth][vector][LANES], zero
 // past the last unit; the vectors of all passes are [unit block of the block][matrix].
 struct Packing {
-    int64_t count, unit_blocks, width, depth, transposed, threads;
-    const real *const *matrices;  // [width, depth] each; transposed: [rows, width] each, the depth being all rows
-    const int64_t *strides, *rows;
+    int64_t count, segments, unit_blocks, width, depth, transposed, threads;
+    const real *const *matrices;  // [segments, count]
+    const int64_t *strides, *extents;  // a matrix is [width, extent], or transposed [extent, width]; the depth is all extents
     real *to;
     Parallel parallel;
     int (*thread_number)();
@@ -355,21 +355,22 @@ static void pack_share(void *argument) {
     const Packing &p = *(const Packing *)argument;
     const int64_t team = p.threads > 1 ? p.team_size() : 1, thread = p.threads > 1 ? p.thread_number() : 0;
     const int64_t units = p.unit_blocks * LANES, blocks = (p.width + units - 1) / units;
-    const int64_t count = p.transposed ? 1 : p.count, all = p.unit_blocks * count, pass = pass_of(all);
+    const int64_t all = p.unit_blocks * p.count, pass = pass_of(all);
     for (int64_t block = blocks * thread / team; block < blocks * (thread + 1) / team; ++block)
         for (int64_t v = 0; v < all; ++v) {
             const int64_t wide = all - v / pass * pass < pass ? all - v / pass * pass : pass, step = wide * LANES;
             real *to = p.to + ((block * all + v / pass * pass) * p.depth + v % pass) * LANES;
-            const int64_t unit = block * units + v / count * LANES, left = p.width - unit;
+            const int64_t unit = block * units + v / p.count * LANES, left = p.width - unit;
             const int64_t present = left < 0 ? 0 : left < LANES ? left : LANES;
             if (p.transposed) {
-                for (int64_t m = 0; m < p.count; ++m)
-                    for (int64_t row = 0; row < p.rows[m]; ++row, to += step) {
+                for (int64_t m = 0; m < p.segments; ++m)
+                    for (int64_t row = 0; row < p.extents[m]; ++row, to += step) {
                         const real *from = p.matrices[m] + row * p.strides[m] + unit;
                         store(to, present == LANES ? load(from) : present ? load_part(from, present) : V{});
                     }
             } else
-                transpose(to, step, p.matrices[v % count] + unit * p.strides[v % count], p.strides[v % count], present, p.depth);
+                for (int64_t m = v % p.count; m < p.segments * p.count; to += p.extents[m] * step, m += p.count)
+                    transpose(to, step, p.matrices[m] + unit * p.strides[m], p.strides[m], present, p.extents[m]);
         }
 }
 

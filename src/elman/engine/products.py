@@ -17,11 +17,11 @@ from elman.engine import threads
 from elman.engine.program import REALS, Sink, Words, address_of
 
 Matrix = tuple[int, int, int, int]  # address, rows, columns, and elements from row to row
-
+Segments = Sequence[Sequence[Matrix]]
 
 # Where addresses stand in the arguments of the functions; see products.h.
 _PRODUCT = (4, 7, 10, 12, 15, 16, 17, 18, 19)
-_PACKING = (6, 7, 8, 9)
+_PACKING = (7, 8, 9, 10)
 _TRANSPOSITION = (3, 5)
 
 
@@ -48,32 +48,33 @@ class Tools:
         self._packed_size = functools.lru_cache(maxsize=1024)(library.elman_packed_size)
         self._pool = threads.pool() or (0, 0, 0)
 
-    def group_size(self, matrices: Sequence[Matrix], width: int, unit_blocks: int, transposed: bool) -> int:
+    def group_size(self, segments: Segments, width: int, unit_blocks: int, transposed: bool) -> int:
         """Bytes that `pack_group` writes."""
         unit = unit_blocks * self.lanes
-        depth = sum(m[1] for m in matrices) if transposed else matrices[0][2]
-        return -(-width // unit) * unit * depth * (1 if transposed else len(matrices)) * self.itemsize
+        return -(-width // unit) * unit * _depth(segments, transposed) * len(segments[0]) * self.itemsize
 
     def pack_group(
-        self, sink: Sink, matrices: Sequence[Matrix], width: int, unit_blocks: int, transposed: bool, to: int
+        self, sink: Sink, segments: Segments, width: int, unit_blocks: int, transposed: bool, to: int
     ) -> None:
         """Write the matrices of one group of a kernel's products in the order in which the kernel reads them.
 
         Args:
-            matrices: [width, depth] each, or where transposed [rows, width] each, the depth being all rows together.
+            segments: for each segment of the operand, the matrices [width, columns] that it is multiplied by; where
+                transposed one matrix [rows, width] for each.
             width: units of the result.
             unit_blocks: vectors of units that the kernel computes together.
-            transposed: see `matrices`.
+            transposed: see `segments`.
             to: where; [block, depth, unit block of it, matrix, lane], zero past the last unit.
         """
-        count = len(matrices)
-        depth = sum(m[1] for m in matrices) if transposed else matrices[0][2]
+        matrices = [m for segment in segments for m in segment]
+        count, depth = len(segments[0]), _depth(segments, transposed)
         columns = (
-            sink.array(array("q", [m[0] for m in matrices]), range(count)),
+            sink.array(array("q", [m[0] for m in matrices]), range(len(matrices))),
             sink.array(array("q", [m[3] for m in matrices])),
-            sink.array(array("q", [m[1] for m in matrices])),
+            sink.array(array("q", [m[1 if transposed else 2] for m in matrices])),
         )
-        sizes = (count, unit_blocks, width, depth, transposed, threads.for_work(count * width * depth))
+        workers = threads.for_work(count * width * depth)
+        sizes = (count, len(segments), unit_blocks, width, depth, transposed, workers)
         sink.call("pack", self._pack, array("q", (*sizes, *columns, to, *self._pool)), _PACKING)
 
     def packed_right(self, sink: Sink, b: Matrix, transposed: bool) -> int:
@@ -143,6 +144,10 @@ class Tools:
     def sample(self, described: Words, numbers: int) -> int:
         """A number that changes, almost surely, when one of so many numbers spread over each tensor does."""
         return int(self._sample(described.buffer_info()[0], len(described) // 2, numbers))
+
+
+def _depth(segments: Segments, transposed: bool) -> int:
+    return sum(segment[0][1 if transposed else 2] for segment in segments)
 
 
 def tools(dtype: torch.dtype) -> Tools:
