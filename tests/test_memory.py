@@ -1,12 +1,15 @@
 """Scratch memory: what is taken together stands apart, what is given back serves again, what is outgrown goes."""
 
+import ctypes
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from elman.engine.memory import Scratch, empty
+from elman.engine import memory
+from elman.engine.memory import Scratch, Tensors, empty
 
 
 def spans(*tensors: torch.Tensor) -> list[range]:
@@ -48,6 +51,36 @@ def test_a_block_that_is_outgrown_is_gone() -> None:
     assert sizes[1] == sizes[2] >= 1000
     assert sizes[3] == sizes[4] >= 5000
     assert not scratch._more
+
+
+def test_small_runs_between_large_ones_do_not_keep_the_block_small() -> None:
+    scratch = Scratch()
+    for _ in range(2):
+        for size in (1000, 50_000):
+            address, block = scratch.all_of(size), scratch._block
+            assert 0 <= address - block.data_ptr() <= block.numel() - size
+            assert not scratch._more
+
+
+@pytest.mark.parametrize("pooled", [True, False], ids=["from the pool", "from torch"])
+@pytest.mark.parametrize("rows", [2, 5000])
+def test_tensors_have_memory_in_front_and_behind(pooled: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not pooled:
+        monkeypatch.setattr(memory, "_pool", lambda: None)
+    tensors = Tensors([(rows, 7), (3,)], torch.float32, [(14, 21), (0, 5)])
+    first, second = tensors.make()
+    assert first.shape == (rows, 7)
+    assert first.is_contiguous()
+    assert second.shape == (3,)
+    whole = np.frombuffer(
+        (ctypes.c_float * (14 + rows * 7 + 21)).from_address(first.data_ptr() - 14 * first.itemsize), np.float32
+    )
+    first.fill_(1)
+    whole[:14] = whole[-21:] = 2  # which is nobody else's
+    assert (first == 1).all()
+    del first, second
+    again = tensors.make()[0].fill_(3)
+    assert (again == 3).all()
 
 
 def _huge() -> int:

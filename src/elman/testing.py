@@ -20,9 +20,9 @@ from elman.engine.dispatch import explain, use_engine
 from elman.engine.draws import Noise
 from elman.nn.recurrent import Recurrent, as_cell
 
-# Allowed difference of two ways to compute the same numbers, relative to the largest of them. Nearly all cells stay within
-# a few epsilons; LRU with the Mogrifier needs it all: gates multiplied five times by each other's results lose digits, and
-# the reference's own gradients in float32 are up to 1,300 epsilons from those in float64.
+# Allowed difference of two ways to compute the same numbers, relative to the largest of them. Nearly all cells stay
+# within a few epsilons. LRU with the Mogrifier needs it all: gates multiplied five times by each other's results lose
+# digits, and the reference's own gradients in float32 are up to 1,300 epsilons from those in float64.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2.5e-4}
 
 
@@ -128,7 +128,7 @@ def compare(
 
 
 def assert_near(a: Tensor, b: Tensor, what: str) -> None:
-    """Assert equal shape and dtype, finite values, and a difference within TOLERANCES, relative to the largest value."""
+    """Assert equal shape and dtype, finite values, and a difference within TOLERANCES of the largest value."""
     assert a.shape == b.shape, f"{what}: shapes {tuple(a.shape)} and {tuple(b.shape)}"
     assert a.dtype == b.dtype, f"{what}: dtypes {a.dtype} and {b.dtype}"
     if not a.is_floating_point():

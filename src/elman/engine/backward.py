@@ -35,10 +35,11 @@ class Backward(Written):
         program, table = self.program, self.table
         self.arrangement = arrangement(self.plan)
         self.due = due
-        self.sequences = {n: program.given(f"sequence.{n}") for n in self.widths}
+        fronts = {e.name: self.margins(e, width)[0] for e, width in self.layout.states}
+        self.sequences = {n: program.given(f"sequence.{n}", front) for n, front in fronts.items()}
         self.totals: list[str] = []  # vectors whose gradient is a total of each thread's
         self.fresh: list[str] = []  # states whose default at resets has such a gradient
-        self.handed: dict[str, int] = {}  # carries of the states; behind the loop they hold what reached the start
+        self.handed: dict[str, int] = {}  # carries of states that were given; behind the loop, what reached the start
         self.states(self.sequences)
         self.units()
         self.draws()
@@ -75,7 +76,10 @@ class Backward(Written):
             if self.form.gradients[wanted + k] is not None and entry.dtype != "int64":
                 table.place(f"final.{entry.name}", program.given(f"gradient.{wanted + k}"), width, Kind.BATCH)
             if f"carry.{entry.name}" in table:
-                self.handed[entry.name] = carry = program.result(f"carry.{entry.name}", 2 * self.batch, width)
+                if f"state.{entry.name}" in self.form.names:
+                    self.handed[entry.name] = carry = program.result(f"carry.{entry.name}", 2 * self.batch, width)
+                else:
+                    carry = program.numbers(2 * self.batch, width)
                 table.place(f"carry.{entry.name}", carry, width, Kind.CARRY)
                 table.place(f"handed.{entry.name}", carry, width, Kind.HANDED)
 
@@ -174,11 +178,12 @@ class _Products:
         """Multiply the gradients of a stretch of time."""
         run, count = self._run, entries.stop - entries.start
         for number, group in enumerate(run.arrangement.groups):
+            width, columns = sum(group.widths), run.plan.graph.nodes[group.operand].width
+            target = self._target(number, group, width, columns)
+            add = number in self._begun or (group.weight is not None and not self._once[group.weight])
+            self._turn(number, width, columns, add)
             with self._program.within():
                 operand = self._operand(group.operand, steps, entries)
-                width = sum(group.widths)
-                target = self._target(number, group, width, operand[3])
-                add = number in self._begun or (group.weight is not None and not self._once[group.weight])
                 d = run.columns(group.among_gates, group.start)
                 if run.due is None:
                     self._add(number, d, (width, count), operand, target, add)
@@ -188,6 +193,7 @@ class _Products:
         if not run.gates_width:
             return
         target = self._target(-1, None, run.gates_width, self._columns)
+        self._turn(-1, run.gates_width, self._columns, -1 in self._begun)
         d, strides = run.columns(True, 0), run.form.strides
         start = self._program.given("input") + entries.start * strides[0] * self._size
         self._add(-1, d, (run.gates_width, count), (start, *strides, self._columns), target, -1 in self._begun)
@@ -227,6 +233,14 @@ class _Products:
                 self._program.fill(self._parameters[name], math.prod(shape))
         return self._parameters[name] + row * math.prod(shape[1:]) * self._size
 
+    def _turn(self, number: int, width: int, columns: int, add: bool) -> None:
+        """Have memory for a gradient that is computed transposed; a tensor only where torch adds it somewhere."""
+        if columns >= min(width, _TURNED) or number in self._transposed or self._run.due is not None:
+            return
+        name, program = f"transposed.{number}", self._program
+        address = program.result(name, columns, width) if add else program.numbers(columns, width)
+        self._transposed[number] = (address, width, add)
+
     def _add(
         self, number: int, d: tuple[int, int], sizes: tuple[int, int], right: Strided, target: _Target, add: bool
     ) -> None:
@@ -238,13 +252,10 @@ class _Products:
         """
         (address, stride), (width, count), columns = d, sizes, right[3]
         sums = target.biases
-        if columns < min(width, _TURNED):
-            begun = number in self._begun
-            if not begun:
-                self._transposed[number] = (self._program.result(f"transposed.{number}", columns, width), width, add)
+        if number in self._transposed:
             to = (self._transposed[number][0], width)
             a, b = (right[0], right[2], right[1]), (address, stride, 1)
-            turned = (columns, width, count)
+            turned, begun = (columns, width, count), number in self._begun
             self._tools.multiply(self._program, turned, a, b, to, add=begun, column_sums=sums, add_sums=add)
         else:
             a, b, to = (address, 1, stride), right[:3], (target.address, columns)

@@ -20,6 +20,7 @@ from elman.engine.call import LayerCall
 from elman.engine.draws import choose, threshold
 from elman.engine.kernel import Kind, Table, at_once, chunks
 from elman.engine.matrices import dense, pattern, stored
+from elman.engine.memory import Margins
 from elman.engine.packing import Packing, Ragged
 from elman.engine.products import Matrix, tools
 from elman.engine.program import Program
@@ -183,6 +184,12 @@ class Written:
         width = self.shapes[name][1] if len(self.shapes[name]) > 1 else 1
         return self.program.given(f"parameter.{name}") + row * width * self.itemsize
 
+    def margins(self, entry: StateEntry, width: int) -> Margins:
+        """The numbers of a state's initial value in front of the tensor that is its sequence, and behind it."""
+        if entry.dtype != "float":
+            return 0, 0  # its numbers are read by torch's functions too, the initial ones included
+        return (0, self.batch * width) if self.form.reverse else (self.batch * width, 0)
+
     def first_output(self, width: int) -> int:
         """Bytes from the start of a state's sequence, with its initial state, to what follows the first step."""
         return 0 if self.form.reverse else self.batch * width * self.itemsize
@@ -292,17 +299,15 @@ WITHIN_BYTES, WITHIN_ROWS = 1 << 19, 12
 class Forward(Written):
     """The program of a forward run.
 
-    Each run makes `sequence.<state>`, [B + N, width]: the initial state, then the packed sequence, or where time runs
-    backwards the initial state last; `final.<state>`, [B, width]; and `saved`: what backward reads and cannot compute
-    again, [N, width] of each node, one after the other.
+    Each run makes `sequence.<state>`, [N, width]: the packed sequence, with the initial state in the memory in front of
+    it, or where time runs backwards behind it (of an integer state the tensor is all of that); `final.<state>`,
+    [B, width]; and `saved`: what backward reads and cannot compute again, [N, width] of each node, one after the other.
     """
 
     def __init__(self, form: Form) -> None:
         super().__init__(form, form.plan.training if form.training else form.plan.inference)
         program = self.program
-        sequences = {
-            e.name: program.result(f"sequence.{e.name}", self.batch + self.total, w) for e, w in self.layout.states
-        }
+        sequences = {e.name: self._sequence(e, w) for e, w in self.layout.states}
         for entry, width in self.layout.states:
             self._start(sequences[entry.name], entry, width)
         self.states(sequences)
@@ -348,6 +353,12 @@ class Forward(Written):
             self.table.place(f"x.{gate}", bias, 0, Kind.UNITS)
         self.table.place("input", self.program.given("input"), columns, Kind.STEP)
         return found
+
+    def _sequence(self, entry: StateEntry, width: int) -> int:
+        """The address of a state's sequence, with its initial state."""
+        margins = self.margins(entry, width)
+        rows = self.total if any(margins) else self.batch + self.total
+        return self.program.result(f"sequence.{entry.name}", rows, width, margins=margins)
 
     def _start(self, sequence: int, entry: StateEntry, width: int) -> None:
         """Write the initial state."""
@@ -397,12 +408,14 @@ class Forward(Written):
     def _results(self, made: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         sequences, finals = [], []
         for k, (entry, _) in enumerate(self.layout.states):
-            whole = made[f"sequence.{entry.name}"]
+            sequence = made[f"sequence.{entry.name}"]
             final = made[f"final.{entry.name}"]
             finals.append(final if entry.dtype == "float" else final.to(torch.int64))
             if k < self.form.wanted:
-                sequence = whole[: -self.batch] if self.form.reverse else whole[self.batch :]
-                sequences.append(sequence if entry.dtype == "float" else sequence.to(torch.int64))
+                if entry.dtype != "float":
+                    own = slice(None, -self.batch) if self.form.reverse else slice(self.batch, None)
+                    sequence = sequence[own].to(torch.int64)
+                sequences.append(sequence)
         return (*sequences, *finals)
 
 

@@ -108,14 +108,16 @@ static Block *take(int64_t size) {
     return b;
 }
 
-// `count` tensors, uninitialised. Of each `wanted` has the number of dimensions and DIMENSIONS sizes, of which the last
-// ones may be missing; `made` receives the addresses. False where there is no memory; then nothing is made.
+// `count` tensors, uninitialised. Of each `wanted` has the number of dimensions, DIMENSIONS sizes, of which the last ones
+// may be missing, and how many numbers there are in front of the tensor and behind it, in memory that lives as long as it
+// does; `made` receives the addresses. False where there is no memory; then nothing is made.
 extern "C" __attribute__((visibility("default"))) int elman_tensors(int64_t count, const int64_t *wanted, int64_t code,
                                                                     int64_t bits, Managed **made) {
-    for (int64_t i = 0; i < count; ++i, wanted += 1 + DIMENSIONS) {
-        int64_t size = bits / 8;
-        for (int64_t d = 0; d < wanted[0]; ++d) size *= wanted[1 + d];
-        Block *b = take(size);
+    for (int64_t i = 0; i < count; ++i, wanted += 1 + DIMENSIONS + 2) {
+        const int64_t front = wanted[1 + DIMENSIONS], behind = wanted[2 + DIMENSIONS];
+        int64_t numbers = 1;
+        for (int64_t d = 0; d < wanted[0]; ++d) numbers *= wanted[1 + d];
+        Block *b = take((front + numbers + behind) * (bits / 8));
         if (!b) {
             while (i--) give_back(made[i]);
             return 0;
@@ -127,6 +129,7 @@ extern "C" __attribute__((visibility("default"))) int elman_tensors(int64_t coun
             stride *= wanted[1 + d];
         }
         Managed &m = b->managed;
+        m.data = (char *)m.data + front * (bits / 8);
         m.device = CPU;
         m.device_number = 0;
         m.dimensions = (int32_t)wanted[0];

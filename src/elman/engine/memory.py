@@ -29,6 +29,7 @@ SCRATCH_KEPT = 1 << 26  # bytes of scratch that a thread keeps
 _LINE = 64
 _HUGE_FROM = 1 << 21
 _DIMENSIONS = 4
+Margins = tuple[int, int]
 _CODES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.uint8: (1, 8)}  # DLPack's type codes, and bits
 
 
@@ -48,29 +49,37 @@ class Tensors:
     Args:
         shapes: of each.
         dtype: of all.
+        margins: how many numbers more there are in front of each and behind it, in memory that lives as long.
     """
 
-    def __init__(self, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> None:
+    def __init__(self, shapes: Sequence[Sequence[int]], dtype: torch.dtype, margins: Sequence[Margins] = ()) -> None:
         self._shapes, self._dtype = shapes, dtype
+        self._margins = margins or [(0, 0)] * len(shapes)
         fits = all(len(shape) <= _DIMENSIONS and math.prod(shape) for shape in shapes)
         self._pool = _pool() if fits and dtype in _CODES else None
-        padded = [(len(shape), *shape, *(0,) * (_DIMENSIONS - len(shape))) for shape in shapes]
-        self._wanted = array("q", [n for words in padded for n in words]) if self._pool else array("q")
+        self._wanted = array("q")
+        for shape, margin in zip(shapes, self._margins, strict=True) if self._pool else ():
+            self._wanted.extend((len(shape), *shape, *(0,) * (_DIMENSIONS - len(shape)), *margin))
         self._words = (len(shapes), self._wanted.buffer_info()[0], *_CODES.get(dtype, (0, 0)))
 
     def make(self) -> list[Tensor]:
         """They, uninitialised."""
         if self._pool is None:
-            return [torch.empty(tuple(shape), dtype=self._dtype) for shape in self._shapes]
+            return [self._by_torch(shape, margin) for shape, margin in zip(self._shapes, self._margins, strict=True)]
         made = array("q", bytes(8 * len(self._shapes)))
         if not self._pool(*self._words, made.buffer_info()[0]):
-            size = sum(math.prod(shape) for shape in self._shapes) * self._dtype.itemsize
+            numbers = [math.prod(shape) for shape in self._shapes] + [sum(margin) for margin in self._margins]
+            size = sum(numbers) * self._dtype.itemsize
             raise MemoryError(f"no memory for {size} bytes")
         tensors = [from_dlpack(_capsule(address, _NAME, None)) for address in made]
         if _poisoned():
             for tensor in tensors:
                 tensor.fill_(float("nan") if self._dtype.is_floating_point else 255)  # as torch.empty does then
         return tensors
+
+    def _by_torch(self, shape: Sequence[int], margin: Margins) -> Tensor:
+        numbers, (front, behind) = math.prod(shape), margin
+        return torch.empty(front + numbers + behind, dtype=self._dtype)[front : front + numbers].view(*shape)
 
 
 @functools.lru_cache(maxsize=512)
@@ -137,6 +146,7 @@ class Scratch(threading.local):
     def all_of(self, size: int) -> int:
         """:meth:`begin`, and :meth:`take` so many bytes."""
         if size > self._room or _poisoned():
+            self._most = max(self._most, size)  # or a small run between large ones would have it stay small
             self.begin()
             return self.take(size)
         self._more.clear()

@@ -121,8 +121,10 @@ class Program:
         self._kinds: list[str] = []
         self._regions = array("q", [0] * _FIRST)
         self._places: dict[str, int] = {}
-        self._given: list[tuple[str, int]] = []  # name and region
-        self._results: list[tuple[str, int, tuple[int, ...]]] = []  # name, region and shape
+        self._given: list[tuple[str, int, int]] = []  # name, region, and bytes in front of the tensor
+        self._results: list[tuple[str, int, int]] = []  # likewise
+        self._shapes: list[tuple[int, ...]] = []  # of the results
+        self._margins: list[memory.Margins] = []  # of the results
         self._held: dict[int, tuple[Tensor, int]] = {}  # constants and their addresses
         self._next = self._most = 0
         self._dtype = dtype
@@ -130,17 +132,23 @@ class Program:
 
     # ---- what jobs refer to
 
-    def given(self, name: str) -> int:
-        """The address of a tensor that each run is given, or makes, by this name."""
+    def given(self, name: str, front: int = 0) -> int:
+        """The address of a tensor that each run is given, or makes, by this name, or of numbers in front of it."""
         if name not in self._places:
             self._places[name] = self._at(self._region())
-            self._given.append((name, len(self._regions) - 1))
+            self._given.append((name, len(self._regions) - 1, front * self.itemsize))
         return self._places[name]
 
-    def result(self, name: str, *shape: int) -> int:
-        """The address of a tensor that each run makes, uninitialised, and gives back by this name."""
+    def result(self, name: str, *shape: int, margins: memory.Margins = (0, 0)) -> int:
+        """The address of a tensor that each run makes, uninitialised, and gives back by this name.
+
+        Args:
+            margins: how many numbers more there are in front of it, where the address then is, and behind it.
+        """
         self._places[name] = self._at(self._region())
-        self._results.append((name, len(self._regions) - 1, shape))
+        self._results.append((name, len(self._regions) - 1, margins[0] * self.itemsize))
+        self._shapes.append(shape)
+        self._margins.append(margins)
         return self._places[name]
 
     def _region(self, start: int = 0) -> int:
@@ -254,19 +262,17 @@ class Program:
         places = (v.buffer_info() for v in (self._words, self._addresses, self._counts))
         return array("q", (*(n for place in places for n in place), self._jobs.buffer_info()[0], len(self._kinds)))
 
-    def results(self) -> list[tuple[str, tuple[int, ...]]]:
-        """What each run makes: names and shapes."""
-        return [(name, shape) for name, _, shape in self._results]
+    def results(self) -> list[tuple[str, tuple[int, ...], memory.Margins]]:
+        """What each run makes: names, shapes and margins; see :meth:`result`."""
+        return list(zip(self._names, self._shapes, self._margins, strict=True))
 
     def make(self, packing: Packing) -> dict[str, Tensor]:
         """The results of a run, by name, before it has written them."""
         if self._packing.total != TOTAL:
             tensors = self._own
         else:
-            shapes = [
-                (rows if rows >= 0 else rows - TOTAL + packing.total, *rest) for _, _, (rows, *rest) in self._results
-            ]
-            tensors = memory.Tensors(shapes, self._dtype)
+            shapes = [(rows if rows >= 0 else rows - TOTAL + packing.total, *rest) for rows, *rest in self._shapes]
+            tensors = memory.Tensors(shapes, self._dtype, self._margins)
         return dict(zip(self._names, tensors.make(), strict=True))
 
     @functools.cached_property
@@ -276,7 +282,7 @@ class Program:
     @functools.cached_property
     def _own(self) -> memory.Tensors:
         """The results of each run, where they always have the same shapes."""
-        return memory.Tensors([shape for _, _, shape in self._results], self._dtype)
+        return memory.Tensors(self._shapes, self._dtype, self._margins)
 
     def run(self, packing: Packing, tensors: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
         """Run all jobs.
@@ -287,10 +293,10 @@ class Program:
             made: what :meth:`make` gave.
         """
         regions = self._regions[:]
-        for name, region in self._given:
-            regions[region] = tensors[name].data_ptr()
-        for name, region, _ in self._results:
-            regions[region] = made[name].data_ptr()
+        for name, region, front in self._given:
+            regions[region] = tensors[name].data_ptr() - front
+        for name, region, front in self._results:
+            regions[region] = made[name].data_ptr() - front
         for region, source, size in self._behind:
             regions[region] = regions[source] + packing.total * size
         regions[_SCRATCH] = start = memory.scratch.all_of(self._most + 8 * len(self._words))

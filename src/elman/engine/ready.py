@@ -39,12 +39,12 @@ class Ready:
         packing = call.packing
         self.steps, self.batch = packing.steps, packing.batch
         self._saves = tuple(f"sequence.{entry.name}" for entry, _ in call.layout.states)
-        rows = {"sequence": (self.steps + 1, self.batch), "final": (1, self.batch)}
+        rows = {"sequence": (self.steps, self.batch), "final": (1, self.batch)}
         results = self._program.program.results()
-        shapes = [(*rows.get(name.partition(".")[0], (packing.total,)), *rest) for name, (_, *rest) in results]
-        self._made = [name for name, _ in results]
+        shapes = [(*rows.get(name.partition(".")[0], (packing.total,)), *rest) for name, (_, *rest), _ in results]
+        self._made = [name for name, _, _ in results]
         self._finals = [name for name in self._made if name.startswith("final.")]
-        self._tensors = memory.Tensors(shapes, self._form.dtype)
+        self._tensors = memory.Tensors(shapes, self._form.dtype, [margins for _, _, margins in results])
 
     @staticmethod
     def fits(call: LayerCall) -> bool:
@@ -71,8 +71,7 @@ class Ready:
     ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """See `run`; and all that was made."""
         made = dict(zip(self._made, self._tensors.make(), strict=True))
-        sequence = made[self._saves[0]].narrow(0, 0 if self.scene.reverse else 1, self.steps)
-        results = (sequence, *[made[name] for name in self._finals])
+        results = (made[self._saves[0]], *[made[name] for name in self._finals])
         self._program.program.run(self.scene.call.packing, self._by_name(tensors, draws), made)
         return results, made
 
