@@ -42,7 +42,7 @@ class Kernel:
     """The generated parts; equal only to itself, so that engines may keep what they derive from it.
 
     Attributes:
-        source: C++ that defines BUFFERS and `step`.
+        source: C++ that defines BUFFERS, CLOCK, PARTS and `step`.
         buffers: width of each buffer that the source names, in the order of its numbers.
         groups: the matrices, in the order of their numbers.
         sums: how many row sums are kept.
@@ -137,7 +137,7 @@ class _Emitter:
         calls = "".join(f"    run_part<Part{n}>(c);\n    synchronise(c);\n" for n in range(len(bodies)))
         first = "".join(f"    over_units<Once{n}>(c);\n" for n in self._once)
         clock = self._buffer("state.t", 1) if self._clocked else -1
-        sizes = f"BUFFERS = {max(1, len(self._kernel.buffers))}, CLOCK = {clock}"
+        sizes = f"BUFFERS = {max(1, len(self._kernel.buffers))}, CLOCK = {clock}, PARTS = {len(self._schedule.parts)}"
         head = f'enum {{ {sizes} }};\n#include "recurrence.h"\n\n'
         functions = (("once", first), ("step", calls))
         bodies += [f"static void {name}(const Context &c) {{\n{lines}}}\n" for name, lines in functions]

@@ -247,7 +247,9 @@ template <class Part> static void tile(const Context &c, int64_t row, int64_t ro
     }
 }
 
-// The same for a part without products, over all rows and a stretch of units.
+// The same for a part without products, over all rows and a stretch of units. A single whole vector, between those that are
+// done together and the last one, is treated as one that is not whole where parts are many: it is a third of what is compiled.
+enum { FEW_PARTS = 6 };
 template <class Part> static __attribute__((noinline)) void rows_of_points(const Context &given, int64_t first, int64_t last) {
     const Context c = given;  // a copy that no write can reach, so that addresses are computed once for a row
     for (int64_t row = 0; row < c.rows; ++row) {
@@ -255,9 +257,10 @@ template <class Part> static __attribute__((noinline)) void rows_of_points(const
         if constexpr (!Part::single) {
             for (; unit + TOGETHER * LANES <= last; unit += TOGETHER * LANES)
                 Part::template point<true, TOGETHER, 0>(c, row, unit, LANES, 0, 0);
-            for (; unit + LANES <= last; unit += LANES) Part::template point<true, 1, 0>(c, row, unit, LANES, 0, 0);
+            if constexpr (PARTS <= FEW_PARTS)
+                for (; unit + LANES <= last; unit += LANES) Part::template point<true, 1, 0>(c, row, unit, LANES, 0, 0);
         }
-        if (unit < last) Part::template point<false, 1, 0>(c, row, unit, last - unit, 0, 0);
+        for (; unit < last; unit += LANES) Part::template point<false, 1, 0>(c, row, unit, last - unit < LANES ? last - unit : LANES, 0, 0);
     }
 }
 
