@@ -45,6 +45,20 @@ def test_the_same_to_the_bit(cell: str, options: dict[str, Any]) -> None:
         assert all(torch.equal(a, b) for a, b in zip(seen[0], later, strict=True))
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "sru"])
+def test_saved_tensors_may_be_copied_by_hooks(cell: str) -> None:
+    """As `torch.autograd.graph.save_on_cpu` does, in memory of its own."""
+    module = Recurrent(cell, 5, 7, bidirectional=True)
+    x = torch.randn(3, 6, 5, requires_grad=True)
+    with use_engine("cpu"):
+        expected = _numbers(module, x)
+        for _ in range(3):  # the general way, and the shorter one
+            with torch.autograd.graph.saved_tensors_hooks(lambda v: v.detach().numpy().copy(), torch.from_numpy):
+                found = _numbers(module, x)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert _made(module) == 2
+
+
 MASKED: dict[str, dict[str, Any]] = {
     "recurrent": {"recurrent_dropout": 0.4},
     "afresh": {"recurrent_dropout": 0.4, "recurrent_dropout_per_step": True, "bidirectional": True},

@@ -35,8 +35,7 @@ class Backward(Written):
         program, table = self.program, self.table
         self.arrangement = arrangement(self.plan)
         self.due = due
-        fronts = {e.name: self.margins(e, width)[0] for e, width in self.layout.states}
-        self.sequences = {n: program.given(f"sequence.{n}", front) for n, front in fronts.items()}
+        self.sequences = {n: program.given(f"sequence.{n}") for n in self.widths}
         self.totals: list[str] = []  # vectors whose gradient is a total of each thread's
         self.fresh: list[str] = []  # states whose default at resets has such a gradient
         self.handed: dict[str, int] = {}  # carries of states that were given; behind the loop, what reached the start

@@ -20,7 +20,6 @@ from elman.engine.call import LayerCall
 from elman.engine.draws import choose, threshold
 from elman.engine.kernel import Kind, Table, at_once, chunks
 from elman.engine.matrices import dense, pattern, stored
-from elman.engine.memory import Margins
 from elman.engine.packing import Packing, Ragged
 from elman.engine.products import Matrix, tools
 from elman.engine.program import Program
@@ -184,12 +183,6 @@ class Written:
         width = self.shapes[name][1] if len(self.shapes[name]) > 1 else 1
         return self.program.given(f"parameter.{name}") + row * width * self.itemsize
 
-    def margins(self, entry: StateEntry, width: int) -> Margins:
-        """The numbers of a state's initial value in front of the tensor that is its sequence, and behind it."""
-        if entry.dtype != "float":
-            return 0, 0  # its numbers are read by torch's functions too, the initial ones included
-        return (0, self.batch * width) if self.form.reverse else (self.batch * width, 0)
-
     def first_output(self, width: int) -> int:
         """Bytes from the start of a state's sequence, with its initial state, to what follows the first step."""
         return 0 if self.form.reverse else self.batch * width * self.itemsize
@@ -299,14 +292,17 @@ WITHIN_BYTES, WITHIN_ROWS = 1 << 19, 12
 class Forward(Written):
     """The program of a forward run.
 
-    Each run makes `sequence.<state>`, [N, width]: the packed sequence, with the initial state in the memory in front of
-    it, or where time runs backwards behind it (of an integer state the tensor is all of that); `final.<state>`,
-    [B, width]; and `saved`: what backward reads and cannot compute again, [N, width] of each node, one after the other.
+    Each run makes `sequence.<state>`, [B + N, width]: the initial state, then the packed sequence, or where time runs
+    backwards the initial state last; `final.<state>`, [B, width]; and `saved`: what backward reads and cannot compute
+    again, [N, width] of each node, one after the other. Where there is no backward, `sequence.<state>` is [N, width],
+    and the initial state stands in the memory beside the tensor, so that no view has to be made. A tensor that is saved
+    has to hold it: hooks may put a copy in its place.
     """
 
     def __init__(self, form: Form) -> None:
         super().__init__(form, form.plan.training if form.training else form.plan.inference)
         program = self.program
+        self.whole = form.training or bool(self.plan.integer)  # sequences are tensors with their initial states
         sequences = {e.name: self._sequence(e, w) for e, w in self.layout.states}
         for entry, width in self.layout.states:
             self._start(sequences[entry.name], entry, width)
@@ -356,9 +352,10 @@ class Forward(Written):
 
     def _sequence(self, entry: StateEntry, width: int) -> int:
         """The address of a state's sequence, with its initial state."""
-        margins = self.margins(entry, width)
-        rows = self.total if any(margins) else self.batch + self.total
-        return self.program.result(f"sequence.{entry.name}", rows, width, margins=margins)
+        name, initial = f"sequence.{entry.name}", self.batch * width
+        if self.whole:
+            return self.program.result(name, self.batch + self.total, width)
+        return self.program.result(name, self.total, width, margins=(0, initial) if self.form.reverse else (initial, 0))
 
     def _start(self, sequence: int, entry: StateEntry, width: int) -> None:
         """Write the initial state."""
@@ -412,10 +409,9 @@ class Forward(Written):
             final = made[f"final.{entry.name}"]
             finals.append(final if entry.dtype == "float" else final.to(torch.int64))
             if k < self.form.wanted:
-                if entry.dtype != "float":
-                    own = slice(None, -self.batch) if self.form.reverse else slice(self.batch, None)
-                    sequence = sequence[own].to(torch.int64)
-                sequences.append(sequence)
+                if self.whole:
+                    sequence = sequence[: -self.batch] if self.form.reverse else sequence[self.batch :]
+                sequences.append(sequence if entry.dtype == "float" else sequence.to(torch.int64))
         return (*sequences, *finals)
 
 

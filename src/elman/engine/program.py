@@ -121,8 +121,8 @@ class Program:
         self._kinds: list[str] = []
         self._regions = array("q", [0] * _FIRST)
         self._places: dict[str, int] = {}
-        self._given: list[tuple[str, int, int]] = []  # name, region, and bytes in front of the tensor
-        self._results: list[tuple[str, int, int]] = []  # likewise
+        self._given: list[tuple[str, int]] = []  # name and region
+        self._results: list[tuple[str, int, int]] = []  # name, region, and bytes in front of the tensor
         self._shapes: list[tuple[int, ...]] = []  # of the results
         self._margins: list[memory.Margins] = []  # of the results
         self._held: dict[int, tuple[Tensor, int]] = {}  # constants and their addresses
@@ -132,11 +132,11 @@ class Program:
 
     # ---- what jobs refer to
 
-    def given(self, name: str, front: int = 0) -> int:
-        """The address of a tensor that each run is given, or makes, by this name, or of numbers in front of it."""
+    def given(self, name: str) -> int:
+        """The address of a tensor that each run is given, or makes, by this name."""
         if name not in self._places:
             self._places[name] = self._at(self._region())
-            self._given.append((name, len(self._regions) - 1, front * self.itemsize))
+            self._given.append((name, len(self._regions) - 1))
         return self._places[name]
 
     def result(self, name: str, *shape: int, margins: memory.Margins = (0, 0)) -> int:
@@ -293,8 +293,8 @@ class Program:
             made: what :meth:`make` gave.
         """
         regions = self._regions[:]
-        for name, region, front in self._given:
-            regions[region] = tensors[name].data_ptr() - front
+        for name, region in self._given:
+            regions[region] = tensors[name].data_ptr()
         for name, region, front in self._results:
             regions[region] = made[name].data_ptr() - front
         for region, source, size in self._behind:

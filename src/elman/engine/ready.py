@@ -39,7 +39,7 @@ class Ready:
         packing = call.packing
         self.steps, self.batch = packing.steps, packing.batch
         self._saves = tuple(f"sequence.{entry.name}" for entry, _ in call.layout.states)
-        rows = {"sequence": (self.steps, self.batch), "final": (1, self.batch)}
+        rows = {"sequence": (self.steps + self._program.whole, self.batch), "final": (1, self.batch)}
         results = self._program.program.results()
         shapes = [(*rows.get(name.partition(".")[0], (packing.total,)), *rest) for name, (_, *rest), _ in results]
         self._made = [name for name, _, _ in results]
@@ -71,7 +71,10 @@ class Ready:
     ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """See `run`; and all that was made."""
         made = dict(zip(self._made, self._tensors.make(), strict=True))
-        results = (made[self._saves[0]], *[made[name] for name in self._finals])
+        sequence = made[self._saves[0]]
+        if self._program.whole:
+            sequence = sequence.narrow(0, 0 if self.scene.reverse else 1, self.steps)
+        results = (sequence, *[made[name] for name in self._finals])
         self._program.program.run(self.scene.call.packing, self._by_name(tensors, draws), made)
         return results, made
 
