@@ -33,16 +33,26 @@ def _mask(packing: Packing, noise: Noise, width: int = 37, moving: bool = True, 
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, 0x0123456789ABCDEF])
 @pytest.mark.parametrize("moving", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_compiled_equals_torch(seed: int, moving: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    packing = Packing.from_lengths([3, 7, 1, 7, 5], CPU)
-    noise = Noise(seed, step=2**32 - 3, row=[5, 2**40, 0, 7, 1])
+@pytest.mark.parametrize("row", [2**40 - 2, [5, 2**40, 0, 7, 1]])
+@pytest.mark.parametrize("lengths", [[3, 7, 1, 7, 5], [7, 7, 5, 3, 1], [4] * 5])
+def test_compiled_equals_torch(
+    seed: int,
+    moving: bool,
+    dtype: torch.dtype,
+    row: int | list[int],
+    lengths: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packing = Packing.from_lengths(lengths, CPU)
+    noise = Noise(seed, step=2**32 - 3, row=row)
     found = []
     for compiled in (True, False):
         if not compiled:
             monkeypatch.setattr(draws, "_library", lambda real: None)
         table = draws.rows(noise, "a test", 3, packing)
         x = torch.randn(packing.total, 37, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
-        dropped = draws.masked(x, table, moving, 0.5, packing)  # twice the value, or nothing: exact in any dtype
+        choice = draws.Keyed(noise, "a test", 3)
+        dropped = draws.masked(x, choice, moving, 0.5, packing)  # twice the value, or nothing: exact in any dtype
         found.append((dropped, torch.autograd.grad(dropped.sum(), x)[0]))
         found.append((table, draws.mask(table, moving, 0.3, packing, 37, (1.0, 0.5), dtype)))
     assert draws._library(torch.float32) is None

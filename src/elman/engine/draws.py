@@ -11,7 +11,7 @@ import zlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from elman.engine.program import REALS, Sink, address_of
 _WORD = 0xFFFFFFFF
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _ROUNDS = 13
+_NO_KEYS = (0,) * 8  # words of a `Keys` of no rows (see masks.h)
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,24 @@ class Noise:
     def after(self, steps: int) -> "Noise":
         """For the chunk that follows so many steps later."""
         return Noise(self.seed, self.step + steps, self.row)
+
+
+class Keyed(NamedTuple):
+    """What one mask of a call is drawn from; see `rows`."""
+
+    noise: Noise
+    purpose: str
+    place: int
+
+    def words(self, batch: int, table: int) -> tuple[int, ...]:
+        """A `Keys` (see masks.h) of rows that count on from a number.
+
+        Args:
+            batch: rows. table: the address of what is made.
+        """
+        noise = self.noise
+        stream = zlib.crc32(self.purpose.encode())
+        return (_signed(noise.seed), stream, self.place, batch, noise.step, noise.row, 0, table)  # type: ignore[return-value]
 
 
 SILENT = Noise(0)  # itself, not its equals: no masks at all, as in evaluation
@@ -105,7 +124,6 @@ def mask(
     width: int,
     values: tuple[float, float],
     dtype: torch.dtype,
-    times: Tensor | None = None,
 ) -> Tensor:
     """[N, width] of a packed batch: `values[0]` where a unit is chosen, else `values[1]`.
 
@@ -116,31 +134,73 @@ def mask(
         packing: of the entries.
         width: units.
         values, dtype: of the result, which is where the table is.
-        times: [N, width] or [T, B, width], to multiply the mask by; not differentiated.
     """
     real = dtype if dtype in REALS else torch.float32
-    library = _library(real) if table.device.type == "cpu" else None
-    if library is None:
-        found = torch.where(_chosen(table, moving, probability, packing, width), *values).to(dtype)
-        return found if times is None else found.view(times.shape) * times
-    made = memory.empty(*((packing.total, width) if times is None else times.shape), dtype=real)
-    factor = None if times is None else times.to(real).contiguous()
-    once = 0
-    if not moving and packing.steps > 1:
-        memory.scratch.begin()
-        once = memory.scratch.take(packing.batch * width * real.itemsize)
-    given = array("f" if real == torch.float32 else "d", values)
-    job = array(
-        "q",
-        (
-            *(table.data_ptr(), moving, threshold(probability)),
-            *(packing.steps, width, threads.count() if made.numel() > 1 << 14 else 1, *packing.places),
-            *(given.buffer_info()[0], 0 if factor is None else factor.data_ptr(), made.data_ptr()),
-            *(once, *(threads.pool() or (0, 0, 0))),
-        ),
-    )
-    library.elman_mask(job.buffer_info()[0])
+    if table.device.type != "cpu" or _library(real) is None:
+        return torch.where(_chosen(table, moving, probability, packing, width), *values).to(dtype)
+    made = memory.empty(packing.total, width, dtype=real)
+    _MaskJob.of(packing, width, moving, probability, values, real, threads.count()).run(table, None, made)
     return made.to(dtype)
+
+
+class _MaskJob:
+    """The words of a `Mask` (see masks.h), but for what differs from run to run.
+
+    Args:
+        packing, width, moving, probability, values: see `mask`.
+        real: of the numbers.
+        workers: threads.
+    """
+
+    _ROWS, _X, _Y, _ONCE, _KEYS = 0, 9, 10, 11, 15
+
+    def __init__(
+        self,
+        packing: Packing,
+        width: int,
+        moving: bool,
+        probability: float,
+        values: tuple[float, float],
+        real: torch.dtype,
+        workers: int,
+    ) -> None:
+        self._function = _library(real).elman_mask
+        self._given = array("f" if real == torch.float32 else "d", values)
+        self._packing = packing  # whose places are held
+        self._batch = packing.batch
+        once = not moving and packing.steps > 1
+        self._table_bytes = -(-packing.batch * 24 // 64) * 64
+        self._once_bytes = packing.batch * width * real.itemsize if once else 0
+        workers = workers if packing.total * width > 1 << 14 else 1
+        draw, sizes = (0, moving, threshold(probability)), (packing.steps, width, workers, *packing.places)
+        pool = threads.pool() or (0, 0, 0)
+        self._words = array("q", (*draw, *sizes, self._given.buffer_info()[0], 0, 0, 0, *pool, *_NO_KEYS))
+
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def of(*form: Any) -> "_MaskJob":
+        """The job of a form, kept; its arguments are the class's."""
+        return _MaskJob(*form)
+
+    def run(self, rows: "Tensor | Keyed", x: Tensor | None, made: Tensor) -> None:
+        """Write the mask, or its product with x.
+
+        Args:
+            rows: the table of the function `rows`, or what it is made from.
+            x: [N, width] or another shape of as many numbers, contiguous. made: the same.
+        """
+        words = self._words[:]
+        start = memory.scratch.all_of(self._table_bytes + self._once_bytes)
+        if isinstance(rows, Tensor):
+            words[self._ROWS] = rows.data_ptr()
+        else:
+            words[self._ROWS] = start
+            for place, word in enumerate(rows.words(self._batch, start), self._KEYS):
+                words[place] = word
+        words[self._X] = 0 if x is None else x.data_ptr()
+        words[self._Y] = made.data_ptr()
+        words[self._ONCE] = start + self._table_bytes if self._once_bytes else 0
+        self._function(words.buffer_info()[0])
 
 
 def choose(sink: Sink, rows: int, threshold: int, batch: int, width: int, to: int, dtype: torch.dtype) -> None:
@@ -154,27 +214,42 @@ def choose(sink: Sink, rows: int, threshold: int, batch: int, width: int, to: in
     once = Packing.dense(1, batch, torch.device("cpu"))
     values = sink.constant(torch.tensor([1.0, 0.0], dtype=dtype))
     words = (rows, False, threshold, 1, width, threads.for_work(batch * width * 64), *sink.sizes(once))
-    job = array("q", (*words, values, 0, to, 0, *(threads.pool() or (0, 0, 0))))
+    job = array("q", (*words, values, 0, to, 0, *(threads.pool() or (0, 0, 0)), *_NO_KEYS))
     sink.call("mask", address_of(_library(dtype).elman_mask), job, (0, 6, 7, 8, 10))
 
 
-def masked(x: Tensor, table: Tensor, moving: bool, chance: float, packing: Packing) -> Tensor:
+def masked(x: Tensor, choice: Keyed, moving: bool, chance: float, packing: Packing) -> Tensor:
     """[N, width] or [T, B, width] with chosen units dropped, the others scaled by 1 / (1 - chance); keeps no mask."""
-    found: Tensor = _Masked.apply(x, table, moving, chance, packing)  # type: ignore[no-untyped-call]
+    found: Tensor = _Masked.apply(x, choice, moving, chance, packing)  # type: ignore[no-untyped-call]
     return found
+
+
+def _product(x: Tensor, choice: Keyed, moving: bool, chance: float, packing: Packing) -> Tensor:
+    """`masked`, without its derivative."""
+    values, width = (0.0, 1 / (1 - chance)), x.shape[-1]
+    if x.device.type != "cpu" or x.dtype not in REALS or _library(x.dtype) is None:
+        wide = x.dtype if x.dtype in REALS else torch.float32
+        found = mask(rows(*choice, packing), moving, chance, packing, width, values, wide)
+        return (found.view(x.shape) * x).to(x.dtype)
+    made = memory.empty(*x.shape, dtype=x.dtype)
+    job = _MaskJob.of(packing, width, moving, chance, values, x.dtype, threads.count())
+    counted = packing.order is None and isinstance(choice.noise.row, int)
+    job.run(choice if counted else rows(*choice, packing), x.contiguous(), made)
+    return made
 
 
 class _Masked(torch.autograd.Function):
     """A product with a mask, which backward draws again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, moving: bool, chance: float, packing: Packing) -> Tensor:
-        ctx.drawn = (table, moving, chance, packing)
-        return mask(table, moving, chance, packing, x.shape[-1], (0.0, 1 / (1 - chance)), x.dtype, x)
+    def forward(ctx: Any, x: Tensor, *drawn: Any) -> Tensor:
+        ctx.drawn = drawn
+        return _product(x, *drawn)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return (masked(gradients[0], *ctx.drawn), None, None, None, None)
+        again = masked if torch.is_grad_enabled() else _product
+        return (again(gradients[0], *ctx.drawn), None, None, None, None)
 
 
 def _chosen(table: Tensor, moving: bool, probability: float, packing: Packing, width: int) -> Tensor:

@@ -35,6 +35,7 @@ struct Mask {
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
+    Keys keys;  // of the rows, where their table is yet to be made; else its count is 0
 };
 
 // One row of it: what `values` gives for each vector of units, times x where there is one.
@@ -77,6 +78,7 @@ static void fill(void *argument) {
 }
 
 EXPORT void elman_mask(Mask *m) {
+    if (m->keys.count) elman_keys(&m->keys);
     if (m->threads > 1) m->parallel(fill, m, (unsigned)m->threads, 0);
     else fill(m);
 }

@@ -101,8 +101,7 @@ class Wiring:
         chance = self._options.dropout
         if not named or chance == 1:
             return F.dropout(x, chance)
-        table = draws.rows(noise, "dropout", level, packing)
-        return draws.masked(x, table, True, chance, packing)
+        return draws.masked(x, draws.Keyed(noise, "dropout", level), True, chance, packing)
 
 
 def locked(x: Tensor, chance: float, purpose: str, place: int, packing: Packing, noise: Noise) -> Tensor:
@@ -110,7 +109,7 @@ def locked(x: Tensor, chance: float, purpose: str, place: int, packing: Packing,
 
     Gal & Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", NeurIPS 2016.
     """
-    return draws.masked(x, draws.rows(noise, purpose, place, packing), False, chance, packing)
+    return draws.masked(x, draws.Keyed(noise, purpose, place), False, chance, packing)
 
 
 def weight_mask(weight: Tensor, chance: float, place: int, noise: Noise) -> Tensor:
