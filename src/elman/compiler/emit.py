@@ -160,6 +160,15 @@ class _Emitter:
             + "};\n"
         )
 
+    def _chain(self, part: Part) -> int:
+        """How many costly operations follow one another in a part."""
+        nodes, longest = self._graph.nodes, dict[int, int]()
+        for index in self._computed_here(part, (part.level, part.width)):
+            node = nodes[index]
+            costly = node.op not in _CHEAP and not OPERATIONS[node.op].mask and node.width > 1
+            longest[index] = max((longest.get(a, 0) for a in node.args), default=0) + costly
+        return max(longest.values(), default=0)
+
     def _draw(self, name: str) -> int:
         if name not in self._kernel.draws:
             self._kernel.draws.append(name)
@@ -208,7 +217,7 @@ class _Emitter:
             f"struct Part{number} {{\n"
             f"    enum {{ count = {count}, blocks = {blocks}, domain_buffer = {domain}, "
             f"single = {int(part.width == 1)}, transposes = {int(transposes)}, widest = {wide}, "
-            f"sums = {len(part.sums)}, first_sum = {first_sum} }};\n"
+            f"sums = {len(part.sums)}, first_sum = {first_sum}, chain = {self._chain(part)} }};\n"
             f"    INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, "
             f"int64_t units) {{\n{''.join(f'        {call}' + chr(10) for call in calls)}    }}\n"
             + _POINT.format("".join(f"        {line}\n" for line in lines))

@@ -250,11 +250,18 @@ template <class Part> static void tile(const Context &c, int64_t row, int64_t ro
 // The same for a part without products, over all rows and a stretch of units. A single whole vector, between those that are
 // done together and the last one, is treated as one that is not whole where parts are many: it is a third of what is compiled.
 enum { FEW_PARTS = 6 };
+// Where a function's value goes into another function, four vectors side by side: the processor looks ahead over about two
+// vectors' operations, and would wait for such chains. Their values go through memory where registers are few, which costs
+// more than it gives elsewhere. (Measured with 16 registers; with 32 nothing was.)
+template <class Part> constexpr int side_by_side() { return REGISTERS == 16 && PARTS <= FEW_PARTS && Part::chain > 1 ? 4 : TOGETHER; }
 template <class Part> static __attribute__((noinline)) void rows_of_points(const Context &given, int64_t first, int64_t last) {
     const Context c = given;  // a copy that no write can reach, so that addresses are computed once for a row
+    constexpr int side = side_by_side<Part>();
     for (int64_t row = 0; row < c.rows; ++row) {
         int64_t unit = first;
         if constexpr (!Part::single) {
+            if constexpr (side > TOGETHER)
+                for (; unit + side * LANES <= last; unit += side * LANES) Part::template point<true, side, 0>(c, row, unit, LANES, 0, 0);
             for (; unit + TOGETHER * LANES <= last; unit += TOGETHER * LANES)
                 Part::template point<true, TOGETHER, 0>(c, row, unit, LANES, 0, 0);
             if constexpr (PARTS <= FEW_PARTS)

@@ -30,6 +30,7 @@ Function = int  # the address of a compiled function that takes one address
 spent: dict[str, int] | None = None  # nanoseconds by kind of job, added up while this is a dictionary
 
 _LINE = 64
+_ALIKE, _APART = 1 << 11, 13 * _LINE  # as in memory.cpp
 _OFFSET_BITS = 44  # see program.cpp
 _ZERO_OFFSET = 1 << 43
 _SCRATCH, _WORDS, _FIRST = 1, 2, 3  # regions; an address of 0 is none
@@ -166,6 +167,8 @@ class Program:
         assert size >= 0
         found = self._next
         self._next += -(-size // _LINE) * _LINE
+        if size % _ALIKE == 0:  # else blocks of such sizes would all fall on the same sets of the cache
+            self._next += _APART
         self._most = max(self._most, self._next)
         return self._at(_SCRATCH) + found
 
