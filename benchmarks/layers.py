@@ -10,6 +10,7 @@ import argparse
 import datetime
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -167,10 +168,16 @@ def bench_elementwise(seconds: float) -> None:
     batch, steps, inputs, hidden = 32, 256, 64, 512
     print(f"\n## Cells without recurrent products, B = {batch}, T = {steps}, H = {hidden}: the loop alone")
     print("\nGB/s: forward, of the projected inputs that are read and the states that are written; in training, with")
-    print("backward, also of what is saved and of gradients. The copy is one of 256 MB, just before and after.")
-    print("Medians of five passes over all cells.")
+    print(
+        "backward, also of what is saved and of gradients. The copy is one of 256 MB, just before and after. The third"
+    )
+    print(
+        "figure of each is what computing the cell's functions (sigmoid, tanh ...) allows, on numbers in the cache and"
+    )
+    print("just before too: the loop's limit where it is below the copy's rate. Medians of five passes over all cells.")
     copied, source = torch.empty(1 << 26), torch.ones(1 << 26)
-    cases: list[tuple[str, Callable[[], object], int]] = []  # name, what to run, and bytes that it moves
+    # name, what to run, the numbers that it moves for each unit, and the functions that it computes
+    cases: list[tuple[str, Callable[[], object], float, list[str]]] = []
     for name in elman.cells.names():
         cell = elman.cells.get(name)()
         plan = Plan(cell, layout(cell, inputs, hidden), dict.fromkeys(cell.below, hidden))
@@ -181,21 +188,26 @@ def bench_elementwise(seconds: float) -> None:
             (forward(layer, x), (plan.inference,)),
             (training(layer, x), (plan.training, plan.gradients)),
         ):
-            cases.append((name, way, 4 * batch * steps * sum(map(_moved, kernels))))
+            functions = [name for kernel in kernels for name in _functions(kernel)]
+            cases.append((name, way, sum(map(_moved, kernels)) / hidden, functions))
     rates: list[list[float]] = [[] for _ in cases]
     shares: list[list[float]] = [[] for _ in cases]
+    allowed: list[list[float]] = [[] for _ in cases]
     limits = []
     for _ in range(5):
-        for (_, way, moved), rate, share in zip(cases, rates, shares, strict=True):
+        for (_, way, moved, functions), rate, share, allow in zip(cases, rates, shares, allowed, strict=True):
+            most = machine.function_rate(functions, torch.get_num_threads()) * moved * 4 if functions else math.inf
             copies = medians([lambda: copied.copy_(source)], 0)
             spent = _loops(way, seconds / 2)
             copies += medians([lambda: copied.copy_(source)], 0)
             limits.append(2 * 4 * source.numel() / statistics.mean(copies) / 1e9)
-            rate.append(moved / spent / 1e9)
+            rate.append(4 * moved * batch * steps * hidden / spent / 1e9)
             share.append(100 * rate[-1] / limits[-1])
-    shown = [f"{statistics.median(r):.1f}" for r in rates], [f"{statistics.median(s):.0f} %" for s in shares]
+            allow.append(100 * most / 1e9 / limits[-1])
+    shown = [[f"{statistics.median(r):.1f}" for r in rates]]
+    shown += [[f"{statistics.median(s):.0f} %" if s[0] < math.inf else "-" for s in each] for each in (shares, allowed)]
     rows = [[f"`{cases[i][0]}`", *(column[j] for j in (i, i + 1) for column in shown)] for i in range(0, len(cases), 2)]
-    table(["cell", "forward GB/s", "of a copy's", "training GB/s", "of a copy's"], rows)
+    table(["cell", *(n for way in ("forward", "training") for n in (f"{way} GB/s", "of a copy's", "its functions alone"))], rows)
     print(f"\nThe copies ran at {min(limits):.0f} to {max(limits):.0f} GB/s.")
 
 
@@ -207,6 +219,12 @@ def _moved(kernel: Any) -> int:
         chosen = {n: w for n, w in chosen.items() if not (n.startswith("state.") and f"next.{n[6:]}" in chosen)}
     given = [n for n in chosen if n.startswith("sequence.")]  # of these gradients the output's alone is there
     return sum(w for n, w in chosen.items() if n not in given[1:])
+
+
+def _functions(kernel: Any) -> list[str]:
+    """The functions that a kernel computes for each unit at every step, each as often as it does."""
+    parts = kernel.source.partition("struct Part")[2]
+    return re.findall(r"= (sigmoid|tanh|exp|expm1|log|log1p|sqrt|rsqrt|sin|cos)\(", parts)
 
 
 def _loops(way: Callable[[], object], seconds: float) -> float:

@@ -1,7 +1,8 @@
-"""What this machine can do at most: multiply-adds, reads from each level of memory, and several streams at once."""
+"""What this machine can do at most: multiply-adds, functions, reads from each level of memory, several streams."""
 
 import ctypes
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -58,6 +59,34 @@ EXPORT int run(Job *job, int kind, int workers) {
 """
 
 
+# `{expressions}` of vectors x[k], a statement for each function, of numbers in the first-level cache.
+_FUNCTIONS = """
+#include "vectors.h"
+#include "functions.h"
+struct Job {{ real *data; int64_t bytes, repeats; Parallel parallel; int (*number)(); real result[64]; }};
+enum {{ N = 4 }};
+#define EACH _Pragma("GCC unroll 8") for (int k = 0; k < N; ++k)
+static void functions(void *argument) {{
+    Job &job = *(Job *)argument;
+    real in[1024], out[1024];
+    for (int i = 0; i < 1024; ++i) in[i] = (i - 512) * (real)0.01;
+    for (int64_t r = 0; r < job.repeats; ++r) {{
+        for (int64_t i = 0; i < 1024; i += N * LANES) {{
+            V x[N], y[N]; EACH x[k] = load(in + i + k * LANES); EACH y[k] = x[k];
+            {expressions}
+            EACH store(out + i + k * LANES, y[k]);
+        }}
+        asm volatile("" : : "r"(out) : "memory");
+    }}
+    job.result[job.number()] = out[0];
+}}
+EXPORT int run(Job *job, int kind, int workers) {{
+    job->parallel(functions, job, workers, 0);
+    return 1024;
+}}
+"""
+
+
 class _Job(ctypes.Structure):
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -69,9 +98,11 @@ class _Job(ctypes.Structure):
     )
 
 
-def _best(kind: int, bytes_each: int, repeats: int, workers: int, arrays: int = 0) -> tuple[float, int]:
+def _best(
+    kind: int, bytes_each: int, repeats: int, workers: int, arrays: int = 0, source: str = _SOURCE
+) -> tuple[float, int]:
     """Seconds of the best of nine runs, and what the run returns."""
-    library = build.load(_SOURCE, "float")
+    library = build.load(source, "float")
     pool = threads.pool()
     assert pool is not None
     data = torch.ones(max(1, bytes_each * (arrays or workers) // 4))
@@ -102,3 +133,11 @@ def stream_bandwidth(read: int, written: int, bytes_each: int) -> float:
     """GB/s of two threads that go once over several arrays of so many bytes, row by row, with ordinary stores."""
     seconds, _ = _best(2, bytes_each, read * 256 + written, 2, read + written)
     return bytes_each * (read + written) / seconds / 1e9
+
+
+def function_rate(names: Sequence[str], workers: int) -> float:
+    """Numbers a second for each of which all these functions of `functions.h` are computed, by `workers` threads."""
+    expressions = " ".join(f"EACH y[k] += {name}(x[k]);" for name in names)
+    repeats = 200
+    seconds, numbers = _best(0, 0, repeats, workers, source=_FUNCTIONS.format(expressions=expressions))
+    return numbers * repeats * workers / seconds

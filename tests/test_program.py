@@ -133,6 +133,27 @@ def test_rows_are_moved_as_by_index(dtype: torch.dtype, rest: tuple[int, ...]) -
             assert torch.equal(packing.unpack(packed, 7), expected.view(padded.shape))
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("lengths", [[4, 1, 6], [6, 6, 2], [5, 5, 5], [7, 7, 7]], ids=str)
+def test_sequences_are_unpacked_side_by_side(
+    lengths: list[int], compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As their concatenation is, with its gradients, also where these are those of one number, and theirs."""
+    if not compiled:
+        monkeypatch.setattr("elman.engine.packing._rows_function", lambda: None)
+    torch.manual_seed(0)
+    packing = Packing.from_lengths(lengths, CPU)
+    parts = [torch.randn(packing.total, width, dtype=torch.float64, requires_grad=True) for width in (2, 5)]
+    found = packing.unpack(parts[0], 7, parts[1])
+    expected = packing.unpack(torch.cat(parts, -1), 7)
+    assert torch.equal(found, expected)
+    for of_output in (torch.sum, torch.norm):
+        for a, b in zip(*(torch.autograd.grad(of_output(v), parts) for v in (found, expected)), strict=True):
+            assert torch.equal(a, b)
+        found, expected = packing.unpack(parts[0], 7, parts[1]), packing.unpack(torch.cat(parts, -1), 7)
+    assert torch.autograd.gradgradcheck(lambda a, b: packing.unpack(a, 7, b).sin(), parts)
+
+
 def test_time_is_added_up_by_kind_of_job() -> None:
     layer, x = elman.GRU(4, 8), torch.randn(3, 2, 4)
     with torch.no_grad(), elman.use_engine("cpu"):

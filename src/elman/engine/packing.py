@@ -172,14 +172,26 @@ class Packing:
             # A slice of everything would not be nothing: its gradient is a copy.
             flat = padded.flatten(0, 1)
             return flat if flat.shape[0] == self.total else flat[: self.total]
-        found: Tensor = _Pack.apply(padded, self)  # type: ignore[no-untyped-call]
-        return found
+        (found,) = _Pack.apply(padded, self, ())  # type: ignore[no-untyped-call]
+        packed: Tensor = found
+        return packed
 
-    def unpack(self, packed: Tensor, steps: int) -> Tensor:
-        """[N, *] to [steps, B, *] in the caller's order, zero past each row's length."""
-        if self.order is None and self.is_dense and steps == self.steps:
+    def fills(self, steps: int) -> bool:
+        """Whether [N, *] has the caller's rows, in order, at so many steps each."""
+        return self.order is None and self.is_dense and steps == self.steps
+
+    def unpack(self, packed: Tensor, steps: int, *beside: Tensor) -> Tensor:
+        """[N, *] to [steps, B, *] in the caller's order, zero past each row's length.
+
+        Args:
+            packed: [N, *].
+            steps: at least the longest row's.
+            beside: more of [N, width], which come to stand on the right of `packed`, then also [N, width].
+        """
+        if self.fills(steps):
+            packed = torch.cat((packed, *beside), -1) if beside else packed
             return packed.reshape(steps, self.batch, *packed.shape[1:])
-        padded: Tensor = _Unpack.apply(packed, self, steps)  # type: ignore[no-untyped-call]
+        padded: Tensor = _Unpack.apply(self, steps, packed, *beside)  # type: ignore[no-untyped-call]
         return padded
 
     def to_packed_order(self, rows: Tensor, dim: int) -> Tensor:
@@ -193,13 +205,18 @@ class Packing:
     @cached_property
     def _inverse(self) -> Tensor:
         assert self.order is not None
-        return self.order.argsort()
+        if self.order.device.type != "cpu":
+            return self.order.argsort()
+        found = [0] * self.batch
+        for place, row in enumerate(self.order.tolist()):
+            found[row] = place
+        return torch.tensor(found)
 
     def move(self, padded: Tensor, packed: Tensor, unpack: bool) -> None:
         """Copy the rows of [T, B, *] to those of [N, *], or back with zeros past each row's length.
 
         Args:
-            padded: each row contiguous. packed: contiguous.
+            padded: each row contiguous, the rows of all steps at equal distances. packed: contiguous.
         """
         job = _rows_function() if padded.device.type == "cpu" else None
         if job is not None:
@@ -211,7 +228,7 @@ class Packing:
             words.extend((packed.data_ptr(), unpack))
             job(words.buffer_info()[0])
         elif unpack:
-            padded.zero_().view(-1, *packed.shape[1:]).index_copy_(0, self._padded_places, packed)
+            padded.zero_().flatten(0, 1).index_copy_(0, self._padded_places, packed)
         else:
             torch.index_select(padded.flatten(0, 1), 0, self._padded_places, out=packed)
 
@@ -244,36 +261,41 @@ class Ragged:
 
 
 class _Pack(torch.autograd.Function):
-    """See `Packing.pack`; in memory from the pool."""
+    """See `Packing.pack`; the columns as one tensor, or as several of these widths. In memory from the pool."""
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, packing: Packing) -> Tensor:
+    def forward(ctx: Any, padded: Tensor, packing: Packing, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
         ctx.packing, ctx.steps = packing, padded.shape[0]
-        rest = padded.shape[2:]
-        if rest and not padded[:1, :1].is_contiguous():
+        if padded.dim() > 2 and not padded[:1, :1].is_contiguous():
             padded = padded.contiguous()
-        packed = memory.empty_like(padded, packing.total, *rest)
-        packing.move(padded, packed, unpack=False)
-        return packed
+        parts = padded.split(widths, -1) if widths else (padded,)
+        found = tuple(memory.empty_like(part, packing.total, *part.shape[2:]) for part in parts)
+        for part, packed in zip(parts, found, strict=True):
+            packing.move(part, packed, unpack=False)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _Unpack.apply(gradients[0], ctx.packing, ctx.steps), None  # type: ignore[no-untyped-call]
+        return _Unpack.apply(ctx.packing, ctx.steps, *gradients), None, None  # type: ignore[no-untyped-call]
 
 
 class _Unpack(torch.autograd.Function):
     """See `Packing.unpack`; in memory from the pool."""
 
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, packing: Packing, steps: int) -> Tensor:
+    def forward(ctx: Any, packing: Packing, steps: int, *packed: Tensor) -> Tensor:
         ctx.packing = packing
-        padded = memory.empty_like(packed, steps, packing.batch, *packed.shape[1:])
-        packing.move(padded, packed.contiguous(), unpack=True)
+        ctx.widths = tuple(part.shape[-1] for part in packed) if len(packed) > 1 else ()
+        rest = (*packed[0].shape[1:-1], sum(ctx.widths)) if ctx.widths else packed[0].shape[1:]
+        padded = memory.empty_like(packed[0], steps, packing.batch, *rest)
+        parts = padded.split(ctx.widths, -1) if ctx.widths else (padded,)
+        for part, whole in zip(packed, parts, strict=True):
+            packing.move(whole, part.contiguous(), unpack=True)
         return padded
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _Pack.apply(gradients[0], ctx.packing), None, None  # type: ignore[no-untyped-call]
+        return None, None, *_Pack.apply(gradients[0], ctx.packing, ctx.widths)  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=1)

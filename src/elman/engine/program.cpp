@@ -165,7 +165,7 @@ struct Rows {
 };
 static void rows(const Rows &j, int64_t thread, int64_t team) {
     const Packing &p = j.packing;
-    for (int64_t t = j.padded_steps * thread / team; t < j.padded_steps * (thread + 1) / team; ++t) {
+    for (int64_t t = thread; t < j.padded_steps; t += team) {  // in turns: later steps have fewer rows
         const int64_t size = t < p.steps ? p.sizes[t] : 0, end = j.unpack ? p.batch : size;
         for (int64_t row = 0; row < end; ++row) {
             char *padded = j.padded + t * j.step_stride + (j.order ? j.order[row] : row) * j.row_stride;

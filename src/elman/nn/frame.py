@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from elman.cells.layout import Layout
 from elman.engine.packing import Packing
+from elman.nn.wiring import merged
 
 
 class Frame:
@@ -104,12 +105,14 @@ class Frame:
                 raise ValueError(f"the cell needs the extra input {extra.name!r}: pass extras={{{extra.name!r}: ...}}")
         return packed
 
-    def leave(self, packed: Tensor) -> Tensor | PackedSequence:
-        """[N, *] in the form of the caller's input, zero past each row's length."""
-        if self._sequence is not None:
-            sequence = self._sequence
-            return PackedSequence(packed, sequence.batch_sizes, sequence.sorted_indices, sequence.unsorted_indices)
-        padded = self.packing.unpack(packed, self.steps)
+    def leave(self, *parts: Tensor) -> Tensor | PackedSequence:
+        """[N, width], one or several side by side, in the form of the caller's input, zero past each row's length."""
+        sequence = self._sequence
+        if sequence is not None or self.packing.fills(self.steps):
+            parts = (merged(parts, "concatenate"),)
+        if sequence is not None:
+            return PackedSequence(parts[0], sequence.batch_sizes, sequence.sorted_indices, sequence.unsorted_indices)
+        padded = self.packing.unpack(parts[0], self.steps, *parts[1:])
         if self._unbatched:
             return padded.squeeze(1)
         return padded.transpose(0, 1) if self._swap else padded

@@ -233,9 +233,9 @@ class Recurrent(nn.Module):
                 return found
         run = shortcuts.recorder(known, dispatch.run)
         frame = self._frame(input, lengths)
-        output, _, final = self._unrolling(frame, noise, run).forward(state, reset, extras, every_state=False)
+        outputs, _, final = self._unrolling(frame, noise, run).forward(state, reset, extras, every_state=False)
         shortcuts.learn(known, self, input, run)
-        return frame.leave(output), final
+        return frame.leave(*outputs), final
 
     def unroll(
         self,

@@ -46,8 +46,10 @@ class Unrolling:
 
     def forward(
         self, state: Any, reset: Tensor | None, extras: Mapping[str, Tensor] | None, every_state: bool
-    ) -> tuple[Tensor, list[DirectionResult], Any]:
+    ) -> tuple[tuple[Tensor, ...], list[DirectionResult], Any]:
         """The output, [N, width] and packed, the last layer's results, and the state in the caller's form.
+
+        The output is one tensor, or several that are to be set side by side.
 
         Args:
             state, reset, extras: as the caller gave them.
@@ -86,9 +88,12 @@ class Unrolling:
             else:
                 results = self.run(call)
             finals += [result.state for result in results]
-            output = merged([result.sequences[0] for result in results], stack.options.merge)
+            outputs = tuple(result.sequences[0] for result in results)
+            if level == last and wiring.trivial and stack.options.merge == "concatenate":
+                return outputs, results, self._leave(finals)
+            output = merged(outputs, stack.options.merge)
             x = output if wiring.trivial else wiring.leave(level, x, output, packing, noise, self.named)
-        return x, results, self._leave(finals)
+        return (x,), results, self._leave(finals)
 
     def _direction(
         self, level: int, index: int, state: tuple[Tensor, ...] | None, below: dict[str, Tensor]
