@@ -207,7 +207,8 @@ def bench_elementwise(seconds: float) -> None:
     shown = [[f"{statistics.median(r):.1f}" for r in rates]]
     shown += [[f"{statistics.median(s):.0f} %" if s[0] < math.inf else "-" for s in each] for each in (shares, allowed)]
     rows = [[f"`{cases[i][0]}`", *(column[j] for j in (i, i + 1) for column in shown)] for i in range(0, len(cases), 2)]
-    table(["cell", *(n for way in ("forward", "training") for n in (f"{way} GB/s", "of a copy's", "its functions alone"))], rows)
+    head = [n for way in ("forward", "training") for n in (f"{way} GB/s", "of a copy's", "its functions alone")]
+    table(["cell", *head], rows)
     print(f"\nThe copies ran at {min(limits):.0f} to {max(limits):.0f} GB/s.")
 
 
