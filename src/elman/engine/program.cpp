@@ -165,9 +165,20 @@ struct Rows {
 };
 static void rows(const Rows &j, int64_t thread, int64_t team) {
     const Packing &p = j.packing;
-    for (int64_t t = thread; t < j.padded_steps; t += team) {  // in turns: later steps have fewer rows
-        const int64_t size = t < p.steps ? p.sizes[t] : 0, end = j.unpack ? p.batch : size;
-        for (int64_t row = 0; row < end; ++row) {
+    // A row that is copied takes as long as two that are made zero; each thread has steps that lie together.
+    auto work_before = [&](int64_t t) {
+        const int64_t copied = t < p.steps ? p.offsets[t] : p.offsets[p.steps - 1] + p.sizes[p.steps - 1];
+        return j.unpack ? copied + t * p.batch : copied;
+    };
+    auto begin_of = [&](int64_t number) {
+        const int64_t all = work_before(j.padded_steps);
+        int64_t t = number == team ? j.padded_steps : 0;
+        while (t < j.padded_steps && work_before(t) < all * number / team) ++t;
+        return t;
+    };
+    for (int64_t t = begin_of(thread), end = begin_of(thread + 1); t < end; ++t) {
+        const int64_t size = t < p.steps ? p.sizes[t] : 0, rows = j.unpack ? p.batch : size;
+        for (int64_t row = 0; row < rows; ++row) {
             char *padded = j.padded + t * j.step_stride + (j.order ? j.order[row] : row) * j.row_stride;
             if (row >= size) {
                 memset(padded, 0, j.bytes);
