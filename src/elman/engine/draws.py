@@ -177,12 +177,11 @@ class _MaskJob:
         self._words = array("q", (*draw, *sizes, self._given.buffer_info()[0], 0, 0, 0, *pool, *_NO_KEYS))
 
     @staticmethod
-    @functools.lru_cache(maxsize=64)
-    def of(*form: Any) -> "_MaskJob":
-        """The job of a form, kept; its arguments are the class's."""
-        return _MaskJob(*form)
+    def of(packing: Packing, *form: Any) -> "_MaskJob":
+        """The job of the class's arguments, kept where another call may have the same packing."""
+        return _kept_job(packing, *form) if packing.kept else _MaskJob(packing, *form)
 
-    def run(self, rows: "Tensor | Keyed", x: Tensor | None, made: Tensor) -> None:
+    def run(self, rows: Tensor | Keyed, x: Tensor | None, made: Tensor) -> None:
         """Write the mask, or its product with x.
 
         Args:
@@ -201,6 +200,11 @@ class _MaskJob:
         words[self._Y] = made.data_ptr()
         words[self._ONCE] = start + self._table_bytes if self._once_bytes else 0
         self._function(words.buffer_info()[0])
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_job(*form: Any) -> _MaskJob:
+    return _MaskJob(*form)
 
 
 def choose(sink: Sink, rows: int, threshold: int, batch: int, width: int, to: int, dtype: torch.dtype) -> None:
