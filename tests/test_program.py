@@ -117,7 +117,7 @@ def test_threads_share_a_program() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bool, torch.float16], ids=str)
-@pytest.mark.parametrize("rest", [(), (1,), (5,), (2, 3)], ids=str)
+@pytest.mark.parametrize("rest", [(), (1,), (5,), (2, 3), (9000,)], ids=str)  # of the widest, threads share the rows
 def test_rows_are_moved_as_by_index(dtype: torch.dtype, rest: tuple[int, ...]) -> None:
     """Packing by compiled code equals packing by index, at strides of all kinds, and so does the way back."""
     torch.manual_seed(0)
