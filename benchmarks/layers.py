@@ -168,9 +168,9 @@ def bench_elementwise(seconds: float) -> None:
     batch, steps, inputs, hidden = 32, 256, 64, 512
     print(f"\n## Cells without recurrent products, B = {batch}, T = {steps}, H = {hidden}: the loop alone")
     print("\nGB/s: forward, of the projected inputs that are read and the states that are written; in training, with")
-    print("backward, also of what is saved and of gradients. The copy is one of 256 MB, just before and after. What its")
-    print("functions alone would allow is how fast sigmoids, tanhs and the like are computed, of numbers in the cache, just")
-    print("before. Medians of five passes over all cells.")
+    print("backward, also of what is saved and of gradients. The copy is one of 256 MB, just before and after. What")
+    print("its functions alone allow is how fast sigmoids, tanhs and the like are computed, of numbers in the cache,")
+    print("just before. Medians of five passes over all cells.")
     copied, source = torch.empty(1 << 26), torch.ones(1 << 26)
     # name, what to run, the numbers that it moves for each unit, and the functions that it computes
     cases: list[tuple[str, Callable[[], object], float, list[str]]] = []

@@ -2,6 +2,7 @@
 
 import threading
 from array import array
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -116,6 +117,15 @@ def test_threads_share_a_program() -> None:
     assert not wrong
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bool, torch.float16], ids=str)
 @pytest.mark.parametrize("rest", [(), (1,), (5,), (2, 3), (9000,)], ids=str)  # of the widest, threads share the rows
 def test_rows_are_moved_as_by_index(dtype: torch.dtype, rest: tuple[int, ...]) -> None:
