@@ -75,6 +75,11 @@ def emit(schedule: Schedule, layout: Layout, biased: frozenset[str], clocked: bo
 _COMPANIONS = {"gradient": ("carry", "handed", "sequence", "final", "fresh"), "state": ("state", "previous", "default")}
 
 
+# What has a row of its own for each step, so that its numbers come from far and go far; in a forward step the states do
+# not, for they have just been written. A gradient is read of its sequence.
+_OF_A_STEP = {"x", "raw", "extra", "below", "saved", "next", "state", "d", "sequence"}
+
+
 # Operations that cost no more than reading their result would.
 _CHEAP = {"add", "sub", "mul", "neg", "abs", "relu", "maximum", "minimum", "where"}
 
@@ -112,6 +117,7 @@ class _Emitter:
         self._products = layout.products
         self._locked = {declared.name for declared, _ in layout.draws if declared.locked}
         self._clocked = clocked
+        self._forward = any(name.startswith("next.") for part in schedule.parts for name in part.stores)
         self._graph = schedule.graph
         self._biased = biased
         self._kernel = Kernel()
@@ -195,8 +201,6 @@ class _Emitter:
             products = Group(names, transposed, part.width, blocks, added=gates)
             name, table = self._group(products, count, group, accumulator, segments, given)
             tables.append(table)
-            if gates:
-                calls.insert(0, f"expect(c, {name}, row, rows, block);")
             calls.append(f"multiply(c, {name}, acc, row, rows, block, units);")
         if leaves:
             names = tuple(self._graph.nodes[index].name for index in leaves)
@@ -205,19 +209,22 @@ class _Emitter:
             inputs = Group(names, False, part.width, blocks, inputs=True)
             name, table = self._group(inputs, count, leaves, accumulator, segments, given)
             tables.append(table)
-            calls.insert(0, f"expect(c, {name}, row, rows, block);")
             calls.append(f"inputs(c, {name}, acc, row, rows, block, units);")
         passes = (f"pass_of({blocks * n})" for n in self._vectors[first:])
         wide = functools.reduce(lambda a, b: f"larger({a}, {b})", passes, "1")
         transposes = any(self._graph.nodes[index].op == "transposed" for index in part.products)
         lines = self._expressions(part, accumulator)
+        reads, writes = self._streams(part)
+        streams = [self._buffer(name, part.width) for name in reads + writes]
         first_sum = self._sums[part.sums[0]] if part.sums else 0
         domain = self._buffer(f"domain.{part.width}", part.width)
         return "".join(tables) + (
             f"struct Part{number} {{\n"
             f"    enum {{ count = {count}, blocks = {blocks}, domain_buffer = {domain}, "
             f"single = {int(part.width == 1)}, transposes = {int(transposes)}, widest = {wide}, "
-            f"sums = {len(part.sums)}, first_sum = {first_sum}, chain = {self._chain(part)} }};\n"
+            f"sums = {len(part.sums)}, first_sum = {first_sum}, chain = {self._chain(part)}, "
+            f"reads = {len(reads)}, streams = {len(streams)} }};\n"
+            f"    static constexpr int stream[] = {{{', '.join(map(str, [*streams, 0]))}}};\n"
             f"    INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, "
             f"int64_t units) {{\n{''.join(f'        {call}' + chr(10) for call in calls)}    }}\n"
             + _POINT.format("".join(f"        {line}\n" for line in lines))
@@ -266,6 +273,16 @@ class _Emitter:
         return sorted(
             i for i in read if nodes[i].name.startswith("x.") and nodes[i].op == "leaf" and nodes[i].width == part.width
         )
+
+    def _streams(self, part: Part) -> tuple[list[str], list[str]]:
+        """The buffers whose numbers a part reads, and those that it writes, of each step once."""
+        nodes = self._graph.nodes
+        computed = self._computed_here(part, (part.level, part.width))
+        read = {a for index in computed for a in nodes[index].args} | set(part.stores.values())
+        leaves = [nodes[i].name for i in sorted(read) if nodes[i].op == "leaf" and nodes[i].width == part.width]
+        names = [f"sequence.{n[9:]}" if n.startswith("gradient.") else n for n in leaves]
+        kinds = _OF_A_STEP - ({"state"} if self._forward else set())
+        return [n for n in names if n.partition(".")[0] in kinds], [n for n in part.stores if n.partition(".")[0] in kinds]
 
     def _find_added(self, part: Part) -> dict[int, int]:
         """A part's products to each of which an input gate is added, with the gate's leaf: where nothing else reads

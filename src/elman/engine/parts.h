@@ -63,6 +63,7 @@ struct Context {
     real *p[BUFFERS];
     int64_t s[BUFFERS];
     int64_t time;                                  // the step, of all
+    int64_t following;                             // rows from this step's first to the next one's, about
     uint64_t due;  // of a clock's runs of units, those that are due at this step in any of this thread's rows
 };
 
@@ -195,17 +196,6 @@ INLINE void inputs(const Context &c, const Group &g, V *acc, int64_t row, int64_
     }
 }
 
-// Has the products with the input that were done before the loop come nearer, while other products are computed.
-INLINE void expect(const Context &c, const Group &g, int64_t row, int64_t rows, int64_t block) {
-    if (c.s[g.given[0]] == 0) return;
-    for (int i = 0; i < g.count; ++i)
-        for (int64_t r = 0; r < rows; ++r)
-            for (int b = 0; b < g.blocks; b += 64 / VECTOR_BYTES) {
-                const int from = g.given[i];
-                __builtin_prefetch(c.p[from] + (row + r) * c.s[from] + (block * g.blocks + b) * LANES);
-            }
-}
-
 // ---- parts ------------------------------------------------------------------------------------------------------
 
 // The pointwise expressions of a part, `point`, are statements for N vectors side by side, of one row or (DOWN) of as many
@@ -235,10 +225,35 @@ INLINE void points_of(const Context &c, int64_t row, int64_t rows, int64_t unit,
     else points<Part, false>(c, row, rows, unit, units - unit, acc, stride);
 }
 
+// Where the numbers of a row are that a part reads or writes of each step once. They can be fetched before they are wanted:
+// the processor does not see them coming, since a row is short and lies far from the one before it.
+template <class Part> INLINE void streams_of(const Context &c, int64_t row, const real **streams) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Part::streams; ++i) {
+        const int buffer = Part::stream[i];
+        streams[i] = c.p[buffer] ? c.p[buffer] + row * c.s[buffer] : (const real *)streams;
+    }
+}
+template <class Part> INLINE void fetch(const real *const *streams, int64_t unit, int vectors) {
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v += 64 / VECTOR_BYTES)
+#pragma GCC unroll 16
+        for (int i = 0; i < Part::streams; ++i) {
+            const real *p = streams[i] + unit + v * LANES;
+            i < Part::reads ? __builtin_prefetch(p) : __builtin_prefetch(p, 1);
+        }
+}
+
 // A part for some rows and one block of units.
 template <class Part> static void tile(const Context &c, int64_t row, int64_t rows, int64_t block, int64_t units) {
     V acc[MOST_ROWS * Part::blocks * Part::count];
     const int64_t first = block * Part::blocks * LANES;
+    const real *streams[Part::streams + 1];
+    if (Part::streams && (Part::blocks * VECTOR_BYTES >= 64 || first * sizeof(real) % 64 == 0))
+        for (int64_t r = 0; r < rows; ++r) {
+            streams_of<Part>(c, row + r, streams);
+            fetch<Part>(streams, first, Part::blocks);
+        }
     if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::multiply_all(c, acc, row, rows, block, units);
     else __builtin_memset(acc, 0, sizeof(acc));
     for (int b = 0; b < Part::blocks; ++b) {
@@ -259,11 +274,18 @@ template <class Part> static __attribute__((noinline)) void rows_of_points(const
     constexpr int side = side_by_side<Part>();
     for (int64_t row = 0; row < c.rows; ++row) {
         int64_t unit = first;
+        const real *streams[Part::streams + 1];
+        streams_of<Part>(c, row + 1 < c.rows ? row + 1 : c.following, streams);
         if constexpr (!Part::single) {
             if constexpr (side > TOGETHER)
-                for (; unit + side * LANES <= last; unit += side * LANES) Part::template point<true, side, 0>(c, row, unit, LANES, 0, 0);
-            for (; unit + TOGETHER * LANES <= last; unit += TOGETHER * LANES)
+                for (; unit + side * LANES <= last; unit += side * LANES) {
+                    fetch<Part>(streams, unit, side);
+                    Part::template point<true, side, 0>(c, row, unit, LANES, 0, 0);
+                }
+            for (; unit + TOGETHER * LANES <= last; unit += TOGETHER * LANES) {
+                fetch<Part>(streams, unit, TOGETHER);
                 Part::template point<true, TOGETHER, 0>(c, row, unit, LANES, 0, 0);
+            }
             if constexpr (PARTS <= FEW_PARTS)
                 for (; unit + LANES <= last; unit += LANES) Part::template point<true, 1, 0>(c, row, unit, LANES, 0, 0);
         }

@@ -165,6 +165,7 @@ static void work(void *argument) {
         c.row_first = split ? 0 : rows * c.thread / team;
         c.rows = split ? rows : rows * (c.thread + 1) / team - c.row_first;
         c.time = t;
+        c.following = i + 1 < k.last ? k.offsets[k.backward != k.reverse ? t - 1 : t + 1] - k.offsets[t] : 0;
         place(c, t);
         if (i == k.first) once(c);
         if (k.backward) begin_rows(c, t);
