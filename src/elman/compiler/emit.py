@@ -42,7 +42,7 @@ class Kernel:
     """The generated parts; equal only to itself, so that engines may keep what they derive from it.
 
     Attributes:
-        source: C++ that defines BUFFERS, CLOCK, PARTS and `step`.
+        source: C++ that defines BUFFERS, CLOCK, PARTS and `step`, and POINTWISE where there are no products.
         buffers: width of each buffer that the source names, in the order of its numbers.
         groups: the matrices, in the order of their numbers.
         sums: how many row sums are kept.
@@ -144,7 +144,8 @@ class _Emitter:
         first = "".join(f"    over_units<Once{n}>(c);\n" for n in self._once)
         clock = self._buffer("state.t", 1) if self._clocked else -1
         sizes = f"BUFFERS = {max(1, len(self._kernel.buffers))}, CLOCK = {clock}, PARTS = {len(self._schedule.parts)}"
-        head = f'enum {{ {sizes} }};\n#include "recurrence.h"\n\n'
+        pointwise = "" if self._kernel.groups else "#define POINTWISE\n"
+        head = f'{pointwise}enum {{ {sizes} }};\n#include "recurrence.h"\n\n'
         functions = (("once", first), ("step", calls))
         bodies += [f"static void {name}(const Context &c) {{\n{lines}}}\n" for name, lines in functions]
         self._kernel.source = head + "\n".join([*before, *bodies])

@@ -240,7 +240,7 @@ template <class Part> INLINE void fetch(const real *const *streams, int64_t unit
 #pragma GCC unroll 16
         for (int i = 0; i < Part::streams; ++i) {
             const real *p = streams[i] + unit + v * LANES;
-            i < Part::reads ? __builtin_prefetch(p) : __builtin_prefetch(p, 1);
+            i < Part::reads ? __builtin_prefetch(p, 0, 2) : __builtin_prefetch(p, 1, 2);  // to the second level: matrices fill the first
         }
 }
 
