@@ -7,7 +7,8 @@
 #include "vectors.h"
 #include "tile_products.h"
 
-enum { VECTORS = ABREAST, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS, DEPTH = 384, BLOCK_ROWS = 16 * ROWS, AHEAD = 8 };
+enum { VECTORS = ABREAST, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS, DEPTH = 384, BLOCK_ROWS = 16 * ROWS,
+       FEW_ROWS = (256 + ROWS - 1) / ROWS * ROWS, AHEAD = 8 };
 
 struct Product {
     int64_t rows, columns, depth, threads;
@@ -24,7 +25,7 @@ struct Product {
     real *sums;          // null, or [rows]: receives the sums of A's rows
     real *column_sums;   // null, or [columns]: receives the sums of B's columns
     const int64_t *chosen;  // null, or the steps of A's and B's depth that are taken, `depth` of them
-    real *workspace;     // DEPTH * (threads * BLOCK_ROWS + columns rounded up to COLUMNS)
+    real *workspace;     // DEPTH * (threads * FEW_ROWS + columns rounded up to COLUMNS)
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
@@ -219,11 +220,26 @@ INLINE void narrowed(int64_t vectors, const Product &p, const real *a, const rea
     tile_of_c<NARROW, PACKED>(p, a, p.a_row, b, depth, row, rows, column, first);
 }
 
+// A panel of B that is packed next: its first column, and its steps of the depth.
+struct Expected {
+    int64_t column, from, depth;
+};
+
+// Has some of its steps come nearer; they lie too far apart for the processor to see them coming.
+INLINE void fetch(const Product &p, const Expected &panel, int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) {
+        const real *b = p.b + step_of(p, panel.from + k) * p.b_depth + panel.column;
+        for (int i = 0; i < COLUMNS; i += 64 / sizeof(real)) __builtin_prefetch(b + i, 0, 2);
+    }
+}
+
 template <bool PACKED>
 static void panel_of_c(const Product &p, const real *a, const real *b, int64_t depth, int64_t row, int64_t rows,
-                       int64_t column, bool first) {
+                       int64_t column, bool first, const Expected &next = {}) {
     const int64_t vectors = (p.columns - column + LANES - 1) / LANES;
     for (int64_t r = 0; r < rows; r += ROWS) {
+        const int64_t after = r + ROWS < rows ? r + ROWS : rows;
+        fetch(p, next, next.depth * r / rows, next.depth * after / rows);
         const real *from = PACKED ? a + r * depth : a + r * p.a_row;
         const int64_t n = rows - r < ROWS ? rows - r : ROWS;
         narrowed<VECTORS, PACKED>(vectors, p, from, b, depth, row + r, n, column, first);
@@ -239,21 +255,30 @@ static void multiply_share(void *argument) {
     const int64_t begin = by_columns ? 0 : tiles * thread / team * ROWS;
     const int64_t limit = by_columns ? p.rows : tiles * (thread + 1) / team * ROWS;
     const int64_t end = limit < p.rows ? limit : p.rows;
-    real *packed_a = p.workspace + thread * DEPTH * BLOCK_ROWS;
-    real *packed_b = p.workspace + p.threads * DEPTH * BLOCK_ROWS;
+    real *packed_a = p.workspace + thread * DEPTH * FEW_ROWS;
+    real *packed_b = p.workspace + p.threads * DEPTH * FEW_ROWS;
     const bool as_it_is = p.a_depth == 1 && !p.chosen;
     const int64_t most = block_depth(p.depth);
     for (int64_t k = 0; k < p.depth || k == 0; k += most) {
         const int64_t depth = p.depth - k < most ? p.depth - k : most;
         const bool fresh = k == 0 && !p.add;
-        if (by_columns && as_it_is && !p.packed) {  // few rows: each panel is used while it is in the nearest cache
+        if (by_columns && !p.packed && (as_it_is || p.rows <= FEW_ROWS)) {
+            // Few rows: each panel is used while it is in the nearest cache, and the next one fetched meanwhile.
             real *own = packed_b + first * most * COLUMNS;
+            if (!as_it_is) pack_a(p, packed_a, 0, p.rows, k, depth);
             for (int64_t panel = first; panel < last; ++panel) {
                 pack_b(p, own, 0, panel, panel + 1, k, depth);
                 if (p.column_sums) add_columns(p, own, 0, panel, panel + 1, depth, k == 0 && !p.add_sums);
-                panel_of_c<false>(p, p.a + k, own, depth, 0, p.rows, panel * COLUMNS, fresh);
+                Expected next = {(panel + 1) * COLUMNS, k, depth};
+                if (panel + 1 == last) {
+                    const int64_t left = p.depth - k - depth;
+                    next = {first * COLUMNS, k + depth, left < most ? left : most};
+                }
+                if (p.b_column != 1) next = {};
+                if (as_it_is) panel_of_c<false>(p, p.a + k, own, depth, 0, p.rows, panel * COLUMNS, fresh, next);
+                else panel_of_c<true>(p, packed_a, own, depth, 0, p.rows, panel * COLUMNS, fresh, next);
             }
-            if (p.sums && first == 0) add_rows(p, 0, 0, p.rows, k, depth, k == 0 && !p.add_sums);
+            if (p.sums && first == 0) add_rows(p, as_it_is ? 0 : packed_a, 0, p.rows, k, depth, k == 0 && !p.add_sums);
             continue;
         }
         const real *b = p.packed ? p.packed + k * all * COLUMNS : packed_b;
@@ -381,7 +406,7 @@ EXPORT int elman_pack(Packing *packing) {
 }
 EXPORT int elman_lanes() { return LANES; }
 EXPORT int64_t elman_workspace(int64_t columns, int64_t threads) {
-    return DEPTH * (threads * BLOCK_ROWS + panels(columns) * COLUMNS);
+    return DEPTH * (threads * FEW_ROWS + panels(columns) * COLUMNS);
 }
 
 // A number that changes, almost surely, when one of some numbers spread over each of several tensors does.
