@@ -1,5 +1,6 @@
 """Compiled kernels against the reference, at sizes and batches that no loop likes, with one thread and with two."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -272,6 +273,41 @@ def test_the_source_does_not_depend_on_sizes(name: str) -> None:
     large = Plan(CELLS[name], layout(CELLS[name], 7, 48), dict.fromkeys(below, 48))
     assert small.training.source == large.training.source
     assert small.gradients.source == large.gradients.source
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_what_is_fetched_ahead(name: str) -> None:
+    """All that a part reads or writes of each step once, and nothing else: no parameters, no scratch memory."""
+    from elman.cells.layout import layout
+    from elman.compiler.plan import Plan
+
+    plan = Plan(CELLS[name], layout(CELLS[name], 5, 24), dict.fromkeys(CELLS[name].below, 24))
+    far = {"x", "raw", "extra", "below", "saved", "d", "sequence"}
+    for kernel, kinds in (
+        (plan.inference, far | {"next"}),
+        (plan.training, far | {"next"}),
+        (plan.gradients, far | {"next", "state"}),
+    ):
+        names, widths = list(kernel.buffers), kernel.buffers
+        written = {names[int(n)] for n in re.findall(r"write<WHOLE>\(c, (\d+),", kernel.source)}
+        assert kernel.source.count("struct Part") == kernel.source.count("stream[]")
+        for text in re.split(r"struct Part\d+ ", kernel.source)[1:]:
+            text = text.partition("\n};")[0]
+            reads, streams = (int(n) for n in re.search(r"reads = (\d+), streams = (\d+)", text).groups())  # type: ignore[union-attr]
+            listed = re.search(r"stream\[\] = \{(.*?)\}", text)[1]  # type: ignore[index]
+            numbers = [int(n) for n in listed.split(",")][:-1]
+            assert len(numbers) == streams
+            width = widths[names[int(re.search(r"domain_buffer = (\d+)", text)[1])]]  # type: ignore[index]
+            found = [
+                {names[int(n)] for n in re.findall(rf"{action}<WHOLE>\(c, (\d+),", text)}
+                for action in ("read(?:_if)?", "write")
+            ]
+            for group in set(re.findall(r"\bgroup\d+\b", text)):  # gates that come by way of the products
+                given = re.search(rf"{group}_given\[\] = \{{(.*?)\}}", kernel.source)
+                found[0] |= {names[int(n)] for n in given[1].split(",")} if given else set()
+            found[0] -= written  # what another part has just written is near
+            wanted = [{n for n in each if n.partition(".")[0] in kinds and widths[n] == width > 1} for each in found]
+            assert [{names[n] for n in numbers[:reads]}, {names[n] for n in numbers[reads:]}] == wanted
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 30], ids=["before the loop", "within the loop"])

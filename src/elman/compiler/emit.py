@@ -276,10 +276,13 @@ class _Emitter:
         )
 
     def _streams(self, part: Part) -> tuple[list[str], list[str]]:
-        """The buffers whose numbers a part reads, and those that it writes, of each step once."""
+        """The buffers whose numbers a part reads, and those that it writes, of each step once; none for single values."""
+        if part.width == 1:
+            return [], []
         nodes = self._graph.nodes
         computed = self._computed_here(part, (part.level, part.width))
-        read = {a for index in computed for a in nodes[index].args} | set(part.stores.values())
+        read = {a for index in computed for a in nodes[index].args}
+        read |= {*part.stores.values(), *part.totals.values(), *(nodes[s].args[0] for s in part.sums)}
         leaves = [nodes[i].name for i in sorted(read) if nodes[i].op == "leaf" and nodes[i].width == part.width]
         names = [f"sequence.{n[9:]}" if n.startswith("gradient.") else n for n in leaves]
         kinds = _OF_A_STEP - ({"state"} if self._forward else set())

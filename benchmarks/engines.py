@@ -1,0 +1,156 @@
+"""Versions of the engine's C++ against each other, in one process, on the same memory, in turns.
+
+    git worktree add ../before HEAD~1
+    python benchmarks/engines.py ../before/src/elman/engine src/elman/engine --cells lstm,brc --shapes 32,64,256,256
+
+Two processes cannot be compared within some ten per cent on a noisy machine: each has other pages of memory, at other
+times. Here every kernel and every product is compiled from the headers of each folder, and a layer's jobs go through a
+switch. Python's part is the checkout's that runs, and the tiles that kernels call are the first folder's, for all.
+
+Shown are, forward and in training, the medians of milliseconds that kernels and products take and that a call takes, and
+the median of their ratios to the first folder's, taken in the same round: below 1 is faster.
+"""
+
+import argparse
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import elman
+from elman.compiler import build
+from elman.engine import kernel, products, program
+
+_SWITCH = """
+#include "vectors.h"
+#include "tiles.h"
+enum { FUNCTIONS = 512, VERSIONS = 8 };
+typedef int (*Job)(void *);
+static int version;
+static Job jobs[FUNCTIONS][VERSIONS];
+template <int N> static int job(void *argument) { return jobs[N][version](argument); }
+template <int... N> static void *find(int number, Indices<N...>) {
+    static const Job found[] = {job<N>...};
+    return (void *)found[number];
+}
+EXPORT void *switched(int number) { return find(number, Counted<FUNCTIONS>::Type{}); }
+EXPORT void set(int number, int which, Job function) { jobs[number][which] = function; }
+EXPORT void choose(int which) { version = which; }
+"""
+
+
+class Versions:
+    """All libraries in the versions of several folders, of which one is chosen at a time."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self._folders = folders
+        self._load, self._address_of = build.load, program.address_of
+        self._switch = self._load(_SWITCH, "float")
+        self._switch.switched.restype = ctypes.c_void_p
+        self._switch.set.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+        self._libraries: list[list[ctypes.CDLL]] = []
+        self._known: dict[int, int] = {}
+        build.load = self._all  # type: ignore[assignment]
+        kernel.address_of = products.address_of = self._switched  # type: ignore[assignment]
+        self.choose = self._switch.choose
+
+    def _all(self, source: str, real: str) -> ctypes.CDLL:
+        own = build._ENGINE
+        builds = []
+        for folder in self._folders:
+            build._ENGINE = folder
+            build._header.cache_clear()
+            builds.append(build.start(source, real))
+        build._ENGINE = own
+        build._header.cache_clear()
+        libraries = [one.result() for one in builds]
+        self._libraries.append(libraries)
+        for name in ("elman_workspace", "elman_packed_size") if hasattr(libraries[0], "elman_workspace") else ():
+            setattr(libraries[0], name, _most([getattr(library, name) for library in libraries]))
+        return libraries[0]
+
+    def _switched(self, function: Any) -> int:
+        address = self._address_of(function)
+        for versions in self._libraries if address not in self._known else ():
+            found = [getattr(library, function.__name__, None) for library in versions]
+            if found[0] is not None and self._address_of(found[0]) == address:
+                number = len(self._known)
+                for which, one in enumerate(found):
+                    self._switch.set(number, which, self._address_of(one))
+                self._known[address] = int(self._switch.switched(number))
+        return self._known[address]
+
+
+def _most(sizes: list[Any]) -> Callable[[int, int], int]:
+    for size in sizes:
+        size.argtypes, size.restype = [ctypes.c_int64, ctypes.c_int64], ctypes.c_int64
+    return lambda columns, others: max(size(columns, others) for size in sizes)
+
+
+def measure(versions: Versions, count: int, way: Callable[[], object], rounds: int) -> list[list[dict[str, float]]]:
+    """Milliseconds by kind of job, and of the `call`: for each version those of each round."""
+    found: list[list[dict[str, float]]] = [[] for _ in range(count)]
+    for number in range(rounds):
+        for turn in range(count):
+            which = (turn + number) % count
+            versions.choose(which)
+            way()
+            runs = []
+            for _ in range(3):
+                program.spent, start = {}, time.perf_counter()
+                way()
+                runs.append({"call": (time.perf_counter() - start) * 1e3} | {k: v / 1e6 for k, v in program.spent.items()})
+                program.spent = None
+            found[which].append({k: statistics.median(run.get(k, 0.0) for run in runs) for k in runs[0]})
+    return found
+
+
+def main() -> None:
+    """Measure what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path, help="with the engine's headers; the first is compared with")
+    parser.add_argument("--cells", default="lstm,gru,elman", help="names, with commas")
+    parser.add_argument("--shapes", default="32,64,256,256", help="B,T,I,H of each, with spaces")
+    parser.add_argument("--rounds", type=int, default=15, help="of three runs of each version")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    elman.use_engine("cpu")
+    folders = [folder.resolve() for folder in options.folders]
+    if missing := [str(folder) for folder in folders if not (folder / "recurrence.h").is_file()]:
+        parser.error(f"no recurrence.h in {', '.join(missing)}")
+    versions = Versions(folders)
+    print("| cell | B, T, I, H | way | folder | kernels | ratio | products | ratio | call | ratio |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for shape in options.shapes.split():
+        batch, steps, inputs, hidden = map(int, shape.split(","))
+        x = torch.randn(steps, batch, inputs, requires_grad=True)
+        for cell in options.cells.split(","):
+            layer = elman.Recurrent(cell, inputs, hidden)
+
+            def forward(layer: elman.Recurrent = layer, x: torch.Tensor = x) -> None:
+                with torch.no_grad():
+                    layer(x)
+
+            def training(layer: elman.Recurrent = layer, x: torch.Tensor = x) -> None:
+                output = layer(x)[0]
+                output.backward(torch.ones_like(output))
+
+            for way in (forward, training):
+                found = measure(versions, len(folders), way, options.rounds)
+                for number, runs in enumerate(found):
+                    shown = [cell, shape, way.__name__, str(options.folders[number])]
+                    for kind in ("kernel", "multiply", "call"):
+                        shown.append(f"{statistics.median(run.get(kind, 0.0) for run in runs):.2f}")
+                        pairs = [(a.get(kind, 0.0), b.get(kind, 0.0)) for a, b in zip(runs, found[0], strict=True)]
+                        ratios = [a / b for a, b in pairs if b]
+                        shown.append(f"{statistics.median(ratios):.3f}" if ratios else "-")
+                    print("| " + " | ".join(shown) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
