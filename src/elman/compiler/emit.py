@@ -276,8 +276,8 @@ class _Emitter:
         )
 
     def _streams(self, part: Part) -> tuple[list[str], list[str]]:
-        """The buffers whose numbers a part reads, and those that it writes, of each step once; none for single values."""
-        if part.width == 1:
+        """The buffers whose numbers a part reads, and those that it writes, of each step once."""
+        if part.width == 1:  # which fetches nothing
             return [], []
         nodes = self._graph.nodes
         computed = self._computed_here(part, (part.level, part.width))
@@ -286,7 +286,8 @@ class _Emitter:
         leaves = [nodes[i].name for i in sorted(read) if nodes[i].op == "leaf" and nodes[i].width == part.width]
         names = [f"sequence.{n[9:]}" if n.startswith("gradient.") else n for n in leaves]
         kinds = _OF_A_STEP - ({"state"} if self._forward else set())
-        return [n for n in names if n.partition(".")[0] in kinds], [n for n in part.stores if n.partition(".")[0] in kinds]
+        reads, writes = ([n for n in each if n.partition(".")[0] in kinds] for each in (names, part.stores))
+        return reads, writes
 
     def _find_added(self, part: Part) -> dict[int, int]:
         """A part's products to each of which an input gate is added, with the gate's leaf: where nothing else reads
