@@ -5,7 +5,8 @@
 
 Two processes cannot be compared within some ten per cent on a noisy machine: each has other pages of memory, at other
 times. Here every kernel and every product is compiled from the headers of each folder, and a layer's jobs go through a
-switch. Python's part is the checkout's that runs, and the tiles that kernels call are the first folder's, for all.
+switch. Python's part is the checkout's that runs, and the tiles that kernels call are the first folder's, for all: so
+folders in which tiles are called otherwise (`tiles.h`) cannot be compared.
 
 Shown are, forward and in training, medians of the milliseconds that kernels, products and the whole call take, and of
 their ratios to the first folder's in the same round: below 1 is faster.
@@ -25,10 +26,13 @@ import elman
 from elman.compiler import build
 from elman.engine import kernel, products, program
 
-_SWITCH = """
+VERSIONS = 8
+_SWITCH = (
+    f"enum {{ VERSIONS = {VERSIONS} }};"
+    + """
 #include "vectors.h"
 #include "tiles.h"
-enum { FUNCTIONS = 512, VERSIONS = 8 };
+enum { FUNCTIONS = 512 };
 typedef int (*Job)(void *);
 static int version;
 static Job jobs[FUNCTIONS][VERSIONS];
@@ -41,6 +45,7 @@ EXPORT void *switched(int number) { return find(number, Counted<FUNCTIONS>::Type
 EXPORT void set(int number, int which, Job function) { jobs[number][which] = function; }
 EXPORT void choose(int which) { version = which; }
 """
+)
 
 
 class Versions:
@@ -89,6 +94,10 @@ class Versions:
         return self._known[address]
 
 
+def _tiles(folder: Path) -> str:
+    return (folder / "tiles.h").read_text()
+
+
 def _most(sizes: list[Any]) -> Callable[[int, int], int]:
     for size in sizes:
         size.argtypes, size.restype = [ctypes.c_int64, ctypes.c_int64], ctypes.c_int64
@@ -129,6 +138,10 @@ def main() -> None:
     folders = [folder.resolve() for folder in options.folders]
     if missing := [str(folder) for folder in folders if not (folder / "recurrence.h").is_file()]:
         parser.error(f"no recurrence.h in {', '.join(missing)}")
+    if len(folders) > VERSIONS:
+        parser.error(f"{len(folders)} folders; {VERSIONS} are the most")
+    if other := [str(folder) for folder in folders if _tiles(folder) != _tiles(folders[0])]:
+        parser.error(f"tiles.h of {', '.join(other)} differs from the first folder's, whose tiles all would call")
     versions = Versions(folders)
     print("| cell | B, T, I, H | way | folder | kernels | ratio | products | ratio | call | ratio |")
     print("|---|---|---|---|---|---|---|---|---|---|")

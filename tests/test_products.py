@@ -19,6 +19,8 @@ SHAPES = [  # M, N, K; some with blocks of the depth that are not equally deep, 
     (64, 300, 1093),
     (300, 40, 513),
     (97, 130, 17),
+    (256, 290, 400),  # as many rows as fit beside each other, and more
+    (262, 290, 400),
 ]
 
 
