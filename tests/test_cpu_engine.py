@@ -120,6 +120,20 @@ def test_odd_sizes(name: str, hidden_size: int, threads: int) -> None:
         compare(module, [x, *state], _ways(case, module, x, state), f"{name}, H = {hidden_size}, B = {batch}")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("name", "hidden_size"), [("elman", 740), ("lstm", 370), ("gru_reset_before", 520), ("clockwork", 744)]
+)
+def test_matrices_larger_than_caches(name: str, hidden_size: int, dtype: torch.dtype, threads: int) -> None:
+    """From 2 MB on, tiles fetch what the next block multiplies by; each thread has several tiles of rows, or all rows."""
+    case = Case(CELLS[name], dtype=dtype, input_size=9, hidden_size=hidden_size)
+    module = case.module()
+    x, state = case.input(4, 29).requires_grad_(), case.state(module, 29)
+    lengths = [1 + (3 * k) % 4 if k > 6 else 4 for k in range(29)]
+    ways = _ways(case, module, x, state, lengths=lengths)
+    compare(module, [x, *state], ways, f"{name}, {hidden_size} units")
+
+
 @pytest.mark.parametrize("name", ["brc", "gilr", "lru", "min_lstm", "rg_lru", "sru", "unicornn"])
 def test_vectors_side_by_side(name: str, threads: int) -> None:
     """Rows long enough that several vectors are computed together, then single ones, then a part of one."""

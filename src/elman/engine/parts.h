@@ -131,6 +131,10 @@ struct Group {
     const int *given;       // null, or for each product with the input the buffer it is in if done before, else its bias
 };
 
+// Bytes of a group's matrices from which on no near cache holds them. While tiles of one block are computed, the next block's
+// come nearer, a share of them with each tile: else its first tile waits for memory, which stands idle during the others.
+enum { FAR = 2 << 20 };
+
 // The products of some rows and one block, to `acc`, [rows, blocks, total], as far as there are units.
 INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
     const Call &k = *c.call;
@@ -164,11 +168,23 @@ INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int6
     const int wanted = vectors < all ? (int)(vectors + pass - 1) / pass : full + (all % pass > 0);  // passes
     const int fitting = rows == 1 ? together_of(pass, 1) : rows == 2 ? together_of(pass, 2) : 1;
     const real *w = k.weights[g.number] + block * all * depth * LANES;
+    const int64_t size = all * depth * (int64_t)VECTOR_BYTES, number = (units + g.blocks * LANES - 1) / (g.blocks * LANES);
+    const bool far = rows < c.rows && size * number > FAR;
+    const char *next_block = 0;
+    int64_t share = 0;  // of each of its vectors
+    if (far) {
+        const int64_t last = number * (c.blocks_of + 1) / c.block_parts - 1;
+        const int64_t next = block < last ? block + 1 : number * c.blocks_of / c.block_parts;
+        next_block = (const char *)k.weights[g.number] + next * size + size * row / c.rows;
+        share = VECTOR_BYTES * rows / c.rows;
+    }
     auto tile = [&](int done, int wide, int together) {
-        k.tiles[tile_number(wide, (int)rows, together)](acc, apart, g.places + done, stretches, count, w + done * depth * LANES, depth);
+        const Next next = {next_block + done * depth * share, wide * share};
+        const Tile tile = k.tiles[tile_number(wide, (int)rows, together, far)];
+        tile(acc, apart, g.places + done, stretches, count, w + done * depth * LANES, depth, &next);
     };
-    for (int p = 0, together, last = wanted < full ? wanted : full; p < last; p += together) {
-        together = fitting < last - p ? fitting : last - p;
+    for (int p = 0, together, passes = wanted < full ? wanted : full; p < passes; p += together) {
+        together = fitting < passes - p ? fitting : passes - p;
         tile(p * pass, pass, together);
     }
     if (wanted > full) tile(full * pass, all % pass, 1);

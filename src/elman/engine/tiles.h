@@ -10,11 +10,18 @@ struct Stretch {
     int64_t stride, first, count;
 };
 
-// to[row * apart + places[i]] = the sum over stretches of operand[row][k] * weights[i / pass][k][i % pass], for so many passes
-// whose weights are `depth` steps long.
-typedef void (*Tile)(V *to, int64_t apart, const int32_t *places, const Stretch *stretches, int64_t count, const real *weights, int64_t depth);
+// What is wanted next and lies far away: `advance` bytes more of it come nearer with each step of the depth.
+struct Next {
+    const char *at;
+    int64_t advance;
+};
 
-enum { MOST_ROWS = 8, MOST_TOGETHER = 4, TILES = MOST_PASS * MOST_ROWS * MOST_TOGETHER };
+// to[row * apart + places[i]] = the sum over stretches of operand[row][k] * weights[i / pass][k][i % pass], for so many passes
+// whose weights are `depth` steps long. `next` is read by those alone that fetch.
+typedef void (*Tile)(V *to, int64_t apart, const int32_t *places, const Stretch *stretches, int64_t count, const real *weights,
+                     int64_t depth, const Next *next);
+
+enum { MOST_ROWS = 8, MOST_TOGETHER = 4, TILES = 2 * MOST_PASS * MOST_ROWS * MOST_TOGETHER };
 
 constexpr int rows_of(int pass) { return ACCUMULATORS / pass > MOST_ROWS ? MOST_ROWS : ACCUMULATORS / pass; }
 
@@ -24,6 +31,6 @@ constexpr int together_of(int pass, int rows) {
     const int fitting = pass == 1 || 2 * pass <= MOST_PASS || rows > 2 ? 1 : (REGISTERS - 1) / (pass * (rows + 1));
     return fitting < 1 ? 1 : fitting < MOST_TOGETHER ? fitting : MOST_TOGETHER;
 }
-constexpr int tile_number(int pass, int rows, int together) {
-    return ((pass - 1) * MOST_ROWS + rows - 1) * MOST_TOGETHER + together - 1;
+constexpr int tile_number(int pass, int rows, int together, bool fetching) {
+    return (((fetching ? MOST_PASS : 0) + pass - 1) * MOST_ROWS + rows - 1) * MOST_TOGETHER + together - 1;
 }
