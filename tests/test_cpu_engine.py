@@ -125,7 +125,7 @@ def test_odd_sizes(name: str, hidden_size: int, threads: int) -> None:
     ("name", "hidden_size"), [("elman", 740), ("lstm", 370), ("gru_reset_before", 520), ("clockwork", 744)]
 )
 def test_matrices_larger_than_caches(name: str, hidden_size: int, dtype: torch.dtype, threads: int) -> None:
-    """From 2 MB on, tiles fetch what the next block multiplies by; each thread has several tiles of rows, or all rows."""
+    """From 2 MB on, tiles fetch what the next block multiplies by, where a thread has several of them."""
     case = Case(CELLS[name], dtype=dtype, input_size=9, hidden_size=hidden_size)
     module = case.module()
     x, state = case.input(4, 29).requires_grad_(), case.state(module, 29)
