@@ -169,7 +169,7 @@ INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int6
     const int fitting = rows == 1 ? together_of(pass, 1) : rows == 2 ? together_of(pass, 2) : 1;
     const real *w = k.weights[g.number] + block * all * depth * LANES;
     const int64_t size = all * depth * (int64_t)VECTOR_BYTES, number = (units + g.blocks * LANES - 1) / (g.blocks * LANES);
-    const bool far = rows < c.rows && size * number > FAR;
+    const bool far = rows >= FETCHING_ROWS && rows < c.rows && size * number > FAR;
     const char *next_block = 0;
     int64_t share = 0;  // of each of its vectors
     if (far) {

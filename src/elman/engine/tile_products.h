@@ -48,7 +48,8 @@ template <int N> constexpr Tile tile_of() {
     constexpr int together = N % MOST_TOGETHER + 1, rows = N / MOST_TOGETHER % MOST_ROWS + 1;
     constexpr int pass = N / MOST_TOGETHER / MOST_ROWS % MOST_PASS + 1;
     constexpr bool fetching = N >= TILES / 2;
-    if constexpr (rows <= rows_of(pass) && together <= together_of(pass, rows)) return tile<pass, rows, together, fetching>;
+    constexpr bool there = rows <= rows_of(pass) && together <= together_of(pass, rows);
+    if constexpr (there && (!fetching || rows >= FETCHING_ROWS)) return tile<pass, rows, together, fetching>;
     return nullptr;
 }
 template <int... N> static const Tile *tiles_of(Indices<N...>) {
