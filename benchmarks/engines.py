@@ -142,11 +142,16 @@ def main() -> None:
         parser.error(f"{len(folders)} folders; {VERSIONS} are the most")
     if other := [str(folder) for folder in folders if _tiles(folder) != _tiles(folders[0])]:
         parser.error(f"tiles.h of {', '.join(other)} differs from the first folder's, whose tiles all would call")
+    if unknown := [name for name in options.cells.split(",") if name not in elman.cells.names()]:
+        parser.error(f"--cells: no cell is called {', '.join(map(repr, unknown))}; `elman cells` lists them")
+    shapes = [shape.split(",") for shape in options.shapes.split()]
+    if not all(len(shape) == 4 and all(n.isdecimal() and int(n) for n in shape) for shape in shapes) or not shapes:
+        parser.error(f"--shapes: expected B,T,I,H of each, with spaces, got {options.shapes!r}")
     versions = Versions(folders)
     print("| cell | B, T, I, H | way | folder | kernels | ratio | products | ratio | call | ratio |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for shape in options.shapes.split():
-        batch, steps, inputs, hidden = map(int, shape.split(","))
+    for shape in shapes:
+        batch, steps, inputs, hidden = map(int, shape)
         x = torch.randn(steps, batch, inputs, requires_grad=True)
         for cell in options.cells.split(","):
             layer = elman.Recurrent(cell, inputs, hidden)
@@ -162,7 +167,7 @@ def main() -> None:
             for way in (forward, training):
                 found = measure(versions, len(folders), way, options.rounds)
                 for number, runs in enumerate(found):
-                    shown = [cell, shape, way.__name__, str(options.folders[number])]
+                    shown = [cell, ", ".join(shape), way.__name__, str(options.folders[number])]
                     for kind in ("kernel", "multiply", "call"):
                         shown.append(f"{statistics.median(run.get(kind, 0.0) for run in runs):.2f}")
                         pairs = [(a.get(kind, 0.0), b.get(kind, 0.0)) for a, b in zip(runs, found[0], strict=True)]
