@@ -49,6 +49,7 @@ class Kernel:
         draws: the random choices that are made afresh at each step, in the order of their numbers; of the others the
             buffers `draw.<name>` hold 1 where a unit is chosen, else 0.
         ahead: gates whose products with the input must have been done before the loop.
+        spans: for each buffer the first and the last part that names it.
     """
 
     source: str = ""
@@ -57,6 +58,7 @@ class Kernel:
     sums: int = 0
     draws: list[str] = field(default_factory=list)
     ahead: set[str] = field(default_factory=set)
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def emit(schedule: Schedule, layout: Layout, biased: frozenset[str], clocked: bool = False) -> Kernel:
@@ -128,6 +130,7 @@ class _Emitter:
         self._reads = Counter([*stored, *arguments])  # of each node
         self._once: dict[int, str] = {}  # the buffers of what is computed before the first step
         self._added: dict[int, tuple[int, int]] = {}  # sums of a product and an input gate that nothing else reads
+        self._number = 0  # of the part that is being printed
 
     def emit(self) -> Kernel:
         for node in self._graph.nodes:
@@ -152,8 +155,9 @@ class _Emitter:
         return self._kernel
 
     def _buffer(self, name: str, width: int) -> int:
-        buffers = self._kernel.buffers
+        buffers, spans = self._kernel.buffers, self._kernel.spans
         buffers.setdefault(name, width)
+        spans[name] = (spans.get(name, (self._number,))[0], self._number)
         return list(buffers).index(name)
 
     def _before(self, index: int) -> str:
@@ -182,6 +186,7 @@ class _Emitter:
         return self._kernel.draws.index(name)
 
     def _part(self, number: int, part: Part) -> str:
+        self._number = number
         accumulator: dict[int, int] = {}
         added = self._find_added(part)
         leaves = [x for x in self._inputs_of(part) if x not in added.values()] if part.products else []

@@ -130,6 +130,43 @@ class Plan:
         return {index: self.graph.nodes[index].width for index in self.backward.saved}
 
     @cached_property
+    def slots(self) -> dict[str, int]:
+        """For input gates the node that forward may save over the gate's product with the input, which no later part of
+        the step reads. For every gate or none; in a cell without products, where memory is what counts, for as many as
+        can be.
+        """
+        return self._slots[0]
+
+    @cached_property
+    def over(self) -> bool:
+        """Whether a backward step may write the gates' gradients over what was saved in their slots: no later part of
+        it reads that, and memory is what counts."""
+        return self._slots[1] and not self.products
+
+    @cached_property
+    def _slots(self) -> tuple[dict[str, int], bool]:
+        gates = {gate: rows.stop - rows.start for gate, rows in self.layout.input_gates.items()}
+        operands = {a for node in self.products.values() for a in node.args}  # read again after a backward loop
+        here, there = self.training.spans, self.gradients.spans
+
+        def forward(gate: str, node: int) -> bool:
+            read = here.get(f"x.{gate}", (0, -1))[1]
+            return self.graph.nodes[node].width == gates[gate] and read <= here[f"saved.{node}"][0]
+
+        def both(gate: str, node: int) -> bool:
+            gradient = f"d.product.{self.shared[gate]}" if gate in self.shared else f"d.x.{gate}"
+            if not forward(gate, node) or gradient not in there:
+                return False
+            return there.get(f"saved.{node}", (0, -1))[1] <= there[gradient][0]
+
+        for fits in (both, forward):
+            nodes = {g: [n for n in self.saved_widths if n not in operands and fits(g, n)] for g in gates}
+            found = matching(nodes)
+            if found and (len(found) == len(gates) or not self.products):
+                return found, fits is both
+        return {}, False
+
+    @cached_property
     def products(self) -> dict[int, Node]:
         """The product nodes of the step."""
         return {i: n for i, n in enumerate(self.graph.nodes) if n.op == "product"}
@@ -144,3 +181,21 @@ class Plan:
     def product(self, name: str) -> MatrixProduct | None:
         """The declared product of a node's name; None for the inner factor of a low-rank one."""
         return self.layout.products.get(name)
+
+
+def matching(choices: Mapping[str, list[int]]) -> dict[str, int]:
+    """A choice for as many as possible, no two the same (Kuhn's algorithm)."""
+    taken: dict[int, str] = {}
+
+    def place(name: str, passed: set[int]) -> bool:
+        for choice in choices[name]:
+            if choice not in passed:
+                passed.add(choice)
+                if choice not in taken or place(taken[choice], passed):
+                    taken[choice] = name
+                    return True
+        return False
+
+    for name in choices:
+        place(name, set())
+    return {name: choice for choice, name in taken.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elman.engine.arrangement import Group, arrangement
-from elman.engine.forward import Form, Written, clock_runs, gates_width, widened
+from elman.engine.forward import Block, Form, Written, clock_runs, gates_width, widened
 from elman.engine.kernel import Kind, chunks
 from elman.engine.matrices import stored_gradient, weight_parameter
 from elman.engine.packing import Packing
@@ -48,9 +48,14 @@ class Backward(Written):
         rows = self.gates_width + self.arrangement.rest
         stretches = self.stretches(rows * self.itemsize, backward=True)
         longest = max(entries.stop - entries.start for _, entries in stretches)
-        self._gates = program.numbers(longest, self.gates_width)
-        if self.arrangement.idle:
-            program.fill(self._gates, program.at_most(longest) * self.gates_width)
+        over = form.over and self.plan.over
+        self._gates: list[tuple[Block, int, bool]] = []  # where the gradients of gates are, and whether for all entries
+        for block in self.blocks:
+            kept = over and block.kept
+            at = self.kept[block] if kept else program.numbers(longest, block.width)
+            self._gates.append((block, at, kept))
+            if self.arrangement.idle and not kept:
+                program.fill(at, program.at_most(longest) * block.width)
         self._rest = program.numbers(longest, self.arrangement.rest)
         self._direct()
         self.prepare(backward=True)
@@ -105,18 +110,23 @@ class Backward(Written):
 
     def _place(self, first: int) -> None:
         """Let the kernel write the gradients of a stretch that starts at an entry to the memory that is kept for it."""
-        width, size = self.gates_width, self.itemsize
-        for gate, columns in self.layout.input_gates.items():
-            self.table.place(f"d.x.{gate}", self._gates + (columns.start - first * width) * size, width, Kind.STEP)
-        for index in self.arrangement.places:
-            address, stride = self.columns(*self.arrangement.places[index])
-            self.table.place(f"d.product.{index}", address - first * stride * size, stride, Kind.STEP)
+        places = {f"d.x.{gate}": (True, columns.start) for gate, columns in self.layout.input_gates.items()}
+        places |= {f"d.product.{index}": place for index, place in self.arrangement.places.items()}
+        for name, (among_gates, start) in places.items():
+            address, stride = self.columns(among_gates, start, first)
+            self.table.place(name, address - first * stride * self.itemsize, stride, Kind.STEP)
 
-    def columns(self, among_gates: bool, start: int) -> tuple[int, int]:
-        """The address of a column of the gradients of gates, or of the other products, and their stride."""
-        if among_gates:
-            return self._gates + start * self.itemsize, self.gates_width
-        return self._rest + start * self.itemsize, self.arrangement.rest
+    def columns(self, among_gates: bool, start: int, first: int) -> tuple[int, int]:
+        """The address of a column of the gradients of gates, or of the other products, and their stride.
+
+        Args:
+            first: the first entry of the stretch of time whose gradients they are.
+        """
+        if not among_gates:
+            return self._rest + start * self.itemsize, self.arrangement.rest
+        block, at, kept = next(g for g in reversed(self._gates) if g[0].start <= start)
+        before = first * block.width if kept else 0
+        return at + (before + start - block.start) * self.itemsize, block.width
 
     def run(self, packing: Packing, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero."""
@@ -157,7 +167,7 @@ class _Products:
         self._program = run.program
         self._size = run.itemsize
         self._parameters: dict[str, int] = {}  # addresses of gradients
-        self._targets: dict[int, _Target] = {}  # of the groups, by number; -1 is the product with the input
+        self._targets: dict[int, _Target] = {}  # of the groups, by number; from -1 on down blocks of gates
         self._apart: list[int] = []  # groups that are not stored as they are
         # What is computed transposed: its columns, and whether it is added where it belongs.
         self._transposed: dict[int, tuple[int, int, bool]] = {}
@@ -167,10 +177,11 @@ class _Products:
         form, columns, gates = run.form, run.layout.input_size, run.gates_width
         self._columns = columns
         if gates and form.through:
-            weight = run.parameter("weight_ih")
-            self._right = (weight, columns, 1)
-            rows = (weight, gates, columns, columns)
-            self._packed = self._tools.packed_right(run.program, rows, transposed=False) if several else 0
+            self._right = [run.parameter("weight_ih", block.start) for block in run.blocks]
+            self._packed = [0] * len(run.blocks)
+            if several:
+                rows = [(at, b.width, columns, columns) for at, b in zip(self._right, run.blocks, strict=True)]
+                self._packed = [self._tools.packed_right(run.program, matrix, transposed=False) for matrix in rows]
             self._through = run.program.result("through", run.total, columns)
 
     def take(self, steps: slice, entries: slice) -> None:
@@ -183,27 +194,31 @@ class _Products:
             self._turn(number, width, columns, add)
             with self._program.within():
                 operand = self._operand(group.operand, steps, entries)
-                d = run.columns(group.among_gates, group.start)
+                d = run.columns(group.among_gates, group.start, entries.start)
                 if run.due is None:
                     self._add(number, d, (width, count), operand, target, add)
                 else:
                     self._add_due(group, d, run.due[entries.start], operand, target, add)
                     self._begun.add(number)
-        if not run.gates_width:
-            return
-        target = self._target(-1, None, run.gates_width, self._columns)
-        self._turn(-1, run.gates_width, self._columns, -1 in self._begun)
-        d, strides = run.columns(True, 0), run.form.strides
+        strides = run.form.strides
         start = self._program.given("input") + entries.start * strides[0] * self._size
-        self._add(-1, d, (run.gates_width, count), (start, *strides, self._columns), target, -1 in self._begun)
-        if self._through:
-            to = self._through + entries.start * self._columns * self._size
-            sizes = (count, self._columns, run.gates_width)
-            right = (to, self._columns)
-            self._tools.multiply(self._program, sizes, (*d, 1), self._right, right, packed=self._packed)
+        for k, block in enumerate(run.blocks):
+            number, width = -1 - k, block.width
+            target = self._target(number, None, width, self._columns, block.start)
+            self._turn(number, width, self._columns, number in self._begun)
+            d = run.columns(True, block.start, entries.start)
+            self._add(number, d, (width, count), (start, *strides, self._columns), target, number in self._begun)
+            if self._through:
+                to = (self._through + entries.start * self._columns * self._size, self._columns)
+                sizes, right = (count, self._columns, width), (self._right[k], self._columns, 1)
+                self._tools.multiply(self._program, sizes, (*d, 1), right, to, add=k > 0, packed=self._packed[k])
 
-    def _target(self, number: int, group: Group | None, width: int, columns: int) -> _Target:
-        """Where the gradients of a group's weights and biases go."""
+    def _target(self, number: int, group: Group | None, width: int, columns: int, row: int = 0) -> _Target:
+        """Where the gradients of a group's weights and biases go.
+
+        Args:
+            row: where it is none but some gates, the first of theirs.
+        """
         if number not in self._targets:
             weight = "weight_ih" if group is None else group.weight
             if weight is None:
@@ -213,10 +228,10 @@ class _Products:
                 biases = self._program.result(f"biases.{number}", width) if biased else 0
                 address, row = self._program.result(name, width, columns), 0
             else:
-                name, row = f"d.parameter.{weight}", 0 if group is None else group.rows.start or 0
+                name, row = f"d.parameter.{weight}", row if group is None else group.rows.start or 0
                 address, biases = self._gradient(weight, row), 0
                 if group is None:
-                    biases = self._gradient("bias_ih", 0) if self._run.layout.input_bias else 0
+                    biases = self._gradient("bias_ih", row) if self._run.layout.input_bias else 0
                 elif group.bias is not None and group.biased:
                     biases = self._gradient(group.bias, row)
             self._targets[number] = _Target(name, row, address, columns, biases)

@@ -167,9 +167,17 @@ def _forward(scene: Scene, inputs: Mapping[str, Tensor]) -> tuple[tuple[Tensor, 
 
 
 def _backward(
-    scene: Scene, inputs: Mapping[str, Tensor], kept: Mapping[str, Tensor], gradients: tuple[Tensor | None, ...]
+    scene: Scene,
+    inputs: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    gradients: tuple[Tensor | None, ...],
+    over: bool,
 ) -> dict[str, Tensor]:
-    """The gradients of the inputs, by name; those that are absent are zero."""
+    """The gradients of the inputs, by name; those that are absent are zero.
+
+    Args:
+        over: whether to write over what is kept; see `may_write_over`.
+    """
     tensors = tensors_of(scene, inputs)
     form = form_of(scene, tensors)
     tensors |= kept
@@ -180,7 +188,7 @@ def _backward(
                 gradient = gradient.contiguous()
             tensors[f"gradient.{k}"] = gradient
         strides.append(None if gradient is None else gradient.stride(0))
-    form = form._replace(gradients=tuple(strides), through=inputs["input"].requires_grad)
+    form = form._replace(gradients=tuple(strides), through=inputs["input"].requires_grad, over=over)
     return backward_of(form, tensors).run(scene.call.packing, tensors)
 
 
@@ -207,11 +215,26 @@ class _Recurrence(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (None, *through_reference(scene, inputs, gradients))
         kept = dict(zip(ctx.kept_names, tensors[count:], strict=True))
-        found = _backward(scene, inputs, kept, gradients)
+        found = _backward(scene, inputs, kept, gradients, may_write_over(ctx, scene.plan))
         return (
             None,
             *(found.get(n) if need else None for n, need in zip(scene.names, ctx.needs_input_grad[1:], strict=True)),
         )
+
+
+def may_write_over(ctx: Any, plan: Plan) -> bool:
+    """Whether the backward pass that is under way may write over what was saved for it, because no other one follows.
+
+    Raises:
+        RuntimeError: one before did.
+    """
+    if getattr(ctx, "spent", False):
+        raise RuntimeError("what this layer saved is gone: a backward pass before did not retain the graph")
+    # torch has no public way to ask; without this one nothing is written over.
+    keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    spent: bool = plan.over and not keeps_graph()
+    ctx.spent = spent
+    return spent
 
 
 def through_reference(scene: Scene, inputs: Mapping[str, Tensor], gradients: tuple[Tensor | None, ...]) -> list[Any]:

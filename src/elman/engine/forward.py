@@ -1,6 +1,7 @@
 """One direction of a layer on compiled kernels."""
 
 import functools
+import itertools
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Form(NamedTuple):
         gradients: of each of the forward run's results, elements from row to row of its gradient, or None; empty in a
             forward run.
         through: whether the input's gradient is wanted.
+        over: whether a backward run may write over what the forward run saved.
     """
 
     plan: Plan
@@ -61,6 +63,7 @@ class Form(NamedTuple):
     isa: str
     gradients: tuple[int | None, ...] = ()
     through: bool = False
+    over: bool = False
 
 
 def form_of(scene: Scene, tensors: Mapping[str, Tensor]) -> Form:
@@ -129,12 +132,43 @@ def default_names(layout: Layout) -> tuple[str, ...]:
     return tuple(f"default.{e.name}" for e, _ in layout.states)
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Input gates side by side, whose rows are in one memory.
+
+    Attributes:
+        start, width: the first of their columns among those of all gates, and how many they are.
+        gates: the first column of each, within the block.
+        kept: whether all rows stay until backward, because something is saved in them.
+    """
+
+    start: int
+    width: int
+    gates: Mapping[str, int]
+    kept: bool
+
+
+@functools.lru_cache(maxsize=1024)
+def _blocks(layout: Layout, slots: frozenset[str]) -> list[Block]:
+    """The blocks of a layout, where what is saved has slots in some gates."""
+    ordered = sorted(layout.input_gates.items(), key=lambda item: item[1].start)
+    found = []
+    for kept, group in itertools.groupby(ordered, key=lambda item: item[0] in slots):
+        gates = list(group)
+        start, end = gates[0][1].start, gates[-1][1].stop
+        found.append(Block(start, end - start, {gate: rows.start - start for gate, rows in gates}, kept))
+    return found
+
+
 class Written:
     """What the programs of a forward and a backward run share.
 
     Attributes:
         program: where the jobs are written down.
         table: of the kernel.
+        within: whether a forward kernel multiplies by the input itself; see `multiplies_within`.
+        slots: for gates the node that is saved over their product with the input; see `Plan.slots`.
+        blocks: the gates, those side by side whose rows have one memory.
     """
 
     def __init__(self, form: Form, kernel: Kernel) -> None:
@@ -156,6 +190,12 @@ class Written:
         self.program = Program(form.dtype, form.packing)
         self.table = Table(kernel, form.dtype, self.batch, self.program, form.workers)
         self.resets = "reset" in form.names
+        self.within = multiplies_within(form)
+        # What the kernel multiplies itself is nowhere that it could be written over. One node after the other is then
+        # sooner read than in the rows of all gates.
+        self.slots = plan.slots if form.training and not self.within else {}
+        self.blocks = _blocks(self.layout, frozenset(self.slots))
+        self.kept: dict[Block, int] = {}  # where the rows of blocks are that stay
 
     def prepare(self, backward: bool) -> None:
         """Make the kernel ready to run."""
@@ -213,12 +253,20 @@ class Written:
                 self.table.place(f"bias.{p.name}", self.parameter(p.bias, p.rows.start), 0, Kind.UNITS)
 
     def place_saved(self, address: int) -> dict[int, int]:
-        """Give the table what a forward run saves, one node after the other: where each node is."""
+        """Give the table what a forward run saves: where each node is that has no slot."""
         found, before = {}, 0
+        for block in self.blocks:
+            if block.kept:
+                self.kept[block] = self.program.behind(address, before)
+                before += block.width
+                for gate, start in block.gates.items():
+                    place = self.kept[block] + start * self.itemsize
+                    self.table.place(f"saved.{self.slots[gate]}", place, block.width, Kind.STEP)
         for n, width in self.plan.saved_widths.items():
-            found[n] = self.program.behind(address, before)
-            self.table.place(f"saved.{n}", found[n], width, Kind.STEP)
-            before += width
+            if n not in self.slots.values():
+                found[n] = self.program.behind(address, before)
+                self.table.place(f"saved.{n}", found[n], width, Kind.STEP)
+                before += width
         return found
 
     def states(self, sequences: Mapping[str, int]) -> None:
@@ -289,14 +337,26 @@ def patterns_of(layout: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
 WITHIN_BYTES, WITHIN_ROWS = 1 << 19, 12
 
 
+def multiplies_within(form: Form) -> bool:
+    """Whether a forward kernel multiplies by the input itself, which saves writing and reading those products.
+
+    The matrices then must stay in the threads' own caches, and be read for several rows at a time.
+    """
+    layout, kernel = form.plan.layout, form.plan.training if form.training else form.plan.inference
+    width = sum(m.output * m.input for m in layout.products.values()) + gates_width(layout) * layout.input_size
+    fits = width * form.dtype.itemsize <= WITHIN_BYTES and form.packing.batch >= WITHIN_ROWS
+    return fits and not kernel.ahead and form.strides == (layout.input_size, 1)
+
+
 class Forward(Written):
     """The program of a forward run.
 
     Each run makes `sequence.<state>`, [B + N, width]: the initial state, then the packed sequence, or where time runs
     backwards the initial state last; `final.<state>`, [B, width]; and `saved`: what backward reads and cannot compute
-    again, [N, width] of each node, one after the other. Where there is no backward, `sequence.<state>` is [N, width],
-    and the initial state stands in the memory beside the tensor, so that no view has to be made. A tensor that is saved
-    has to hold it: hooks may put a copy in its place.
+    again, [N, width] of each node, one after the other. First come blocks of gates, [N, width], in whose rows the
+    kernel saves over the products with the input. Where there is no backward, `sequence.<state>` is [N, width], and the
+    initial state stands in the memory beside the tensor, so that no view has to be made. A tensor that is saved has to
+    hold it: hooks may put a copy in its place.
     """
 
     def __init__(self, form: Form) -> None:
@@ -312,7 +372,6 @@ class Forward(Written):
         self.side_inputs()
         if form.training and self.plan.saved_widths:
             self.place_saved(program.result("saved", self.total, sum(self.plan.saved_widths.values())))
-        self.within = self._within()
         self.prepare(backward=False)
         if self.gates_width and not self.within:
             self._stretches()
@@ -325,16 +384,6 @@ class Forward(Written):
                 program.copy(final, sequences[n] + last, self.batch * width)
             else:
                 program.ends(False, width, sequences[n], final)
-
-    def _within(self) -> bool:
-        """Whether the kernel multiplies by the input itself: it saves what would be written and read of those products.
-
-        The matrices then must stay in the threads' own caches, and be read for several rows at a time.
-        """
-        layout, kernel = self.layout, self.kernel
-        width = sum(m.output * m.input for m in layout.products.values()) + self.gates_width * layout.input_size
-        fits = width * self.itemsize <= WITHIN_BYTES and self.batch >= WITHIN_ROWS
-        return fits and not kernel.ahead and self.form.strides == (layout.input_size, 1)
 
     def inputs(self) -> dict[str, Matrix]:
         """See `Written.inputs`."""
@@ -367,29 +416,33 @@ class Forward(Written):
 
     def _stretches(self) -> None:
         """Stretch by stretch of time, the products with the input, then the loop."""
-        table, width, size = self.table, self.gates_width, self.itemsize
+        program, size = self.program, self.itemsize
         columns, strides = self.layout.input_size, self.form.strides
-        x, weight = self.program.given("input"), self.parameter("weight_ih")
-        bias = self.parameter("bias_ih") if self.layout.input_bias else 0
-        stretches = self.stretches(width * size, backward=False)
-        packed = 0
+        x, biased = program.given("input"), self.layout.input_bias
+        stretches = self.stretches(self.gates_width * size, backward=False)
+        longest = max(entries.stop - entries.start for _, entries in stretches)
+        memory = [self.kept[b] if b.kept else program.numbers(longest, b.width) for b in self.blocks]
+        weights = [self.parameter("weight_ih", b.start) for b in self.blocks]
+        packed = [0] * len(self.blocks)
         if len(stretches) > 1:
-            packed = self.tools.packed_right(self.program, (weight, width, columns, columns), transposed=True)
-        rows = self.program.numbers(max(entries.stop - entries.start for _, entries in stretches), width)
+            matrices = [(weight, b.width, columns, columns) for weight, b in zip(weights, self.blocks, strict=True)]
+            packed = [self.tools.packed_right(program, matrix, transposed=True) for matrix in matrices]
         for steps, entries in stretches:
             first = entries.start
-            self.tools.multiply(
-                self.program,
-                (entries.stop - first, width, columns),
-                (x + first * strides[0] * size, *strides),
-                (weight, 1, columns),
-                (rows, width),
-                bias,
-                packed=packed,
-            )
-            for gate, places in self.layout.input_gates.items():
-                table.place(f"x.{gate}", rows + (places.start - first * width) * size, width, Kind.STEP)
-            table.run(steps)
+            for k, block in enumerate(self.blocks):
+                before = 0 if block.kept else first * block.width * size  # of rows that are not there
+                self.tools.multiply(
+                    program,
+                    (entries.stop - first, block.width, columns),
+                    (x + first * strides[0] * size, *strides),
+                    (weights[k], 1, columns),
+                    (memory[k] + first * block.width * size - before, block.width),
+                    self.parameter("bias_ih", block.start) if biased else 0,
+                    packed=packed[k],
+                )
+                for gate, start in block.gates.items():
+                    self.table.place(f"x.{gate}", memory[k] + start * size - before, block.width, Kind.STEP)
+            self.table.run(steps)
 
     def run(self, packing: Packing, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """The wanted sequences, [N, width] each, then the final states, [B, width]; and all that was made."""

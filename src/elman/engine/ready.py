@@ -35,7 +35,7 @@ class Ready:
         self.scene = scene
         self.count = len(inputs)
         self._program = forward_of(self._form)
-        self._backward: dict[tuple[int | None, ...], Backward] = {}
+        self._backward: dict[tuple[int | bool | None, ...], Backward] = {}
         packing = call.packing
         self.steps, self.batch = packing.steps, packing.batch
         self._saves = tuple(f"sequence.{entry.name}" for entry, _ in call.layout.states)
@@ -95,6 +95,7 @@ class Ready:
         kept: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
         through: bool,
+        over: bool,
     ) -> dict[str, Tensor]:
         """The gradients of what `run` was given, by `Scene.names`; those that are absent are zero.
 
@@ -102,6 +103,7 @@ class Ready:
             tensors, draws, kept: see `run` and `kept`.
             gradients: of the results of `run`.
             through: whether the input's is wanted.
+            over: whether to write over what is kept; see `cpu.may_write_over`.
         """
         given = self._by_name(tensors, draws)
         given |= zip((*self._saves, "saved"), kept, strict=False)
@@ -116,10 +118,10 @@ class Ready:
                 row = gradient.shape[2]
             given[f"gradient.{k}"] = gradient
             strides.append(row)
-        key = (*strides, through)
+        key = (*strides, through, over)
         program = self._backward.get(key)
         if program is None:
-            form = self._form._replace(gradients=tuple(strides), through=through)
+            form = self._form._replace(gradients=tuple(strides), through=through, over=over)
             program = self._backward[key] = backward_of(form, given)
         found = program.run(self.scene.call.packing, given)
         for name, gradient in found.items():
@@ -146,7 +148,8 @@ class _Run(torch.autograd.Function):
         given, kept = tensors[: ready.count], tensors[ready.count :]
         if torch.is_grad_enabled():
             return (None, None, *_through_reference(ready, ctx.draws, given, gradients))
-        found = ready.backward(given, ctx.draws, kept, gradients, ctx.needs_input_grad[2])
+        over = cpu.may_write_over(ctx, ready.scene.plan)
+        found = ready.backward(given, ctx.draws, kept, gradients, ctx.needs_input_grad[2], over)
         needed = zip(ready.scene.names, ctx.needs_input_grad[2:], strict=True)
         return (None, None, *(found.get(name) if need else None for name, need in needed))
 
