@@ -11,8 +11,10 @@ from torch import Tensor
 import elman
 from elman import Cell, Recurrent, cells, use_engine
 from elman.cells.clockwork import Clockwork
+from elman.cells.layout import layout
 from elman.cells.math import tanh, where
-from elman.engine import forward
+from elman.compiler.plan import Plan
+from elman.engine import cpu, forward
 from elman.testing import Case, compare
 
 CELLS = {name: cells.get(name)() for name in cells.names()}
@@ -94,9 +96,6 @@ def test_blocks_that_are_not_due(periods: tuple[int, ...], threads: int) -> None
 
 
 def test_a_clock_is_found_in_the_equations() -> None:
-    from elman.cells.layout import layout
-    from elman.compiler.plan import Plan
-
     class Ticking(Clockwork):
         """Its output also takes the product at steps that are not due."""
 
@@ -181,6 +180,73 @@ def test_backward_twice_over_one_graph() -> None:
     (first,) = torch.autograd.grad(output.sum(), x, retain_graph=True)
     (second,) = torch.autograd.grad(output.sum(), x)
     assert torch.equal(first, second)
+
+
+NO_PRODUCTS = [
+    "brc",
+    "gilr",
+    "indrnn",
+    "min_gru",
+    "min_lstm",
+    "qrnn",
+    "rg_lru",
+    "sru",
+    "tgru",
+    "tlstm",
+    "trnn",
+    "unicornn",
+]
+
+
+@pytest.mark.parametrize("name", NO_PRODUCTS)
+def test_gradients_over_what_was_saved(name: str) -> None:
+    """Where no other backward pass follows, and only there and in memory of one's own."""
+    layer, x = Recurrent(name, 5, 24), torch.randn(40, 16, 5, requires_grad=True)
+    parameters = [x, *layer.parameters()]
+    assert Plan(CELLS[name], layout(CELLS[name], 5, 24), {}).over
+
+    def saved(loss: Tensor) -> Tensor:
+        node, found = loss.grad_fn, []
+        while node is not None:
+            found += [v for v in getattr(node, "saved_tensors", ()) if v.shape[:1] == (40 * 16,)]
+            node = node.next_functions[0][0] if node.next_functions else None
+        return found[-1]
+
+    with use_engine("cpu"):
+        for _ in range(3):  # the general way, and the shorter one
+            loss = layer(x)[0].square().sum()
+            memory = saved(loss)
+            before = memory.clone()
+            kept = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            assert torch.equal(memory, before)
+            again = torch.autograd.grad(loss, parameters, allow_unused=True)
+            assert not torch.equal(memory, before)
+            with torch.autograd.graph.saved_tensors_hooks(lambda v: v.clone(), lambda v: v):
+                loss = layer(x)[0].square().sum()
+            memory = saved(loss)
+            before = memory.clone()
+            copied = torch.autograd.grad(loss, parameters, allow_unused=True)
+            assert torch.equal(memory, before)
+            for a, b, c in zip(kept, again, copied, strict=True):
+                assert a is b is c is None or (torch.equal(a, b) and torch.equal(a, c))
+
+
+def test_what_was_saved_is_gone_after_an_interrupted_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Recurrent("sru", 5, 24), torch.randn(40, 16, 5, requires_grad=True)
+    with use_engine("cpu"):
+        y = layer(x)[0]  # of which no other node has saved anything
+        run = cpu._backward
+
+        def interrupted(*arguments: Any) -> Any:
+            run(*arguments)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cpu, "_backward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            y.backward(torch.ones_like(y))
+        monkeypatch.setattr(cpu, "_backward", run)
+        with pytest.raises(RuntimeError, match="saved is gone"):
+            y.backward(torch.ones_like(y))
 
 
 def test_second_derivatives_go_through_the_reference() -> None:
@@ -279,9 +345,6 @@ def test_torch_functions_in_a_step_compile_too() -> None:
 
 @pytest.mark.parametrize("name", CELLS)
 def test_the_source_does_not_depend_on_sizes(name: str) -> None:
-    from elman.cells.layout import layout
-    from elman.compiler.plan import Plan
-
     below = dict.fromkeys(CELLS[name].below, 24)
     small = Plan(CELLS[name], layout(CELLS[name], 5, 24), below)
     large = Plan(CELLS[name], layout(CELLS[name], 7, 48), dict.fromkeys(below, 48))
@@ -292,9 +355,6 @@ def test_the_source_does_not_depend_on_sizes(name: str) -> None:
 @pytest.mark.parametrize("name", CELLS)
 def test_what_is_fetched_ahead(name: str) -> None:
     """All that a part reads or writes of each step once, and nothing else: no parameters, no scratch memory."""
-    from elman.cells.layout import layout
-    from elman.compiler.plan import Plan
-
     plan = Plan(CELLS[name], layout(CELLS[name], 5, 24), dict.fromkeys(CELLS[name].below, 24))
     far = {"x", "raw", "extra", "below", "saved", "d", "sequence"}
     for kernel, kinds in (
@@ -355,9 +415,6 @@ def test_products_with_the_input(name: str, limit: int, threads: int, monkeypatc
     ],
 )
 def test_input_gates_are_summed_with_products(name: str, added: tuple[str, ...], apart: tuple[str, ...]) -> None:
-    from elman.cells.layout import layout
-    from elman.compiler.plan import Plan
-
     groups = Plan(CELLS[name], layout(CELLS[name], 8, 16), {}).training.groups
     assert tuple(gate for group in groups for gate in group.added) == added
     assert {gate for group in groups if group.inputs for gate in group.products} == set(apart)

@@ -203,6 +203,7 @@ class _Recurrence(torch.autograd.Function):
             ctx.mark_non_differentiable(*(v for v in results if not v.is_floating_point()))
         ctx.scene = scene
         ctx.kept_names = tuple(kept)
+        ctx.own = kept["saved"].data_ptr() if "saved" in kept else 0
         ctx.save_for_backward(*tensors, *kept.values())
         return results
 
@@ -215,15 +216,19 @@ class _Recurrence(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (None, *through_reference(scene, inputs, gradients))
         kept = dict(zip(ctx.kept_names, tensors[count:], strict=True))
-        found = _backward(scene, inputs, kept, gradients, may_write_over(ctx, scene.plan))
+        over = may_write_over(ctx, scene.plan, kept.get("saved"))
+        found = _backward(scene, inputs, kept, gradients, over)
         return (
             None,
             *(found.get(n) if need else None for n, need in zip(scene.names, ctx.needs_input_grad[1:], strict=True)),
         )
 
 
-def may_write_over(ctx: Any, plan: Plan) -> bool:
+def may_write_over(ctx: Any, plan: Plan, saved: Tensor | None) -> bool:
     """Whether the backward pass that is under way may write over what was saved for it, because no other one follows.
+
+    Args:
+        ctx: whose `own` is the address of the memory in which it was saved; what hooks put in its place is theirs.
 
     Raises:
         RuntimeError: one before did.
@@ -232,7 +237,7 @@ def may_write_over(ctx: Any, plan: Plan) -> bool:
         raise RuntimeError("what this layer saved is gone: a backward pass before did not retain the graph")
     # torch has no public way to ask; without this one nothing is written over.
     keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-    spent: bool = plan.over and not keeps_graph()
+    spent: bool = plan.over and saved is not None and saved.data_ptr() == ctx.own and not keeps_graph()
     ctx.spent = spent
     return spent
 

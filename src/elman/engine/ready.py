@@ -138,6 +138,7 @@ class _Run(torch.autograd.Function):
         results, made = ready.forward(tensors, draws)
         ctx.set_materialize_grads(False)
         ctx.ready, ctx.draws = ready, draws
+        ctx.own = made["saved"].data_ptr() if "saved" in made else 0
         ctx.save_for_backward(*tensors, *ready.kept(made))
         return results
 
@@ -148,7 +149,7 @@ class _Run(torch.autograd.Function):
         given, kept = tensors[: ready.count], tensors[ready.count :]
         if torch.is_grad_enabled():
             return (None, None, *_through_reference(ready, ctx.draws, given, gradients))
-        over = cpu.may_write_over(ctx, ready.scene.plan)
+        over = cpu.may_write_over(ctx, ready.scene.plan, kept[-1] if ctx.own else None)
         found = ready.backward(given, ctx.draws, kept, gradients, ctx.needs_input_grad[2], over)
         needed = zip(ready.scene.names, ctx.needs_input_grad[2:], strict=True)
         return (None, None, *(found.get(name) if need else None for name, need in needed))
