@@ -168,7 +168,8 @@ def bench_elementwise(seconds: float) -> None:
     batch, steps, inputs, hidden = 32, 256, 64, 512
     print(f"\n## Cells without recurrent products, B = {batch}, T = {steps}, H = {hidden}: the loop alone")
     print("\nGB/s: forward, of the projected inputs that are read and the states that are written; in training, with")
-    print("backward, also of what is saved and of gradients. The copy is one of 256 MB, just before and after. What")
+    print("backward, also of what is saved and of gradients, read and written both where a kernel writes over what it")
+    print("read. The copy is one of 256 MB, just before and after. What")
     print("its functions alone allow is how fast sigmoids, tanhs and the like are computed, of numbers in the cache,")
     print("just before. Medians of five passes over all cells.")
     copied, source = torch.empty(1 << 26), torch.ones(1 << 26)
@@ -189,12 +190,13 @@ def bench_elementwise(seconds: float) -> None:
     rates: list[list[float]] = [[] for _ in cases]
     shares: list[list[float]] = [[] for _ in cases]
     allowed: list[list[float]] = [[] for _ in cases]
-    limits = []
+    limits, handovers = [], []
     for _ in range(5):
         for (_, way, moved, functions), rate, share, allow in zip(cases, rates, shares, allowed, strict=True):
             most = machine.function_rate(functions, torch.get_num_threads()) * moved * 4 if functions else math.inf
             copies = medians([lambda: copied.copy_(source)], 0)
             spent = _loops(way, seconds / 2)
+            handovers.append(machine.handover_ns() if torch.get_num_threads() > 1 else math.nan)
             copies += medians([lambda: copied.copy_(source)], 0)
             limits.append(2 * 4 * source.numel() / statistics.mean(copies) / 1e9)
             rate.append(4 * moved * batch * steps * hidden / spent / 1e9)
@@ -205,7 +207,11 @@ def bench_elementwise(seconds: float) -> None:
     rows = [[f"`{cases[i][0]}`", *(column[j] for j in (i, i + 1) for column in shown)] for i in range(0, len(cases), 2)]
     head = [n for way in ("forward", "training") for n in (f"{way} GB/s", "of a copy's", "its functions alone")]
     table(["cell", *head], rows)
-    print(f"\nThe copies ran at {min(limits):.0f} to {max(limits):.0f} GB/s.")
+    print(
+        f"\nThe copies ran at {min(limits):.0f} to {max(limits):.0f} GB/s. A line went from one thread to the other in"
+    )
+    quartiles = statistics.quantiles(handovers, n=4)
+    print(f"{min(handovers):.0f} to {max(handovers):.0f} ns, quartiles {', '.join(f'{q:.0f}' for q in quartiles)}.")
 
 
 def _moved(kernel: Any) -> int:

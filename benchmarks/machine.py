@@ -1,4 +1,5 @@
-"""What this machine can do at most: multiply-adds, functions, reads from each level of memory, several streams."""
+"""What this machine can do at most: multiply-adds, functions, reads from each level of memory, several streams, and how
+long a line takes from one thread to another."""
 
 import ctypes
 import time
@@ -52,7 +53,21 @@ static void streams(void *argument) {  // `repeats` packs two numbers: streams t
             for (int64_t k = in; k < in + out; ++k) store(job.data + k * n + i, sum);
         }
 }
+static void handovers(void *argument) {  // two threads count in turns
+    Job &job = *(Job *)argument;
+    volatile int64_t *count = (int64_t *)job.data;
+    const int64_t me = job.number();
+    for (int64_t i = me; i < 2 * job.repeats; i += 2) {
+        while (__atomic_load_n(count, __ATOMIC_ACQUIRE) != i) {}
+        __atomic_store_n(count, i + 1, __ATOMIC_RELEASE);
+    }
+}
 EXPORT int run(Job *job, int kind, int workers) {
+    if (kind == 3) {
+        *(int64_t *)job->data = 0;
+        job->parallel(handovers, job, 2, 0);
+        return 0;
+    }
     job->parallel(kind == 2 ? streams : kind ? reads : multiply_adds, job, workers, 0);
     return kind ? 0 : ACCUMULATORS * LANES * 2;
 }
@@ -133,6 +148,14 @@ def stream_bandwidth(read: int, written: int, bytes_each: int) -> float:
     """GB/s of two threads that go once over several arrays of so many bytes, row by row, with ordinary stores."""
     seconds, _ = _best(2, bytes_each, read * 256 + written, 2, read + written)
     return bytes_each * (read + written) / seconds / 1e9
+
+
+def handover_ns() -> float:
+    """Nanoseconds in which a thread sees what another one has written; several times as many where the system has put
+    them on cores without a cache in common, as it may from one second to the next."""
+    repeats = 2000
+    seconds, _ = _best(3, 64, repeats, 1)
+    return seconds / (2 * repeats) * 1e9
 
 
 def function_rate(names: Sequence[str], workers: int) -> float:
