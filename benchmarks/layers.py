@@ -510,8 +510,12 @@ def main() -> None:
     )
     print(f"torch {torch.__version__}. Multiply-add peak {peak:.0f} GFLOP/s; reads by {workers} threads together:")
     print(", ".join(f"{kb} kB each {machine.read_bandwidth(kb * 1024, workers):.0f} GB/s" for kb in (512, 4096)) + ".")
+    if workers > 1:
+        print(f"One thread sees what another wrote after {machine.handover_ns():.0f} ns.")
     for name in only:
         sections[name]()
+    if workers > 1:
+        print(f"\nAt the end one thread saw what another wrote after {machine.handover_ns():.0f} ns.")
 
 
 if __name__ == "__main__":
