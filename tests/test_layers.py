@@ -161,6 +161,24 @@ def test_step_without_gradients_follows_its_parameters() -> None:
         torch.testing.assert_close(stepper(x), module.step(x, state)[0])
 
 
+def test_a_step_changes_nothing_that_it_was_given_or_gave() -> None:
+    module, x = LSTM(3, 4, num_layers=2), torch.randn(2, 3)
+    with torch.no_grad():
+        _, first = module.step(x)
+        before = [v.clone() for v in first]
+        output, second = module.step(x, first)
+        assert all(map(torch.equal, first, before))
+        strided = tuple(v.mT.contiguous().mT for v in first)
+        assert not strided[0].is_contiguous()
+        again, third = module.step(x.mT.contiguous().mT, strided)
+        assert torch.equal(again, output)
+        assert all(map(torch.equal, second, third))
+        kept = second.h.clone()
+        output.zero_()
+        module.step(x, second)
+        assert torch.equal(second.h, kept)
+
+
 def test_step_sees_changes_that_torch_does_not_count() -> None:
     module, x = LSTM(3, 4), torch.randn(2, 3)
     with torch.no_grad():

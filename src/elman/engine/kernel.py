@@ -196,6 +196,19 @@ class Table:
         call[_BUFFERS] = self._sink.array(self._table[:], range(0, len(self._table), 4))
         return self._fixed.run, call, _CALL
 
+    def alone(self) -> tuple[Function, "array[int]", "array[int]"]:
+        """What runs the prepared kernel over one step, its argument, and the words of its buffers, which the caller
+        keeps and may change: see `address`."""
+        function, call, _ = self.job(slice(0, 1))
+        buffers = self._table[:]
+        buffers.append(0)  # see `address`
+        call[_BUFFERS] = buffers.buffer_info()[0]
+        return function, call, buffers
+
+    def address(self, name: str) -> int:
+        """Where among the words of the buffers one's address is; where there is no such buffer, one that is unread."""
+        return 4 * self._numbers[name] if name in self._numbers else len(self._table)
+
     def run(self, steps: slice) -> None:
         """Run it; see `job`."""
         self._sink.call("kernel", *self.job(steps))

@@ -31,6 +31,9 @@ class LayerStep:
         states: for each state entry the two tensors [B, width] between which it goes to and fro: an even step
             reads the first and writes the second.
         runs: what runs an even step, and an odd one.
+        run: what runs a step between places of the caller's choice, which `buffers` says.
+        buffers: words of memory in which addresses stand: at `raw` that of the input, at `entries`, for each state
+            entry, those of the state before and after the step.
 
     Raises:
         CannotCompile: the cell has no kernel.
@@ -74,3 +77,8 @@ class LayerStep:
                 table.place(f"next.{entry.name}", pair[1 - odd].data_ptr(), width, Kind.BATCH)
             function, words, _ = table.job(slice(0, 1))
             self.runs.append(functools.partial(callable_at(function), sink.array(words)))
+        function, words, self.buffers = table.alone()
+        self.run = functools.partial(callable_at(function), sink.array(words))
+        self.raw = table.address("raw")
+        names = [entry.name for entry, _ in layout.states]
+        self.entries = [(table.address(f"state.{name}"), table.address(f"next.{name}")) for name in names]

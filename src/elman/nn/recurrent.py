@@ -288,9 +288,7 @@ class Recurrent(nn.Module):
 
             kernels = prepared(self, input.shape[0])
             if kernels is not None:
-                kernels.enter(state)
-                output = kernels.step(input)
-                return output, kernels.state()
+                return kernels.advance(input, state)
         time = 1 if self.batch_first and input.dim() == 2 else 0
         lifted = None if extras is None else {name: value.unsqueeze(time) for name, value in extras.items()}
         output, state = self(input.unsqueeze(time), state, extras=lifted, noise=noise)

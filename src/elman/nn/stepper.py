@@ -118,12 +118,12 @@ def prepared(module: Recurrent, batch: int) -> "_Kernels | None":
     if module._modules or batch == 0 or torch.is_autocast_enabled("cpu"):  # a parametrization is a submodule
         return None
     parameters = [p for p in module._parameters.values() if p is not None]
-    if any(p.is_inference() for p in parameters):  # they count no versions
-        return None
     situation = (batch, dispatch.wanted(), build.instruction_set())
     kept = _cache.kernels.get(module)
     if kept is not None and kept.holds(parameters, situation):
         return kept.kernels
+    if any(p.is_inference() for p in parameters):  # they count no versions
+        return None
     dtype = parameters[0].dtype
     if situation[1] not in ("auto", "cpu") or dtype not in REALS:
         return None
@@ -160,7 +160,6 @@ class _Kernels:
         self._batch = batch
         self._dtype = weight.dtype
         self._layers: list[LayerStep] = []
-        self._defaults: list[tuple[Tensor, ...]] = []  # of each layer, [width] for each state entry
         self._specifications = [parts for _, parts in module.layers]
         self._form = module.cell.State
         self._input = torch.zeros(batch, module.input_size, dtype=self._dtype)
@@ -168,7 +167,6 @@ class _Kernels:
         for level, (cell, parts) in enumerate(module.layers):
             parameters = {p.name: getattr(module, f"{p.name}_l{level}").detach().clone() for p in parts.parameters}
             layer = LayerStep(cell, parts, parameters, batch, raw)
-            self._defaults.append(module.default_state(level))
             self._layers.append(layer)
             raw = (layer.states[0][1], layer.states[0][0])  # what an even step, and an odd one, has just written
         size = self._dtype.itemsize
@@ -179,16 +177,59 @@ class _Kernels:
             for odd in (0, 1)
         ]
         self._bytes = [pair[0].numel() * size for pair in self._layers[0].states]
+        defaults = [module.default_state(level) for level in range(len(self._layers))]
+        # Of each state entry [layers, B, width], where none is given.
+        self._start = [
+            torch.stack([value.detach().to(self._dtype).expand(batch, -1) for value in each])
+            for each in zip(*defaults, strict=True)
+        ]
         self._runs = [[layer.runs[odd] for layer in self._layers] for odd in (0, 1)]
         self._outputs = raw  # what the last layer writes at even and at odd steps
         self._odd = 0
         self._started = False
         self.enter(None)
 
-    def step(self, input: Tensor) -> Tensor:
+    def advance(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """A step from a state to the next one, in the form that the module has; the own state stays as it is."""
+        self._check(input)
+        x = input if input.is_contiguous() and input.is_cpu else self._input.copy_(input)
+        given = self._start if state is None else self._checked(state)
+        made = [torch.empty_like(like) for like in self._start]
+        at, before, after = x.data_ptr(), [v.data_ptr() for v in given], [v.data_ptr() for v in made]
+        for level, layer in enumerate(self._layers):
+            buffers = layer.buffers
+            buffers[layer.raw] = at
+            at = after[0] + level * self._bytes[0]
+            for k, (old, new) in enumerate(layer.entries):
+                start = level * self._bytes[k]
+                buffers[old], buffers[new] = before[k] + start, after[k] + start
+            layer.run()
+        output = torch.empty_like(self._outputs[0])
+        ctypes.memmove(output.data_ptr(), at, self._bytes[0])
+        return output, self._form(*made) if len(made) > 1 else made[0]
+
+    def _checked(self, state: Any) -> list[Tensor]:
+        """The entries of a state, contiguous."""
+        values = (state,) if isinstance(state, Tensor) else state
+        if len(values) != len(self._start):
+            names = [entry.name for entry, _ in self._specifications[0].states]
+            raise ValueError(f"state must have the entries {', '.join(names)}, got {len(values)}")
+        found = []
+        for value, like, (entry, _) in zip(values, self._start, self._specifications[0].states, strict=True):
+            if value.dtype != self._dtype:
+                raise ValueError(f"state entry {entry.name!r} must be {self._dtype}, got {value.dtype}")
+            if value.shape != like.shape:
+                raise ValueError(f"state entry {entry.name!r} must be {tuple(like.shape)}, got {tuple(value.shape)}")
+            found.append(value if value.is_contiguous() and value.is_cpu else value.detach().cpu().contiguous())
+        return found
+
+    def _check(self, input: Tensor) -> None:
         if input.shape != self._input.shape or input.dtype != self._dtype:
             expected = f"[B, I] with B = {self._input.shape[0]} and I = {self._input.shape[1]} of {self._dtype}"
             raise ValueError(f"input must be {expected}, got {tuple(input.shape)} of {input.dtype}")
+
+    def step(self, input: Tensor) -> Tensor:
+        self._check(input)
         if input.is_contiguous() and input.is_cpu:
             ctypes.memmove(self._input_at[0], input.data_ptr(), self._input_at[1])
         else:
@@ -213,27 +254,12 @@ class _Kernels:
         return self._form(*entries) if len(entries) > 1 else entries[0]
 
     def enter(self, state: Any) -> None:
-        specification = self._specifications[0]
-        names = [entry.name for entry, _ in specification.states]
-        values = (state,) if isinstance(state, Tensor) else state
-        if values is not None and len(values) != len(names):
-            raise ValueError(f"state must have the entries {', '.join(names)}, got {len(values)}")
+        values = self._start if state is None else self._checked(state)
         self._started = state is not None
-        for k, (entry, width) in enumerate(specification.states):
-            value = None if values is None else values[k].detach()
-            expected = (len(self._layers), self._batch, width)
-            if value is not None and value.dtype != self._dtype:
-                raise ValueError(f"state entry {entry.name!r} must be {self._dtype}, got {value.dtype}")
-            if value is not None and tuple(value.shape) != expected:
-                raise ValueError(f"state entry {entry.name!r} must be {expected}, got {tuple(value.shape)}")
-            size = self._bytes[k]
-            if value is not None and value.is_contiguous() and value.is_cpu:
-                start = value.data_ptr()
-                for level, place in enumerate(self._places[self._odd][k]):
-                    ctypes.memmove(place, start + level * size, size)
-                continue
-            for level, layer in enumerate(self._layers):
-                layer.states[k][self._odd].copy_(self._defaults[level][k] if value is None else value[level])
+        for value, size, places in zip(values, self._bytes, self._places[self._odd], strict=True):
+            start = value.data_ptr()
+            for level, place in enumerate(places):
+                ctypes.memmove(place, start + level * size, size)
 
 
 _cache = _Cache()
