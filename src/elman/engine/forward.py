@@ -340,7 +340,8 @@ WITHIN_BYTES, WITHIN_ROWS = 1 << 19, 12
 def multiplies_within(form: Form) -> bool:
     """Whether a forward kernel multiplies by the input itself, which saves writing and reading those products.
 
-    The matrices then must stay in the threads' own caches, and be read for several rows at a time.
+    The matrices then must stay in the threads' own caches, and be read for several rows at a time. Forward and backward
+    have to agree on it, for it says where things are saved.
     """
     layout, kernel = form.plan.layout, form.plan.training if form.training else form.plan.inference
     width = sum(m.output * m.input for m in layout.products.values()) + gates_width(layout) * layout.input_size
