@@ -4,9 +4,9 @@
     python benchmarks/engines.py ../before/src/elman/engine src/elman/engine --cells lstm,brc --shapes 32,64,256,256
 
 Two processes cannot be compared within some ten per cent on a noisy machine: each has other pages of memory, at other
-times. Here every kernel and every product is compiled from the headers of each folder, and a layer's jobs go through a
-switch. Python's part is the checkout's that runs, and the tiles that kernels call are the first folder's, for all: so
-folders in which tiles are called otherwise (`tiles.h`) cannot be compared.
+times. Here kernels, their tiles and the products are compiled from the headers of each folder, and a layer's jobs go
+through a switch. Python's part is the checkout's that runs, so folders in which tiles are called otherwise (`tiles.h`)
+cannot be compared.
 
 Shown are, forward and in training, medians of the milliseconds that kernels, products and the whole call take, and of
 their ratios to the first folder's in the same round: below 1 is faster.
@@ -44,6 +44,7 @@ template <int... N> static void *find(int number, Indices<N...>) {
 EXPORT void *switched(int number) { return find(number, Counted<FUNCTIONS>::Type{}); }
 EXPORT void set(int number, int which, Job function) { jobs[number][which] = function; }
 EXPORT void choose(int which) { version = which; }
+EXPORT int tiles() { return TILES; }
 """
 )
 
@@ -59,13 +60,19 @@ class Versions:
         self._switch.set.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
         self._libraries: list[list[ctypes.CDLL]] = []
         self._known: dict[int, int] = {}
+        self._tables: list[tuple[Any, list[int]]] = []  # of tiles: the one that kernels read, and all versions'
         for module, name, function in (
             (build, "load", self._all),
             (kernel, "address_of", self._switched),
             (products, "address_of", self._switched),
         ):
             setattr(module, name, function)
-        self.choose = self._switch.choose
+
+    def choose(self, which: int) -> None:
+        """Run this version from now on."""
+        self._switch.choose(which)
+        for table, versions in self._tables:
+            ctypes.memmove(table, versions[which], len(table) * 8)
 
     def _all(self, source: str, real: str) -> ctypes.CDLL:
         own = build._ENGINE
@@ -78,9 +85,22 @@ class Versions:
         build._header.cache_clear()
         libraries = [one.result() for one in builds]
         self._libraries.append(libraries)
-        for name in ("elman_workspace", "elman_packed_size") if hasattr(libraries[0], "elman_workspace") else ():
-            setattr(libraries[0], name, _most([getattr(library, name) for library in libraries]))
+        if hasattr(libraries[0], "elman_tiles"):
+            names = ("elman_workspace", "elman_packed_size")
+            common = {name: _most([getattr(library, name) for library in libraries]) for name in names}
+            common["elman_tiles"] = self._table([library.elman_tiles for library in libraries])
+            for name, function in common.items():
+                setattr(libraries[0], name, function)
         return libraries[0]
+
+    def _table(self, functions: list[Any]) -> Callable[..., int]:
+        for function in functions:
+            function.restype = ctypes.c_void_p
+        versions = [function() for function in functions]
+        tiles = self._switch.tiles()
+        table = (ctypes.c_void_p * tiles).from_buffer_copy(ctypes.string_at(versions[0], tiles * 8))
+        self._tables.append((table, versions))
+        return lambda: ctypes.addressof(table)
 
     def _switched(self, function: Any) -> int:
         address = self._address_of(function)
@@ -98,7 +118,7 @@ def _tiles(folder: Path) -> str:
     return (folder / "tiles.h").read_text()
 
 
-def _most(sizes: list[Any]) -> Callable[[int, int], int]:
+def _most(sizes: list[Any]) -> Callable[..., int]:
     for size in sizes:
         size.argtypes, size.restype = [ctypes.c_int64, ctypes.c_int64], ctypes.c_int64
     return lambda columns, others: max(size(columns, others) for size in sizes)

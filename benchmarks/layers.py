@@ -29,6 +29,7 @@ import machine
 from elman.cells.clockwork import Clockwork
 from elman.cells.math import tanh
 from elman.compiler import build
+from elman.engine.kernel import SPLIT_ROWS
 from options import bench_options
 
 SHAPES = (
@@ -147,6 +148,8 @@ class Minimal(elman.Cell):
 def bench_recurrence(seconds: float, workers: int) -> None:
     """The recurrence alone at B = 1, where every step reads all recurrent weights: against reads of as many bytes."""
     print("\n## The recurrence alone, B = 1, T = 1024 (GB/s of recurrent weights read)")
+    print("\nAt most: what as many threads as the loop uses read of as many bytes, over and over in one direction. The")
+    print("loop goes to and fro, so that a part stays in nearer caches: hence more than 100 %.")
     rows = []
     for kind in PAIRS:
         for hidden in (128, 256, 512):
@@ -155,9 +158,11 @@ def bench_recurrence(seconds: float, workers: int) -> None:
             whole, start = medians([forward(layer, x), forward(layer, short)], seconds)
             size = layer.weight_hh_l0.numel() * 4
             rate = size * 1024 / (whole - start) / 1e9
-            limit = machine.read_bandwidth(size // workers, workers)
-            rows.append([kind, hidden, f"{size >> 10}", f"{rate:.0f}", f"{limit:.0f}", f"{100 * rate / limit:.0f} %"])
-    table(["layer", "H", "kB", "GB/s", "GB/s at most", "of it"], rows)
+            used = workers if size >= SPLIT_ROWS[-1][0] else 1
+            limit = machine.read_bandwidth(size // used, used)
+            share = f"{100 * rate / limit:.0f} %"
+            rows.append([kind, hidden, f"{size >> 10}", used, f"{rate:.0f}", f"{limit:.0f}", share])
+    table(["layer", "H", "kB", "threads", "GB/s", "GB/s at most", "of it"], rows)
 
 
 def bench_elementwise(seconds: float) -> None:
@@ -417,8 +422,8 @@ def _language_step(model: Any, optimizer: Any, tokens: Tensor, engine: str) -> C
 
 
 def bench_memory() -> None:
-    """Peak memory of a training step, each in a process of its own."""
-    print("\n## Peak memory of a training step (MB above the process before it)")
+    """Peak memory of a training step, in processes of its own."""
+    print("\n## Peak memory of a training step (MB above the process before it, medians of three processes)")
     code = """
 import sys, torch, elman
 kind, library, batch, steps, inputs, hidden = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
@@ -439,10 +444,11 @@ print(memory("VmHWM") - before)
     for kind in PAIRS:
         for shape in ((64, 64, 512, 512), (32, 256, 256, 256)):
             sizes = list(map(str, shape))
-            used = [
-                float(subprocess.run([sys.executable, "-c", code, kind, library, *sizes], stdout=-1, check=True).stdout)
-                for library in ("elman", "torch")
-            ]
+            used = []
+            for library in ("elman", "torch"):
+                command = [sys.executable, "-c", code, kind, library, *sizes]
+                runs = [float(subprocess.run(command, stdout=-1, check=True).stdout) for _ in range(3)]
+                used.append(statistics.median(runs))
             rows.append([kind, ", ".join(sizes), f"{used[0]:.0f}", f"{used[1]:.0f}", used[0] / used[1]])
     table(["layer", "B, T, I, H", "Elman", "torch.nn", "ratio"], rows)
 

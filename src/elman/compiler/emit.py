@@ -42,7 +42,7 @@ class Kernel:
     """The generated parts; equal only to itself, so that engines may keep what they derive from it.
 
     Attributes:
-        source: C++ that defines BUFFERS, CLOCK, PARTS and `step`, and POINTWISE where there are no products.
+        source: C++ that defines BUFFERS, CLOCK, PARTS, SUMS and `step`, and POINTWISE where there are no products.
         buffers: width of each buffer that the source names, in the order of its numbers.
         groups: the matrices, in the order of their numbers.
         sums: how many row sums are kept.
@@ -143,10 +143,11 @@ class _Emitter:
         self._kernel.sums = len(self._sums)
         before = [self._before(index) for index in _same_at_all_steps(self._schedule)]
         bodies = [self._part(number, part) for number, part in enumerate(self._schedule.parts)]
-        calls = "".join(f"    run_part<Part{n}>(c);\n    synchronise(c);\n" for n in range(len(bodies)))
+        calls = "    synchronise(c);\n".join(f"    run_part<Part{n}>(c);\n" for n in range(len(bodies)))
         first = "".join(f"    over_units<Once{n}>(c);\n" for n in self._once)
         clock = self._buffer("state.t", 1) if self._clocked else -1
-        sizes = f"BUFFERS = {max(1, len(self._kernel.buffers))}, CLOCK = {clock}, PARTS = {len(self._schedule.parts)}"
+        sizes = f"BUFFERS = {max(1, len(self._kernel.buffers))}, CLOCK = {clock}"
+        sizes += f", PARTS = {len(self._schedule.parts)}, SUMS = {self._kernel.sums}"
         pointwise = "" if self._kernel.groups else "#define POINTWISE\n"
         head = f'{pointwise}enum {{ {sizes} }};\n#include "recurrence.h"\n\n'
         functions = (("once", first), ("step", calls))
@@ -356,7 +357,7 @@ class _Emitter:
         def computed(index: int) -> str:
             node = graph.nodes[index]
             if node.op == "leaf" and index in accumulator:
-                return f"acc[k * DOWN * stride + {accumulator[index]}]"
+                return f"acc[k * stride + {accumulator[index]}]"
             if node.op == "leaf" or index in self._once:
                 return loaded(self._once.get(index, node.name), node.width)
             if node.op == "number":
@@ -372,7 +373,7 @@ class _Emitter:
                 bias = ""
                 if node.op == "product" and node.name in self._biased:
                     bias = f" + {loaded(f'bias.{node.name}', node.width)}"
-                return f"acc[k * DOWN * stride + {accumulator[index]}]{bias}"
+                return f"acc[k * stride + {accumulator[index]}]{bias}"
             if schedule.home[index] != here and not in_place(graph, schedule.home, index):
                 return loaded(schedule.memory[index], node.width)
             if index in self._added:

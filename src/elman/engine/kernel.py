@@ -73,7 +73,7 @@ def _fixed(kernel: Kernel, dtype: torch.dtype, isa: str) -> _Fixed:
 
 
 # Where among the words of a `Call` (see recurrence.h) its steps, its buffers and all its addresses stand.
-_FIRST, _LAST, _BUFFERS = 5, 6, 11
+_FIRST, _LAST, _BUFFERS, TURN = 5, 6, 11, 27
 _CALL = (8, 9, 10, 11, 12, 13, 14, 16, 18, 19, 21)
 
 
@@ -185,21 +185,26 @@ class Table:
                 *(len(clock) // 3 if clock else 0, sink.array(clock) if clock else 0),
                 fixed.tools.tiles,
                 *(threads.pool() or (0, 0, 0)),
-                0,  # the meeting
+                *(0, 0),  # the meeting, and the turn
             ),
         )
 
-    def job(self, steps: slice) -> tuple[Function, "array[int]", tuple[int, ...]]:
-        """What runs the prepared kernel over some steps, with the buffers as they are placed now."""
+    def job(self, steps: slice, turn: int = 0) -> tuple[Function, "array[int]", tuple[int, ...]]:
+        """What runs the prepared kernel over some steps, with the buffers as they are placed now.
+
+        Args:
+            steps: those to run.
+            turn: 1 for blocks of units to begin with the last, as after an odd number of steps.
+        """
         call = self._call[:]
-        call[_FIRST], call[_LAST] = steps.start, steps.stop
+        call[_FIRST], call[_LAST], call[TURN] = steps.start, steps.stop, turn
         call[_BUFFERS] = self._sink.array(self._table[:], range(0, len(self._table), 4))
         return self._fixed.run, call, _CALL
 
-    def alone(self) -> tuple[Function, "array[int]", "array[int]"]:
+    def alone(self, turn: int = 0) -> tuple[Function, "array[int]", "array[int]"]:
         """What runs the prepared kernel over one step, its argument, and the words of its buffers, which the caller
-        keeps and may change: see `address`."""
-        function, call, _ = self.job(slice(0, 1))
+        keeps and may change: see `address`. `turn` is that of `job`."""
+        function, call, _ = self.job(slice(0, 1), turn)
         buffers = self._table[:]
         buffers.append(0)  # see `address`
         call[_BUFFERS] = buffers.buffer_info()[0]

@@ -70,6 +70,20 @@ static int64_t size_class(int64_t size) {
     return (size + unit - 1) / unit * unit;
 }
 
+// Memory from the system, or null. A huge page begins at a multiple of its size, so from there on.
+static char *map(int64_t bytes) {
+    const int64_t room = bytes < HUGE ? 0 : HUGE;
+    char *start = (char *)mmap(0, bytes + room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) return 0;
+    const int64_t before = room ? -(uintptr_t)start % HUGE : 0, behind = room - before;
+    if (before) munmap(start, before);
+    if (behind) munmap(start + before + bytes, behind);
+#ifdef MADV_HUGEPAGE
+    if (room) madvise(start + before, bytes, MADV_HUGEPAGE);
+#endif
+    return start + before;
+}
+
 static Block *take(int64_t size) {
     if (size < SMALLEST) {
         Block *b = (Block *)malloc(sizeof(Block) + LINE + size);
@@ -92,15 +106,12 @@ static Block *take(int64_t size) {
     if (!b) {
         b = (Block *)malloc(sizeof(Block));
         if (!b) return 0;
-        void *start = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (start == MAP_FAILED) {
+        char *start = map(bytes);
+        if (!start) {
             free(b);
             return 0;
         }
-#ifdef MADV_HUGEPAGE
-        if (bytes >= HUGE) madvise(start, bytes, MADV_HUGEPAGE);
-#endif
-        b->start = (char *)start;
+        b->start = start;
         b->bytes = bytes;
     }
     // Blocks start at different places of a page: equal ones would fall on the same sets of the cache.

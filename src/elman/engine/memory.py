@@ -27,7 +27,7 @@ from elman.compiler import build
 SCRATCH_KEPT = 1 << 26  # bytes of scratch that a thread keeps
 
 _LINE = 64
-_HUGE_FROM = 1 << 21
+_HUGE = 1 << 21
 _DIMENSIONS = 4
 Margins = tuple[int, int]
 _CODES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.uint8: (1, 8)}  # DLPack's type codes, and bits
@@ -111,14 +111,16 @@ def _poisoned() -> bool:
     return fill
 
 
-def _mapped(size: int) -> mmap.mmap:
-    if not hasattr(mmap, "MAP_ANONYMOUS"):
-        return mmap.mmap(-1, size)
+def _mapped(size: int) -> Tensor:
+    """So many bytes from the system, in huge pages as far as such fit; they begin at multiples of their size."""
+    if not hasattr(mmap, "MADV_HUGEPAGE") or size < _HUGE:
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
     # Private: shared memory has no huge pages where the system's `shmem_enabled` does not say so.
-    mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE_FROM:
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    return mapping
+    mapping = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block = torch.frombuffer(mapping, dtype=torch.uint8)
+    first = -block.data_ptr() % _HUGE
+    mapping.madvise(mmap.MADV_HUGEPAGE, first, size // _HUGE * _HUGE)
+    return block[first : first + size]
 
 
 class Scratch(threading.local):
@@ -137,7 +139,7 @@ class Scratch(threading.local):
         if wanted > self._block.numel() and wanted <= SCRATCH_KEPT:
             self._block = torch.empty(0, dtype=torch.uint8)  # gone before the next one is there
             # not from the pool: there the smaller ones that it had before would stay, and nobody wants their sizes
-            self._block = torch.frombuffer(_mapped(wanted + _LINE), dtype=torch.uint8)
+            self._block = _mapped(wanted + _LINE)
         self._next = -(-self._block.data_ptr() // _LINE) * _LINE
         self._end = self._block.data_ptr() + self._block.numel()
         self._room = max(0, self._end - self._next)

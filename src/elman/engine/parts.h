@@ -51,7 +51,8 @@ struct Call {
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
-    Meeting meeting;
+    Arrivals *meeting;
+    int64_t turn;                // how many steps are taken to have been before the first: see Context::down
 };
 
 // ---- one thread's view of a step --------------------------------------------------------------------------------
@@ -64,6 +65,8 @@ struct Context {
     int64_t s[BUFFERS];
     int64_t time;                                  // the step, of all
     int64_t following;                             // rows from this step's first to the next one's, about
+    bool down;     // whether blocks of units are taken from the last to the first, so that a step begins with the matrices
+                   // that the one before it has left in the near caches
     uint64_t due;  // of a clock's runs of units, those that are due at this step in any of this thread's rows
 };
 
@@ -163,18 +166,26 @@ INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int6
                 }
         start += width;
     }
+    const int64_t number = (units + g.blocks * LANES - 1) / (g.blocks * LANES);  // of blocks, of which this thread has
+    const int64_t first_block = number * c.blocks_of / c.block_parts, last_block = number * (c.blocks_of + 1) / c.block_parts - 1;
+    // Where threads share out the units, most of the operand comes from the other ones: all of its lines together.
+    if (c.block_parts > 1 && block == (c.down ? last_block : first_block))
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t r = 0; r < rows; ++r)
+                for (int64_t k = 0; k < stretches[i].count; k += 64 / sizeof(real))
+                    __builtin_prefetch(stretches[i].operand + r * stretches[i].stride + k);
     const int all = g.blocks * g.count, pass = pass_of(all), full = all / pass, apart = g.blocks * g.total;
     const int64_t vectors = ((units + LANES - 1) / LANES - block * g.blocks) * g.count;
     const int wanted = vectors < all ? (int)(vectors + pass - 1) / pass : full + (all % pass > 0);  // passes
     const int fitting = rows == 1 ? together_of(pass, 1) : rows == 2 ? together_of(pass, 2) : 1;
     const real *w = k.weights[g.number] + block * all * depth * LANES;
-    const int64_t size = all * depth * (int64_t)VECTOR_BYTES, number = (units + g.blocks * LANES - 1) / (g.blocks * LANES);
-    const bool far = rows >= FETCHING_ROWS && rows < c.rows && size * number > FAR;
+    const int64_t size = all * depth * (int64_t)VECTOR_BYTES;
+    // The next step, where it turns, begins with the block that this one ends with.
+    const int64_t next = c.down ? block - 1 : block < last_block || SUMS == 0 ? block + 1 : first_block;
+    const bool far = rows >= FETCHING_ROWS && rows < c.rows && size * number > FAR && first_block <= next && next <= last_block;
     const char *next_block = 0;
     int64_t share = 0;  // of each of its vectors
     if (far) {
-        const int64_t last = number * (c.blocks_of + 1) / c.block_parts - 1;
-        const int64_t next = block < last ? block + 1 : number * c.blocks_of / c.block_parts;
         next_block = (const char *)k.weights[g.number] + next * size + size * row / c.rows;
         share = VECTOR_BYTES * rows / c.rows;
     }
@@ -260,21 +271,57 @@ template <class Part> INLINE void fetch(const real *const *streams, int64_t unit
         }
 }
 
+// The same for some rows and a block of units.
+template <class Part> INLINE void fetch_rows(const Context &c, int64_t row, int64_t rows, int64_t unit) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Part::streams; ++i) {
+        const int64_t stride = c.s[Part::stream[i]];
+        if (!stride) continue;  // the same for all rows, or absent
+        const real *p = c.p[Part::stream[i]] + row * stride + unit;
+        for (int64_t r = 0; r < rows; ++r, p += stride)
+#pragma GCC unroll 8
+            for (int v = 0; v < Part::blocks; v += 64 / VECTOR_BYTES)
+                i < Part::reads ? __builtin_prefetch(p + v * LANES, 0, 2) : __builtin_prefetch(p + v * LANES, 1, 2);
+    }
+}
+
+// The products of some rows and one block, to `acc`, with a row's streams on their way meanwhile.
+template <class Part>
+static void products_of(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
+    const int64_t first = block * Part::blocks * LANES;
+    if (Part::streams && (Part::blocks * VECTOR_BYTES >= 64 || first * sizeof(real) % 64 == 0)) fetch_rows<Part>(c, row, rows, first);
+    if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::multiply_all(c, acc, row, rows, block, units);
+    else __builtin_memset(acc, 0, rows * Part::blocks * Part::count * sizeof(V));
+}
+
 // A part for some rows and one block of units.
 template <class Part> static void tile(const Context &c, int64_t row, int64_t rows, int64_t block, int64_t units) {
     V acc[MOST_ROWS * Part::blocks * Part::count];
-    const int64_t first = block * Part::blocks * LANES;
-    const real *streams[Part::streams + 1];
-    if (Part::streams && (Part::blocks * VECTOR_BYTES >= 64 || first * sizeof(real) % 64 == 0))
-        for (int64_t r = 0; r < rows; ++r) {
-            streams_of<Part>(c, row + r, streams);
-            fetch<Part>(streams, first, Part::blocks);
-        }
-    if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::multiply_all(c, acc, row, rows, block, units);
-    else __builtin_memset(acc, 0, sizeof(acc));
+    products_of<Part>(c, acc, row, rows, block, units);
     for (int b = 0; b < Part::blocks; ++b) {
         const int64_t unit = (block * Part::blocks + b) * LANES;
         if (unit < units) points_of<Part>(c, row, rows, unit, units, acc + b * Part::count, Part::blocks * Part::count);
+    }
+}
+
+// A part for one row: the products of several blocks, so that the matrices do not stand still while expressions, each of which
+// waits for the one before it, are computed; then these, for two vectors side by side.
+template <class Part> static void tiles_of_row(const Context &c, int64_t first, int64_t last, int64_t units) {
+    enum { SUMMED = Part::blocks * Part::count, AT_ONCE = SUMMED < 64 ? 64 / SUMMED : 1 };
+    V acc[AT_ONCE * SUMMED];
+    for (int64_t done = first, n; done < last; done += n) {
+        n = last - done < AT_ONCE ? last - done : AT_ONCE;
+        const int64_t from = c.down ? first + last - done - n : done, end = (from + n) * Part::blocks * LANES;
+        for (int64_t i = 0; i < n; ++i) {
+            const int64_t at = c.down ? n - 1 - i : i;
+            products_of<Part>(c, acc + at * SUMMED, 0, 1, from + at, units);
+        }
+        const int64_t present = end < units ? end : units;
+        const V *sums = acc;
+        int64_t unit = from * Part::blocks * LANES;
+        for (; unit + TOGETHER * LANES <= present; unit += TOGETHER * LANES, sums += TOGETHER * Part::count)
+            Part::template point<true, TOGETHER, 0>(c, 0, unit, LANES, sums, Part::count);
+        for (; unit < present; unit += LANES, sums += Part::count) points_of<Part>(c, 0, 1, unit, units, sums, 0);
     }
 }
 
@@ -319,12 +366,13 @@ template <class Part> static void run_part(const Context &c) {
         const int64_t end = last * block_units;
         rows_of_points<Part>(c, first * block_units, end < units ? end : units);
     } else {
+        if (!Part::single && c.rows == 1) return tiles_of_row<Part>(c, first, last, units);
         constexpr int most = rows_of(Part::widest);
         const int64_t tiles = (c.rows + most - 1) / most;
-        for (int64_t block = first; block < last; ++block)
+        for (int64_t i = first; i < last; ++i)
             for (int64_t t = 0; t < tiles; ++t) {
                 const int64_t from = c.rows * t / tiles, to = c.rows * (t + 1) / tiles;
-                tile<Part>(c, from, to - from, block, units);
+                tile<Part>(c, from, to - from, c.down ? first + last - 1 - i : i, units);
             }
     }
 }

@@ -29,7 +29,7 @@ struct Product {
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
-    Meeting meeting;
+    Arrivals *meeting;
 };
 
 INLINE int64_t step_of(const Product &p, int64_t k) { return p.chosen ? p.chosen[k] : k; }
@@ -286,11 +286,11 @@ static void multiply_share(void *argument) {
         const int64_t apart = (p.packed ? depth : most) * COLUMNS;
         if (!p.packed) {
             const int64_t mine = by_columns ? first : all * thread / team, end = by_columns ? last : all * (thread + 1) / team;
-            if (!by_columns && team > 1 && k) meet(p.meeting, team);
+            if (!by_columns && team > 1 && k) meet(p.meeting, thread, team);
             real *own = packed_b + mine * apart;
             pack_b(p, own, apart, mine, end, k, depth);
             if (p.column_sums) add_columns(p, own, apart, mine, end, depth, k == 0 && !p.add_sums);
-            if (!by_columns && team > 1) meet(p.meeting, team);
+            if (!by_columns && team > 1) meet(p.meeting, thread, team);
         }
         for (int64_t block = begin; block < end; block += BLOCK_ROWS) {
             const int64_t rows = end - block < BLOCK_ROWS ? end - block : BLOCK_ROWS;
@@ -328,7 +328,8 @@ EXPORT int64_t elman_packed_size(int64_t depth, int64_t columns) {
     return depth * panels(columns) * COLUMNS;
 }
 EXPORT int elman_multiply(Product *product) {
-    product->meeting.arrived = product->meeting.generation = 0;
+    Arrivals arrivals[product->threads];
+    product->meeting = nobody_yet(arrivals, product->threads);
     if (product->threads > 1) product->parallel(multiply_share, product, (unsigned)product->threads, 0);
     else multiply_share(product);
     return 0;

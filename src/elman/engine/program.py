@@ -73,7 +73,7 @@ class AtOnce:
         """See `Sink`."""
         if not self._own_memory:
             return memory.scratch.take(size)
-        block = torch.empty(size + _LINE, dtype=torch.uint8)
+        block = memory.empty(size + _LINE, dtype=torch.uint8)
         self.held.append(block)
         return -(-block.data_ptr() // _LINE) * _LINE
 

@@ -13,7 +13,7 @@
 #include "parts.h"
 
 INLINE void synchronise(const Context &c) {
-    if (c.block_parts > 1) meet(c.call->meeting, c.block_parts);
+    if (c.block_parts > 1) meet(c.call->meeting, c.thread, c.block_parts);
 }
 
 // Rows of a state's sequence; see PREVIOUS.
@@ -109,7 +109,6 @@ static void begin_rows(const Context &c, int64_t t) {
 // After a backward step: nothing flows back across a reset, but to a default that is learned.
 static void cut(const Context &c, int64_t t) {
     const Call &k = *c.call;
-    if (!k.reset) return;
     for (int64_t i = 0; i < k.carries; ++i) {
         int64_t handed = k.finals[3 * i] + 1;  // HANDED follows its CARRY
         real *total = c.p[k.finals[3 * i + 2]];
@@ -122,7 +121,6 @@ static void cut(const Context &c, int64_t t) {
                 __builtin_memset(to + first, 0, (last - first) * sizeof(real));
             }
     }
-    synchronise(c);
 }
 
 // Before a step of a cell with a clock, once its states have entered.
@@ -163,7 +161,7 @@ static void work(void *argument) {
         const int64_t t = k.backward != k.reverse ? k.last - 1 - (i - k.first) : i, rows = k.batch_sizes[t];
         // Rows of one thread lie together, since writing lines beside another thread's is slow. So rows change hands
         // where their number does.
-        if (i > k.first && rows != before && team > 1) meet(k.meeting, team);
+        if (i > k.first && rows != before && team > 1) meet(k.meeting, c.thread, team);
         before = rows;
         const bool split = team > 1 && rows <= k.split_rows;
         c.blocks_of = split ? c.thread : 0;
@@ -171,6 +169,7 @@ static void work(void *argument) {
         c.row_first = split ? 0 : rows * c.thread / team;
         c.rows = split ? rows : rows * (c.thread + 1) / team - c.row_first;
         c.time = t;
+        c.down = SUMS == 0 && ((i - k.first + k.turn) & 1);
         c.following = i + 1 < k.last ? k.offsets[k.backward != k.reverse ? t - 1 : t + 1] - k.offsets[t] : 0;
         place(c, t);
         if (i == k.first) once(c);
@@ -178,12 +177,17 @@ static void work(void *argument) {
         enter(c, t);
         if (CLOCK >= 0) tick(c);
         step(c);
-        if (k.backward) cut(c, t);
+        if (k.backward && k.reset) {
+            synchronise(c);
+            cut(c, t);
+        }
+        if (i + 1 < k.last) synchronise(c);
     }
 }
 
 EXPORT int elman_run(Call *call) {
-    call->meeting.arrived = call->meeting.generation = 0;
+    Arrivals arrivals[call->threads];
+    call->meeting = nobody_yet(arrivals, call->threads);
     if (call->threads > 1) call->parallel(work, call, (unsigned)call->threads, 0);
     else work(call);
     return 0;

@@ -1,6 +1,7 @@
 """One time step of a layer, prepared: matrices packed, buffers in place, the products with the input in the kernel."""
 
 import functools
+from array import array
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from elman.cells.layout import Layout
 from elman.compiler.plan import Plan
 from elman.engine import matrices, reference, threads
 from elman.engine.forward import clock_runs, patterns_of
-from elman.engine.kernel import Kind, Table
+from elman.engine.kernel import TURN, Kind, Table
 from elman.engine.packing import Packing
 from elman.engine.products import matrix
 from elman.engine.program import AtOnce, callable_at
@@ -31,9 +32,9 @@ class LayerStep:
         states: for each state entry the two tensors [B, width] between which it goes to and fro: an even step
             reads the first and writes the second.
         runs: what runs an even step, and an odd one.
-        run: what runs a step between places of the caller's choice, which `buffers` says.
-        buffers: words of memory in which addresses stand: at `raw` that of the input, at `entries`, for each state
-            entry, those of the state before and after the step.
+        inputs: words of memory in which addresses stand for these: at `raw` that of the input.
+        buffers: words of memory in which addresses stand for `run`: at `raw` that of the input, at `entries`, for each
+            state entry, those of the state before and after the step.
 
     Raises:
         CannotCompile: the cell has no kernel.
@@ -70,15 +71,26 @@ class LayerStep:
         )
         self._held = (sink, raw)
         self.runs: list[functools.partial[object]] = []
+        self.inputs: list[array[int]] = []
+
+        def runs(turn: int) -> tuple[functools.partial[object], "array[int]", "array[int]"]:
+            function, call, buffers = table.alone(turn)
+            return functools.partial(callable_at(function), sink.array(call)), call, buffers
+
         for odd in (0, 1):
             table.place("raw", raw[odd].data_ptr(), raw[odd].stride(0), Kind.BATCH)
             for (entry, width), pair in zip(layout.states, self.states, strict=True):
                 table.place(f"state.{entry.name}", pair[odd].data_ptr(), width, Kind.BATCH)
                 table.place(f"next.{entry.name}", pair[1 - odd].data_ptr(), width, Kind.BATCH)
-            function, words, _ = table.job(slice(0, 1))
-            self.runs.append(functools.partial(callable_at(function), sink.array(words)))
-        function, words, self.buffers = table.alone()
-        self.run = functools.partial(callable_at(function), sink.array(words))
+            run, _, buffers = runs(odd)
+            self.runs.append(run)
+            self.inputs.append(buffers)
+        self._run, self._call, self.buffers = runs(0)
         self.raw = table.address("raw")
         names = [entry.name for entry, _ in layout.states]
         self.entries = [(table.address(f"state.{name}"), table.address(f"next.{name}")) for name in names]
+
+    def run(self) -> None:
+        """A step between places of the caller's choice, which `buffers` says."""
+        self._run()
+        self._call[TURN] ^= 1

@@ -3,16 +3,27 @@
 #include "tiles.h"
 
 // Steps of the depth from one fetch of what is wanted next to another: not so many lines at once that loads wait for them.
-enum { FETCH_STEPS = 32 };
+enum { FETCH_STEPS = 32, AHEAD_STEPS = 16 };
+
+template <int N> struct Number { constexpr operator int() const { return N; } };
+
+// Steps of the depth that are summed apart: a vector's multiply-adds wait for each other, so some eight must be under way.
+constexpr int chains_of(int sums) {
+    const int fitting = ACCUMULATORS / sums, wanted = (8 + sums - 1) / sums;
+    return fitting < wanted ? fitting : wanted;
+}
 
 template <int PASS, int ROWS, int TOGETHER, bool FETCHING>
 static void tile(V *to, int64_t apart, const int32_t *places, const Stretch *stretches, int64_t count, const real *weights,
                  int64_t depth, const Next *next) {
-    V sum[ROWS][TOGETHER * PASS];
+    constexpr int chains = chains_of(ROWS * TOGETHER * PASS);
+    V sum[chains][ROWS][TOGETHER * PASS];
 #pragma GCC unroll 32
-    for (int r = 0; r < ROWS; ++r)
+    for (int k = 0; k < chains; ++k)
 #pragma GCC unroll 32
-        for (int i = 0; i < TOGETHER * PASS; ++i) sum[r][i] = V{};
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 32
+            for (int i = 0; i < TOGETHER * PASS; ++i) sum[k][r][i] = V{};
     const char *at = FETCHING ? next->at : 0, *nearer = at;
     for (const Stretch *s = stretches; s < stretches + count; ++s) {
         const real *a = s->operand, *end = a + s->count, *w = weights + s->first * (PASS * LANES);
@@ -21,27 +32,42 @@ static void tile(V *to, int64_t apart, const int32_t *places, const Stretch *str
             const real *until = FETCHING && end - a > FETCH_STEPS ? a + FETCH_STEPS : end;
             if (FETCHING)
                 for (nearer += next->advance * (until - a); at < nearer; at += 64) __builtin_prefetch(at, 0, 2);  // to the second level
-            for (; a < until; ++a, w += PASS * LANES) {
-                V b[TOGETHER * PASS];
+            auto steps = [&](auto several) {
+                constexpr int n = several;
+                for (; until - a >= n; a += n, w += n * PASS * LANES)
 #pragma GCC unroll 32
-                for (int i = 0; i < TOGETHER * PASS; ++i) {
-                    V v = load(w + i / PASS * depth * (PASS * LANES) + i % PASS * LANES);
-                    if (ROWS > 1) KEEP(v);
-                    b[i] = v;
-                }
+                    for (int k = 0; k < n; ++k) {
+                        if constexpr (ROWS == 1 && PASS % 2)  // the processor's own look-ahead follows even numbers of lines
 #pragma GCC unroll 32
-                for (int r = 0; r < ROWS; ++r) {
-                    const V v = splat(a[r * stride]);
+                            for (int i = 0; i < PASS; ++i) __builtin_prefetch(w + ((AHEAD_STEPS + k) * PASS + i) * LANES);
+                        V b[TOGETHER * PASS];
 #pragma GCC unroll 32
-                    for (int i = 0; i < TOGETHER * PASS; ++i) sum[r][i] += v * b[i];
-                }
-            }
+                        for (int i = 0; i < TOGETHER * PASS; ++i) {
+                            V v = load(w + k * PASS * LANES + i / PASS * depth * (PASS * LANES) + i % PASS * LANES);
+                            if (ROWS > 1) KEEP(v);
+                            b[i] = v;
+                        }
+#pragma GCC unroll 32
+                        for (int r = 0; r < ROWS; ++r) {
+                            const V v = splat(a[r * stride + k]);
+#pragma GCC unroll 32
+                            for (int i = 0; i < TOGETHER * PASS; ++i) sum[k][r][i] += v * b[i];
+                        }
+                    }
+            };
+            steps(Number<chains>{});
+            if constexpr (chains > 1) steps(Number<1>{});
         }
     }
 #pragma GCC unroll 32
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 32
-        for (int i = 0; i < TOGETHER * PASS; ++i) to[r * apart + places[i]] = sum[r][i];
+        for (int i = 0; i < TOGETHER * PASS; ++i) {
+            V v = sum[0][r][i];
+#pragma GCC unroll 32
+            for (int k = 1; k < chains; ++k) v += sum[k][r][i];
+            to[r * apart + places[i]] = v;
+        }
 }
 
 template <int N> constexpr Tile tile_of() {

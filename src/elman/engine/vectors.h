@@ -76,16 +76,13 @@ INLINE void relax() {
 #endif
 }
 
-// Where the threads of a team wait for each other; zero at the start.
-struct Meeting {
-    volatile int32_t arrived, generation;  // Python sees both as one int64 number
-};
-static void meet(Meeting &m, int64_t team) {
-    const int32_t generation = __atomic_load_n(&m.generation, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&m.arrived, 1, __ATOMIC_ACQ_REL) == team) {
-        m.arrived = 0;
-        __atomic_store_n(&m.generation, generation + 1, __ATOMIC_RELEASE);
-    } else {
-        while (__atomic_load_n(&m.generation, __ATOMIC_ACQUIRE) == generation) relax();
-    }
+// Where the threads of a team wait for each other: how often each has come, on lines of its own, so that the others see it
+// after one trip of a line.
+struct alignas(128) Arrivals { volatile int32_t count; };
+INLINE Arrivals *nobody_yet(Arrivals *all, int64_t threads) { return (Arrivals *)__builtin_memset(all, 0, threads * sizeof(Arrivals)); }
+static void meet(Arrivals *all, int64_t thread, int64_t team) {
+    const int32_t count = all[thread].count + 1;
+    __atomic_store_n(&all[thread].count, count, __ATOMIC_RELEASE);
+    for (int64_t i = 0; i < team; ++i)
+        while (__atomic_load_n(&all[i].count, __ATOMIC_ACQUIRE) - count < 0) relax();
 }

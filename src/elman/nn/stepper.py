@@ -170,7 +170,8 @@ class _Kernels:
             self._layers.append(layer)
             raw = (layer.states[0][1], layer.states[0][0])  # what an even step, and an odd one, has just written
         size = self._dtype.itemsize
-        self._input_at = (self._input.data_ptr(), self._input.numel() * size)
+        self._shape = self._input.shape
+        self._inputs, self._raw = self._layers[0].inputs, self._layers[0].raw
         # For even and odd steps, each state entry in each layer, where it is read: addresses, and bytes.
         self._places = [
             [[layer.states[k][odd].data_ptr() for layer in self._layers] for k in range(len(self._layers[0].states))]
@@ -224,17 +225,16 @@ class _Kernels:
         return found
 
     def _check(self, input: Tensor) -> None:
-        if input.shape != self._input.shape or input.dtype != self._dtype:
-            expected = f"[B, I] with B = {self._input.shape[0]} and I = {self._input.shape[1]} of {self._dtype}"
+        if input.shape != self._shape or input.dtype != self._dtype:
+            expected = f"[B, I] with B = {self._shape[0]} and I = {self._shape[1]} of {self._dtype}"
             raise ValueError(f"input must be {expected}, got {tuple(input.shape)} of {input.dtype}")
 
     def step(self, input: Tensor) -> Tensor:
-        self._check(input)
-        if input.is_contiguous() and input.is_cpu:
-            ctypes.memmove(self._input_at[0], input.data_ptr(), self._input_at[1])
-        else:
-            self._input.copy_(input)
+        if input.shape != self._shape or input.dtype != self._dtype:
+            self._check(input)
+        x = input if input.is_contiguous() and input.is_cpu else self._input.copy_(input)
         odd = self._odd
+        self._inputs[odd][self._raw] = x.data_ptr()
         for run in self._runs[odd]:
             run()
         self._odd = 1 - odd
