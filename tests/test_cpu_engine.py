@@ -121,6 +121,18 @@ def test_odd_sizes(name: str, hidden_size: int, threads: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
+    ("name", "hidden_size"), [("elman", 1100), ("lstm", 300), ("gru_reset_before", 410), ("layer_norm_lstm", 300)]
+)
+def test_one_row(name: str, hidden_size: int, dtype: torch.dtype, threads: int) -> None:
+    """More blocks of units than those whose products come before their expressions, in steps upwards and downwards."""
+    case = Case(CELLS[name], dtype=dtype, input_size=9, hidden_size=hidden_size)
+    module = case.module()
+    x, state = case.input(3, 1).requires_grad_(), case.state(module, 1)
+    compare(module, [x, *state], _ways(case, module, x, state), f"{name}, {hidden_size} units")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
     ("name", "hidden_size"), [("elman", 740), ("lstm", 370), ("gru_reset_before", 520), ("clockwork", 744)]
 )
 def test_matrices_larger_than_caches(name: str, hidden_size: int, dtype: torch.dtype, threads: int) -> None:

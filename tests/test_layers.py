@@ -204,6 +204,20 @@ def test_steps_in_threads_do_not_share_buffers() -> None:
         assert all(threads.map(run, range(8)))
 
 
+def test_steps_upwards_and_downwards_and_from_anywhere() -> None:
+    """Steps take the units in turn from the first and from the last, and read the input where it is."""
+    for kind, batch in ((LSTM, 1), (GRU, 3), (RNN, 1)):
+        module = kind(40, 150, num_layers=2)
+        x = torch.randn(7, batch, 40, 2)[..., 1]
+        expected = module(x)[0].detach()
+        stepper, state = module.stepper(batch), None
+        for t in range(7):
+            torch.testing.assert_close(stepper(x[t] if t % 2 else x[t].contiguous()), expected[t])
+            with torch.no_grad():
+                output, state = module.step(x[t], state)
+            torch.testing.assert_close(output, expected[t])
+
+
 def test_stepper_resets_and_checks_its_input() -> None:
     module = LSTM(3, 4)
     stepper, x = module.stepper(2), torch.randn(2, 3)

@@ -83,23 +83,34 @@ static void transpose(real *to, int64_t step, const real *from, int64_t stride, 
 
 // ---- packing ----------------------------------------------------------------------------------------------------
 
-// Tiles of [depth][ROWS], zero past the last row.
-static void pack_a(const Product &p, real *to, int64_t row, int64_t rows, int64_t from, int64_t depth) {
+// Whether the sums of B's columns come from the product itself: the last tile of packed rows has room for a row of ones.
+INLINE bool sums_by_ones(const Product &p, bool packed_rows) { return p.column_sums && packed_rows && p.rows % ROWS; }
+
+// Tiles of [depth][ROWS]. Past the last row is zero; where `ones`, and A's last row is among these, ones follow it.
+static void pack_a(const Product &p, real *to, int64_t row, int64_t rows, int64_t from, int64_t depth, bool ones) {
     const int64_t whole = rows / ROWS, tile = depth * ROWS;
+    // Eight numbers are copied sooner than ROWS, but need room: the next step's, which are written later, and A's next ones.
+    const int64_t wide = row + whole * ROWS + 8 - ROWS <= p.rows ? whole : whole - 1;
+    const real last = ones && row + rows == p.rows;
     for (int64_t k = 0; k < depth; ++k) {
         const real *a = p.a + row * p.a_row + step_of(p, from + k) * p.a_depth;
         real *t = to + k * ROWS;
         if (p.a_row == 1 && k + AHEAD < depth)
             for (int64_t i = 0; i < rows; i += LANES)
                 __builtin_prefetch(p.a + row * p.a_row + step_of(p, from + k + AHEAD) * p.a_depth + i);
-        if (p.a_row == 1)
-            for (int64_t i = 0; i < whole; ++i) __builtin_memcpy(t + i * tile, a + i * ROWS, ROWS * sizeof(real));
-        else
+        if (p.a_row == 1) {
+            int64_t i = 0;
+            if (k + 1 < depth)
+#pragma GCC unroll 8
+                for (; i < wide; ++i) __builtin_memcpy(t + i * tile, a + i * ROWS, 8 * sizeof(real));
+            for (; i < whole; ++i) __builtin_memcpy(t + i * tile, a + i * ROWS, ROWS * sizeof(real));
+        } else
             for (int64_t i = 0; i < whole; ++i)
                 for (int r = 0; r < ROWS; ++r) t[i * tile + r] = a[(i * ROWS + r) * p.a_row];
         if (whole * ROWS < rows)
+#pragma GCC unroll 8
             for (int64_t r = 0; r < ROWS; ++r)
-                t[whole * tile + r] = whole * ROWS + r < rows ? a[(whole * ROWS + r) * p.a_row] : 0;
+                t[whole * tile + r] = whole * ROWS + r < rows ? a[(whole * ROWS + r) * p.a_row] : whole * ROWS + r == rows ? last : 0;
     }
 }
 
@@ -167,11 +178,23 @@ static void add_columns(const Product &p, const real *from, int64_t apart, int64
 
 // ---- products ---------------------------------------------------------------------------------------------------
 
+// A vector of results and what they are added to; `left` of its numbers are there.
+INLINE void put(real *to, const real *from, V v, int64_t left) {
+    if (left >= LANES) store(to, from ? load(from) + v : v);
+    else if (left > 0) store_part(to, from ? load_part(from, left) + v : v, left);
+}
+
+// What a tile does beside its rows of C.
+struct Extra {
+    bool ones, first_sums;  // whether the row behind the last one has B's column sums, and whether they start there
+    const real *unpacked;   // null, or where B's panel lies, row by row: it is packed on the way
+};
+
 // One tile of C, NARROW vectors wide, over one block of the depth; `first` starts it from the bias, else it is added to.
 // A's rows are `a_row` apart and their numbers `a_depth`.
-template <int NARROW, bool PACKED>
-INLINE void tile_of_c(const Product &p, const real *a, int64_t a_row, const real *b, int64_t depth, int64_t row,
-                      int64_t rows, int64_t column, bool first) {
+template <int NARROW, bool PACKED, bool PACKING>
+INLINE void tile_of_c(const Product &p, const real *a, int64_t a_row, real *b, int64_t depth, int64_t row,
+                      int64_t rows, int64_t column, bool first, const Extra &extra) {
     real *const c = p.c + row * p.c_row + column;
     const real *rest[ROWS];
     V acc[ROWS][NARROW];
@@ -183,10 +206,16 @@ INLINE void tile_of_c(const Product &p, const real *a, int64_t a_row, const real
 #pragma GCC unroll 8
         for (int i = 0; i < NARROW; ++i) acc[r][i] = V{};
     }
+    const real *unpacked = extra.unpacked;
     for (int64_t k = 0; k < depth; ++k, b += COLUMNS) {
         V v[NARROW];
 #pragma GCC unroll 8
-        for (int i = 0; i < NARROW; ++i) v[i] = load(b + i * LANES);
+        for (int i = 0; i < NARROW; ++i) v[i] = load((PACKING ? unpacked : b) + i * LANES);
+        if (PACKING) {
+            unpacked += p.b_depth;
+#pragma GCC unroll 8
+            for (int i = 0; i < NARROW; ++i) store(b + i * LANES, v[i]);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
             const V x = splat(PACKED ? a[k * ROWS + r] : rest[r][k]);
@@ -198,26 +227,27 @@ INLINE void tile_of_c(const Product &p, const real *a, int64_t a_row, const real
     const real *start = p.bias ? p.bias + column : 0;
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
+        if (PACKED && r == rows && extra.ones) {
+            real *to = p.column_sums + column;
+#pragma GCC unroll 8
+            for (int i = 0; i < NARROW; ++i)
+                put(to + i * LANES, extra.first_sums ? 0 : to + i * LANES, acc[r][i], columns - i * LANES);
+        }
         if (r >= rows) continue;
         real *to = c + r * p.c_row;
         const real *from = first ? start : to;
 #pragma GCC unroll 8
-        for (int i = 0; i < NARROW; ++i) {
-            const int64_t left = columns - i * LANES;
-            if (left >= LANES) store(to + i * LANES, from ? load(from + i * LANES) + acc[r][i] : acc[r][i]);
-            else if (left > 0)
-                store_part(to + i * LANES, from ? load_part(from + i * LANES, left) + acc[r][i] : acc[r][i], left);
-        }
+        for (int i = 0; i < NARROW; ++i) put(to + i * LANES, from ? from + i * LANES : 0, acc[r][i], columns - i * LANES);
     }
 }
 
 // A tile as narrow as the columns that are left.
 template <int NARROW, bool PACKED>
-INLINE void narrowed(int64_t vectors, const Product &p, const real *a, const real *b, int64_t depth, int64_t row, int64_t rows,
-                     int64_t column, bool first) {
+INLINE void narrowed(int64_t vectors, const Product &p, const real *a, real *b, int64_t depth, int64_t row, int64_t rows,
+                     int64_t column, bool first, const Extra &extra) {
     if constexpr (NARROW > 1)
-        if (vectors < NARROW) return narrowed<NARROW - 1, PACKED>(vectors, p, a, b, depth, row, rows, column, first);
-    tile_of_c<NARROW, PACKED>(p, a, p.a_row, b, depth, row, rows, column, first);
+        if (vectors < NARROW) return narrowed<NARROW - 1, PACKED>(vectors, p, a, b, depth, row, rows, column, first, extra);
+    tile_of_c<NARROW, PACKED, false>(p, a, p.a_row, b, depth, row, rows, column, first, extra);
 }
 
 // A panel of B that is packed next: its first column, and its steps of the depth.
@@ -233,16 +263,20 @@ INLINE void fetch(const Product &p, const Expected &panel, int64_t first, int64_
     }
 }
 
+// `b` is a panel as pack_b leaves it, or, where `extra.unpacked`, room for it.
 template <bool PACKED>
-static void panel_of_c(const Product &p, const real *a, const real *b, int64_t depth, int64_t row, int64_t rows,
-                       int64_t column, bool first, const Expected &next = {}) {
+static void panel_of_c(const Product &p, const real *a, real *b, int64_t depth, int64_t row, int64_t rows,
+                       int64_t column, bool first, Extra extra, const Expected &next = {}) {
     const int64_t vectors = (p.columns - column + LANES - 1) / LANES;
+    extra.ones &= row + rows == p.rows;
     for (int64_t r = 0; r < rows; r += ROWS) {
         const int64_t after = r + ROWS < rows ? r + ROWS : rows;
         fetch(p, next, next.depth * r / rows, next.depth * after / rows);
         const real *from = PACKED ? a + r * depth : a + r * p.a_row;
         const int64_t n = rows - r < ROWS ? rows - r : ROWS;
-        narrowed<VECTORS, PACKED>(vectors, p, from, b, depth, row + r, n, column, first);
+        if (r == 0 && extra.unpacked)
+            tile_of_c<VECTORS, PACKED, true>(p, from, p.a_row, b, depth, row, n, column, first, extra);
+        else narrowed<VECTORS, PACKED>(vectors, p, from, b, depth, row + r, n, column, first, extra);
     }
 }
 
@@ -258,30 +292,35 @@ static void multiply_share(void *argument) {
     real *packed_a = p.workspace + thread * DEPTH * FEW_ROWS;
     real *packed_b = p.workspace + p.threads * DEPTH * FEW_ROWS;
     const bool as_it_is = p.a_depth == 1 && !p.chosen;
+    const bool by_ones = sums_by_ones(p, !as_it_is && !p.packed);
     const int64_t most = block_depth(p.depth);
     for (int64_t k = 0; k < p.depth || k == 0; k += most) {
         const int64_t depth = p.depth - k < most ? p.depth - k : most;
         const bool fresh = k == 0 && !p.add;
+        Extra extra = {by_ones, k == 0 && !p.add_sums, 0};
         if (by_columns && !p.packed && (as_it_is || p.rows <= FEW_ROWS)) {
             // Few rows: each panel is used while it is in the nearest cache, and the next one fetched meanwhile.
             real *own = packed_b + first * most * COLUMNS;
-            if (!as_it_is) pack_a(p, packed_a, 0, p.rows, k, depth);
+            if (!as_it_is) pack_a(p, packed_a, 0, p.rows, k, depth, by_ones);
             for (int64_t panel = first; panel < last; ++panel) {
-                pack_b(p, own, 0, panel, panel + 1, k, depth);
-                if (p.column_sums) add_columns(p, own, 0, panel, panel + 1, depth, k == 0 && !p.add_sums);
+                const bool summed = p.column_sums && !by_ones;
+                const bool whole = p.b_column == 1 && !p.chosen && (panel + 1) * COLUMNS <= p.columns && !summed;
+                extra.unpacked = whole ? p.b + k * p.b_depth + panel * COLUMNS : 0;
+                if (!whole) pack_b(p, own, 0, panel, panel + 1, k, depth);
+                if (summed) add_columns(p, own, 0, panel, panel + 1, depth, extra.first_sums);
                 Expected next = {(panel + 1) * COLUMNS, k, depth};
                 if (panel + 1 == last) {
                     const int64_t left = p.depth - k - depth;
                     next = {first * COLUMNS, k + depth, left < most ? left : most};
                 }
                 if (p.b_column != 1) next = {};
-                if (as_it_is) panel_of_c<false>(p, p.a + k, own, depth, 0, p.rows, panel * COLUMNS, fresh, next);
-                else panel_of_c<true>(p, packed_a, own, depth, 0, p.rows, panel * COLUMNS, fresh, next);
+                if (as_it_is) panel_of_c<false>(p, p.a + k, own, depth, 0, p.rows, panel * COLUMNS, fresh, extra, next);
+                else panel_of_c<true>(p, packed_a, own, depth, 0, p.rows, panel * COLUMNS, fresh, extra, next);
             }
             if (p.sums && first == 0) add_rows(p, as_it_is ? 0 : packed_a, 0, p.rows, k, depth, k == 0 && !p.add_sums);
             continue;
         }
-        const real *b = p.packed ? p.packed + k * all * COLUMNS : packed_b;
+        real *b = p.packed ? p.packed + k * all * COLUMNS : packed_b;
         // In the workspace a panel keeps its place from block to block: threads need not be at the same one.
         const int64_t apart = (p.packed ? depth : most) * COLUMNS;
         if (!p.packed) {
@@ -289,19 +328,19 @@ static void multiply_share(void *argument) {
             if (!by_columns && team > 1 && k) meet(p.meeting, thread, team);
             real *own = packed_b + mine * apart;
             pack_b(p, own, apart, mine, end, k, depth);
-            if (p.column_sums) add_columns(p, own, apart, mine, end, depth, k == 0 && !p.add_sums);
+            if (p.column_sums && !by_ones) add_columns(p, own, apart, mine, end, depth, extra.first_sums);
             if (!by_columns && team > 1) meet(p.meeting, thread, team);
         }
         for (int64_t block = begin; block < end; block += BLOCK_ROWS) {
             const int64_t rows = end - block < BLOCK_ROWS ? end - block : BLOCK_ROWS;
-            if (!as_it_is && (last > first || p.sums)) pack_a(p, packed_a, block, rows, k, depth);
+            if (!as_it_is && (last > first || p.sums)) pack_a(p, packed_a, block, rows, k, depth, by_ones);
             if (p.sums && first == 0)
                 add_rows(p, as_it_is ? 0 : packed_a, block, rows, k, depth, k == 0 && !p.add_sums);
             for (int64_t panel = first; panel < last; ++panel) {
-                const real *from = b + panel * apart;
+                real *from = b + panel * apart;
                 if (as_it_is)
-                    panel_of_c<false>(p, p.a + block * p.a_row + k, from, depth, block, rows, panel * COLUMNS, fresh);
-                else panel_of_c<true>(p, packed_a, from, depth, block, rows, panel * COLUMNS, fresh);
+                    panel_of_c<false>(p, p.a + block * p.a_row + k, from, depth, block, rows, panel * COLUMNS, fresh, extra);
+                else panel_of_c<true>(p, packed_a, from, depth, block, rows, panel * COLUMNS, fresh, extra);
             }
         }
     }
