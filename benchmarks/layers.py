@@ -29,7 +29,7 @@ import machine
 from elman.cells.clockwork import Clockwork
 from elman.cells.math import tanh
 from elman.compiler import build
-from elman.engine.kernel import SPLIT_ROWS
+from elman.engine.kernel import SPLIT_FROM
 from options import bench_options
 
 SHAPES = (
@@ -158,7 +158,7 @@ def bench_recurrence(seconds: float, workers: int) -> None:
             whole, start = medians([forward(layer, x), forward(layer, short)], seconds)
             size = layer.weight_hh_l0.numel() * 4
             rate = size * 1024 / (whole - start) / 1e9
-            used = workers if size >= SPLIT_ROWS[-1][0] else 1
+            used = workers if size >= SPLIT_FROM else 1
             limit = machine.read_bandwidth(size // used, used)
             share = f"{100 * rate / limit:.0f} %"
             rows.append([kind, hidden, f"{size >> 10}", used, f"{rate:.0f}", f"{limit:.0f}", share])

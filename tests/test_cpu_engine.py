@@ -22,9 +22,8 @@ CELLS = {name: cells.get(name)() for name in cells.names()}
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(
-        "elman.engine.kernel.SPLIT_ROWS", ((0, 8),)
-    )  # small as the matrices are, two threads share units
+    # Small as the matrices are, two threads share units.
+    monkeypatch.setattr("elman.engine.kernel.split_rows", lambda *_: 8 * request.param)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param

@@ -152,9 +152,10 @@ INLINE V exp(V x) {  // beyond the clamp it is 0 or infinite
     return scaled(1 + part, n);
 }
 INLINE V expm1(V x) {  // beyond the clamp it is -1 within an epsilon, or infinite
-    V n, part = exp_part<1, 2>(clamped(x, SINGLE ? -20 : -40, SINGLE ? 90 : 711), n);
-    const real zero = MAGIC + 2 * BIAS;
-    return scaled(part + (1 - scaled(splat(1), zero - (n - zero))), n);
+    // Half of the power of two, which does not overflow, and 2 (p s/2 + (s/2 - 1/2)) for the whole.
+    V n, part = exp_part<1, 1>(clamped(x, SINGLE ? -20 : -40, SINGLE ? 89 : 710), n);
+    const V half = power_of_two(n - 1);
+    return 2 * (half * part + (half - (real)0.5));
 }
 INLINE V sigmoid(V x) {  // beyond the clamp it is 1 within an epsilon, or so near 0
     V n, part = exp_part<-1, 1>(clamped(x, SINGLE ? -87 : -700, SINGLE ? 40 : 80), n);

@@ -1,6 +1,7 @@
 """A compiled kernel and its memory: buffers by name, matrices packed as the kernel reads them."""
 
 import functools
+import os
 from array import array
 from collections.abc import Mapping
 from enum import IntEnum
@@ -32,10 +33,36 @@ class Kind(IntEnum):
     ABSENT = 9
 
 
-# With no more rows for each thread than this, the threads share out the units, so that each reads only its part of the
-# matrices: by the bytes of the matrices from which that repays meeting after each step. Those of 4 MB are in no core's
-# own cache.
-SPLIT_ROWS = ((1 << 22, 16), (1 << 17, 8))
+SPLIT_FROM = 1 << 17  # bytes of matrices from which sharing them out repays meeting after each part of a step
+
+
+def _near_cache() -> int:
+    """Bytes of a core's own cache, the second level; 1 MB where the system does not say."""
+    try:
+        return max(os.sysconf("SC_LEVEL2_CACHE_SIZE"), 1 << 18)
+    except (AttributeError, ValueError, OSError):
+        return 1 << 20
+
+
+_FAR = 4 * _near_cache()
+
+
+def split_rows(size: int, numbers: int, exchanged: int, workers: int) -> int:
+    """At steps with no more rows than this, threads share out the units: each reads only its part of the matrices.
+
+    That pays where reading the matrices takes longer than multiplying by them. But threads then have to read what the
+    others have computed, while each row of a thread's own stays with it: so it is a matter of how many multiply-adds
+    there are for each number that changes hands. Forward that is one state, backward the gradients of all gates.
+
+    Args:
+        size: bytes of the matrices. numbers: how many there are in them.
+        exchanged: numbers of a row that the matrices are multiplied by and that a step computes.
+        workers: threads.
+    """
+    if size < SPLIT_FROM:
+        return 0
+    each = 50 if size > _FAR else 128  # multiply-adds for a number that changes hands; measured, see docs/engine.md
+    return min(max(numbers * workers // (exchanged * each), 1), 24 * workers) if exchanged else 1
 
 
 class _Fixed:
@@ -148,7 +175,7 @@ class Table:
         fixed, kernel, sink, workers = self._fixed, self._kernel, self._sink, self._workers
         for name, width in fixed.scratch:
             self.place(name, sink.take(self._batch * width * self._itemsize), width, Kind.BATCH)
-        addresses, ranges, bytes_read = array("q"), array("q"), 0
+        addresses, ranges, bytes_read, exchanged = array("q"), array("q"), 0, 0
         for group in kernel.groups:
             if group.inputs and group.products[0] not in matrices:
                 addresses.append(0)
@@ -164,12 +191,13 @@ class Table:
             fixed.tools.pack_group(sink, segments, *form, to)
             addresses.append(to)
             bytes_read += size
+            exchanged += 0 if group.inputs else sum(m[1] for m in chosen) if group.transposed else chosen[0][2]
             used = _ranges(group, patterns, fixed.tools.lanes)
             ranges.append(0 if used is None else sink.constant(used))
         for name, width in fixed.once:
             stride = -(-width * self._itemsize // 64) * 64 // self._itemsize  # so that threads share no cache line
             self.place(name, sink.take(workers * stride * self._itemsize), stride, Kind.TOTALS)
-        split_rows = workers * next((rows for size, rows in SPLIT_ROWS if bytes_read >= size), 0)
+        shared = split_rows(bytes_read, bytes_read // self._itemsize, exchanged, workers)
         entering, finals = fixed.entries(entries)
         lanes = fixed.tools.lanes
         sums = sink.take(kernel.sums * workers * packing.batch * lanes * self._itemsize) if kernel.sums else 0
@@ -177,7 +205,7 @@ class Table:
         self._call = array(
             "q",
             (
-                *(packing.steps, packing.batch, workers, direction[0], split_rows, 0, packing.steps, direction[1]),
+                *(packing.steps, packing.batch, workers, direction[0], shared, 0, packing.steps, direction[1]),
                 *(*sink.sizes(packing), reset),
                 *(0, sink.array(addresses, groups), sink.array(ranges, groups), sums),
                 *(len(entering) // 3, sink.array(entering), len(finals) // 3, sink.array(finals)),

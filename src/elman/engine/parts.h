@@ -182,7 +182,8 @@ INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int6
     const int64_t size = all * depth * (int64_t)VECTOR_BYTES;
     // The next step, where it turns, begins with the block that this one ends with.
     const int64_t next = c.down ? block - 1 : block < last_block || SUMS == 0 ? block + 1 : first_block;
-    const bool far = rows >= FETCHING_ROWS && rows < c.rows && size * number > FAR && first_block <= next && next <= last_block;
+    const bool tiles = rows >= FETCHING_ROWS && 2 * rows + 1 < c.rows;  // at least three: for two it costs more than it gives
+    const bool far = tiles && size * number > FAR && first_block <= next && next <= last_block;
     const char *next_block = 0;
     int64_t share = 0;  // of each of its vectors
     if (far) {

@@ -3,7 +3,7 @@
 #include "tiles.h"
 
 // Steps of the depth from one fetch of what is wanted next to another: not so many lines at once that loads wait for them.
-enum { FETCH_STEPS = 32, AHEAD_STEPS = 16 };
+enum { FETCH_STEPS = 16, AHEAD_STEPS = 16 };
 
 template <int N> struct Number { constexpr operator int() const { return N; } };
 
