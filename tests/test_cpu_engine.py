@@ -389,8 +389,8 @@ def test_what_is_fetched_ahead(name: str) -> None:
 )
 def test_products_with_the_input(name: str, limit: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of taking them, whichever the sizes would choose; sizes that fill no vector, lengths and resets."""
-    monkeypatch.setattr("elman.engine.forward.WITHIN_BYTES", limit)
-    monkeypatch.setattr("elman.engine.forward.WITHIN_ROWS", 1)
+    monkeypatch.setattr("elman.engine.form.WITHIN_BYTES", limit)
+    monkeypatch.setattr("elman.engine.form.WITHIN_ROWS", 1)
     monkeypatch.setattr("elman.engine.forward._kept", forward.Forward)  # none that was written with another limit
     for batch, inputs, hidden in ((1, 1, 3), (13, 5, 21), (40, 33, 50)):
         case = Case(CELLS[name], dtype=torch.float64, input_size=inputs, hidden_size=hidden)

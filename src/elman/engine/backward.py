@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from elman.engine.arrangement import Group, arrangement
-from elman.engine.forward import Block, Form, Written, clock_runs, gates_width, widened
+from elman.engine.form import Form, gates_width, widened
 from elman.engine.kernel import Kind, chunks
 from elman.engine.matrices import stored_gradient, weight_parameter
 from elman.engine.packing import Packing
+from elman.engine.written import Block, Written, clock_runs
 
 _TURNED = 256  # columns of a wider weight up to which its gradient is sooner computed transposed
 

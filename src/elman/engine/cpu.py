@@ -14,15 +14,8 @@ from elman.compiler.plan import Plan
 from elman.engine import reference
 from elman.engine.backward import backward_of
 from elman.engine.call import Direction, DirectionResult, LayerCall
-from elman.engine.forward import (
-    Scene,
-    default_names,
-    form_of,
-    forward_of,
-    parameter_names,
-    state_names,
-    tensors_of,
-)
+from elman.engine.form import Scene, default_names, form_of, parameter_names, state_names, tensors_of
+from elman.engine.forward import forward_of
 from elman.engine.products import tools
 from elman.engine.program import REALS
 

@@ -44,7 +44,7 @@ def _near_cache() -> int:
         return 1 << 20
 
 
-_FAR = 4 * _near_cache()
+NEAR = _near_cache()
 
 
 def split_rows(size: int, numbers: int, exchanged: int, workers: int) -> int:
@@ -61,7 +61,7 @@ def split_rows(size: int, numbers: int, exchanged: int, workers: int) -> int:
     """
     if size < SPLIT_FROM:
         return 0
-    each = 50 if size > _FAR else 128  # multiply-adds for a number that changes hands; measured, see docs/engine.md
+    each = 50 if size > 4 * NEAR else 128  # multiply-adds for a number that changes hands; measured, see docs/engine.md
     return min(max(numbers * workers // (exchanged * each), 1), 24 * workers) if exchanged else 1
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from elman.engine import cpu, memory
 from elman.engine.backward import Backward, backward_of
 from elman.engine.call import Direction, LayerCall
-from elman.engine.forward import form_of, forward_of, tensors_of
+from elman.engine.form import form_of, tensors_of
+from elman.engine.forward import forward_of
 
 
 class Ready:

@@ -10,11 +10,11 @@ from elman.cells.contract import Cell
 from elman.cells.layout import Layout
 from elman.compiler.plan import Plan
 from elman.engine import matrices, reference, threads
-from elman.engine.forward import clock_runs, patterns_of
 from elman.engine.kernel import TURN, Kind, Table
 from elman.engine.packing import Packing
 from elman.engine.products import matrix
 from elman.engine.program import AtOnce, callable_at
+from elman.engine.written import clock_runs, patterns_of
 
 _SHARED_FROM = 1 << 19  # bytes of matrices from which a second thread repays its start
 

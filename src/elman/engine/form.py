@@ -1,0 +1,154 @@
+"""What a run of one direction of a layer depends on, beside the numbers in its tensors."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from elman.cells.layout import Layout
+from elman.compiler import build
+from elman.compiler.emit import Kernel
+from elman.compiler.plan import Plan
+from elman.engine import reference, threads
+from elman.engine.call import LayerCall
+from elman.engine.kernel import NEAR, at_once
+from elman.engine.matrices import dense
+from elman.engine.packing import Packing, Ragged
+
+
+@dataclass(slots=True)
+class Scene:
+    """What a run knows beside its tensors."""
+
+    call: LayerCall
+    plan: Plan
+    reverse: bool
+    names: tuple[str, ...]
+    wanted: int
+    training: bool
+    draws: Mapping[str, Tensor]
+
+
+class Form(NamedTuple):
+    """What the jobs of a run depend on: runs of the same form share a program.
+
+    Attributes:
+        names: of the tensors that a run is given.
+        strides: of the input.
+        gradients: of each of the forward run's results, elements from row to row of its gradient, or None; empty in a
+            forward run.
+        through: whether the input's gradient is wanted.
+        over: whether a backward run may write over what the forward run saved.
+    """
+
+    plan: Plan
+    packing: Packing | Ragged
+    reverse: bool
+    wanted: int
+    training: bool
+    names: tuple[str, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    workers: int
+    isa: str
+    gradients: tuple[int | None, ...] = ()
+    through: bool = False
+    over: bool = False
+
+
+def form_of(scene: Scene, tensors: Mapping[str, Tensor]) -> Form:
+    """The form of a forward run."""
+    x = tensors["input"]
+    return Form(
+        scene.plan,
+        scene.call.packing,
+        scene.reverse,
+        scene.wanted,
+        scene.training,
+        tuple(tensors),
+        x.stride(),
+        x.dtype,
+        threads.count(),
+        build.instruction_set(),
+    )
+
+
+def tensors_of(scene: Scene, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a run is given: all of one dtype and contiguous, but for an input of which the step reads no rows itself."""
+    call, plan = scene.call, scene.plan
+    dtype = call.input.dtype
+    found = {}
+    for name, tensor in inputs.items():
+        if tensor.dtype != dtype:
+            tensor = tensor.to(dtype)
+        if not tensor.is_contiguous() and (name != "input" or plan.reads_input):
+            tensor = tensor.contiguous()
+        found[name] = tensor
+    if plan.structured:
+        parameters = {n.partition(".")[2]: v for n, v in found.items() if n.startswith("parameter.")}
+        for n in plan.structured:
+            found[f"matrix.{n}"] = dense(plan.layout, n, parameters, {}).contiguous()
+    for n, rows in scene.draws.items():
+        found[f"draws.{n}"] = rows
+    if not call.packing.is_dense:
+        found["sizes"], found["offsets"] = call.packing.sizes, call.packing.offsets
+    if call.reset is not None:
+        reset = reference.reset_in_reverse(call, call.reset) if scene.reverse else call.reset
+        found["reset"] = reset.to(torch.uint8).contiguous()
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def parameter_names(layout: Layout) -> tuple[str, ...]:
+    """The names of a layer's parameters among a run's inputs."""
+    return tuple(f"parameter.{p.name}" for p in layout.parameters)
+
+
+@functools.lru_cache(maxsize=1024)
+def gates_width(layout: Layout) -> int:
+    """Rows of `weight_ih`: of all input gates together."""
+    return max((rows.stop for rows in layout.input_gates.values()), default=0)
+
+
+@functools.lru_cache(maxsize=1024)
+def state_names(layout: Layout) -> tuple[str, ...]:
+    """The names of a layer's states among a run's inputs."""
+    return tuple(f"state.{e.name}" for e, _ in layout.states)
+
+
+@functools.lru_cache(maxsize=1024)
+def default_names(layout: Layout) -> tuple[str, ...]:
+    """The names of a layer's learned states at resets among a run's inputs."""
+    return tuple(f"default.{e.name}" for e, _ in layout.states)
+
+
+# The bytes of a cell's matrices up to which, and the rows of a batch from which, the loop multiplies by the input too.
+WITHIN_BYTES, WITHIN_ROWS = 2 * NEAR, 12
+
+
+def multiplies_within(form: Form) -> bool:
+    """Whether a forward kernel multiplies by the input itself, which saves writing and reading those products.
+
+    The matrices then should mostly stay in the threads' own caches, and be read for several rows at a time. Forward and
+    backward have to agree on it, for it says where things are saved.
+    """
+    layout, kernel = form.plan.layout, form.plan.training if form.training else form.plan.inference
+    width = sum(m.output * m.input for m in layout.products.values()) + gates_width(layout) * layout.input_size
+    fits = width * form.dtype.itemsize <= WITHIN_BYTES and form.packing.batch >= WITHIN_ROWS
+    return fits and not kernel.ahead and form.strides == (layout.input_size, 1)
+
+
+def widened(form: Form, width: int, kernel: Kernel) -> Form:
+    """The form with what stands for its packing and others in its place, where all rows are a single stretch.
+
+    Args:
+        width: of the rows that wait for the kernel.
+    """
+    packing = form.packing
+    if packing.is_dense or isinstance(packing, Ragged):
+        return form
+    ragged = packing.ragged
+    return form._replace(packing=ragged) if at_once(ragged.capacity, width * form.dtype.itemsize, kernel) else form
