@@ -15,6 +15,7 @@ from elman.cells.layout import layout
 from elman.cells.math import tanh, where
 from elman.compiler.plan import Plan
 from elman.engine import cpu, forward
+from elman.engine.kernel import SPLIT_FROM, split_rows
 from elman.testing import Case, compare
 
 CELLS = {name: cells.get(name)() for name in cells.names()}
@@ -167,6 +168,15 @@ class TwiceTheSame(Cell):
         second = where(first > 0, u.a(first) * p.p, relu(u.b(first)))
         h = maximum(tanh(second), s.h * 0.5) + 0.01 * sqrt(absolute(x.b) + 1.0) - softplus(first) / (s.t + 2)
         return self.State(h=h, echo=first, t=s.t + 1)
+
+
+def test_who_shares_out_units() -> None:
+    """One row always where matrices are worth it; the fewer rows, the more numbers change hands."""
+    for units in (64, 100, 256, 1024):
+        numbers = 4 * units * units
+        forwards, backwards = (split_rows(4 * numbers, numbers, width, 2) for width in (units, 4 * units))
+        assert (forwards > 0) == (backwards > 0) == (4 * numbers >= SPLIT_FROM)
+        assert backwards <= forwards <= 48
 
 
 def test_a_cell_of_ones_own(threads: int) -> None:
