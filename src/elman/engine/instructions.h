@@ -51,7 +51,11 @@ INLINE void store_lanes(real *p, V v, int64_t n) {
     BY_TYPE("vmovup", "%1, %0%{%2%}", "+m"(MEMORY(p)) : "v"(v), "Yk"((uint16_t)((1u << n) - 1)));
 }
 #elif defined(MIDDLE)
-OF_ONE(down_to_integer, "vroundp", "$9, %1, %0")
+INLINE V down_to_integer(V a) {  // which knows sixteen registers alone, where the processor has 32 too
+    V r;
+    BY_TYPE("vroundp", "$9, %1, %0", "=x"(r) : "x"(a));
+    return r;
+}
 INLINE bool any_bit(Integers v) {
     bool found;
     asm("vptest %1, %1" : "=@ccnz"(found) : "x"(v));
