@@ -1,6 +1,7 @@
 """Scratch memory: what is taken together stands apart, what is given back serves again, what is outgrown goes."""
 
 import ctypes
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -97,3 +98,20 @@ def test_large_blocks_are_in_huge_pages() -> None:
     block = empty(40_000_000, dtype=torch.float32).zero_()
     assert _huge() - before > 100_000
     assert block.sum() == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("size", [1 << 12, 1 << 20, 1 << 22])
+def test_a_forked_process_does_not_write_to_this_ones(size: int) -> None:
+    """As workers of a data loader would, small blocks and those in huge pages."""
+    scratch = Scratch()
+    for _ in range(2):
+        scratch.begin()
+        at = scratch.take(size)
+    ctypes.memset(at, 1, size)
+    child = os.fork()
+    if child == 0:
+        ctypes.memset(at, 2, size)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert ctypes.string_at(at, size) == b"\x01" * size

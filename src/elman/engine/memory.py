@@ -111,12 +111,19 @@ def _poisoned() -> bool:
     return fill
 
 
+def _mapping(size: int) -> mmap.mmap:
+    """Memory of this process alone: a forked one would write to shared memory too, which moreover has no huge pages
+    where the system's `shmem_enabled` does not say so."""
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
 def _mapped(size: int) -> Tensor:
     """So many bytes from the system, in huge pages as far as such fit; they begin at multiples of their size."""
     if not hasattr(mmap, "MADV_HUGEPAGE") or size < _HUGE:
-        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
-    # Private: shared memory has no huge pages where the system's `shmem_enabled` does not say so.
-    mapping = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(_mapping(size), dtype=torch.uint8)
+    mapping = _mapping(size + _HUGE)
     block = torch.frombuffer(mapping, dtype=torch.uint8)
     first = -block.data_ptr() % _HUGE
     mapping.madvise(mmap.MADV_HUGEPAGE, first, size // _HUGE * _HUGE)

@@ -230,8 +230,7 @@ class _Kernels:
             raise ValueError(f"input must be {expected}, got {tuple(input.shape)} of {input.dtype}")
 
     def step(self, input: Tensor) -> Tensor:
-        if input.shape != self._shape or input.dtype != self._dtype:
-            self._check(input)
+        self._check(input)
         x = input if input.is_contiguous() and input.is_cpu else self._input.copy_(input)
         odd = self._odd
         self._inputs[odd][self._raw] = x.data_ptr()
