@@ -250,7 +250,7 @@ class _Products:
 
     def _turn(self, number: int, width: int, columns: int, add: bool) -> None:
         """Have memory for a gradient that is computed transposed; a tensor only where torch adds it somewhere."""
-        if columns >= min(width, _TURNED) or number in self._transposed or self._run.due is not None:
+        if columns >= width or columns > _TURNED or number in self._transposed or self._run.due is not None:
             return
         name, program = f"transposed.{number}", self._program
         address = program.result(name, columns, width) if add else program.numbers(columns, width)

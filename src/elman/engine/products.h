@@ -7,8 +7,11 @@
 #include "vectors.h"
 #include "tile_products.h"
 
-enum { VECTORS = ABREAST, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS, DEPTH = 384, BLOCK_ROWS = 16 * ROWS,
-       FEW_ROWS = (256 + ROWS - 1) / ROWS * ROWS, AHEAD = 8 };
+enum { VECTORS = ABREAST, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS, DEPTH = REGISTERS == 32 ? 3072 / sizeof(real) : 384,
+       BLOCK_ROWS = 16 * ROWS, FEW_ROWS = (256 + ROWS - 1) / ROWS * ROWS, LINE = 64 / sizeof(real), AHEAD = 8, FETCHED_STEPS = 16 };
+
+// Bytes of a thread's panels from which on no near cache holds them.
+enum { MANY_PANELS = 2 << 20 };
 
 struct Product {
     int64_t rows, columns, depth, threads;
@@ -25,7 +28,7 @@ struct Product {
     real *sums;          // null, or [rows]: receives the sums of A's rows
     real *column_sums;   // null, or [columns]: receives the sums of B's columns
     const int64_t *chosen;  // null, or the steps of A's and B's depth that are taken, `depth` of them
-    real *workspace;     // DEPTH * (threads * FEW_ROWS + columns rounded up to COLUMNS)
+    real *workspace;     // as many numbers as elman_workspace says
     Parallel parallel;
     int (*thread_number)();
     int (*team_size)();
@@ -40,6 +43,11 @@ INLINE int64_t block_depth(int64_t depth) {
     const int64_t blocks = (depth + DEPTH - 1) / DEPTH;
     return blocks < 2 ? DEPTH : (depth + blocks * LANES - 1) / (blocks * LANES) * LANES;
 }
+
+// Numbers from one of A's packed tiles to the next: a line more than they have, or where the depth is a power of two all would
+// fall on the same sets of the cache.
+INLINE int64_t tile_size(int64_t depth) { return depth * ROWS + LINE; }
+INLINE int64_t packed_rows() { return FEW_ROWS / ROWS * tile_size(DEPTH); }
 
 // ---- transposition ----------------------------------------------------------------------------------------------
 
@@ -88,7 +96,7 @@ INLINE bool sums_by_ones(const Product &p, bool packed_rows) { return p.column_s
 
 // Tiles of [depth][ROWS]. Past the last row is zero; where `ones`, and A's last row is among these, ones follow it.
 static void pack_a(const Product &p, real *to, int64_t row, int64_t rows, int64_t from, int64_t depth, bool ones) {
-    const int64_t whole = rows / ROWS, tile = depth * ROWS;
+    const int64_t whole = rows / ROWS, tile = tile_size(depth);
     // Eight numbers are copied sooner than ROWS, but need room: the next step's, which are written later, and A's next ones.
     const int64_t wide = row + whole * ROWS + 8 - ROWS <= p.rows ? whole : whole - 1;
     const real last = ones && row + rows == p.rows;
@@ -121,7 +129,7 @@ static void add_rows(const Product &p, const real *packed, int64_t row, int64_t 
         real found[ROWS] = {};
         int64_t k = 0;
         if (packed) {  // LANES steps of the depth fill ROWS vectors
-            const real *a = packed + r0 * depth;
+            const real *a = packed + r0 / ROWS * tile_size(depth);
             V sum[ROWS] = {};
             for (; k + LANES <= depth; k += LANES)
                 for (int i = 0; i < ROWS; ++i) sum[i] += load(a + k * ROWS + i * LANES);
@@ -184,6 +192,24 @@ INLINE void put(real *to, const real *from, V v, int64_t left) {
     else if (left > 0) store_part(to, from ? load_part(from, left) + v : v, left);
 }
 
+// A panel of B that is wanted next, row by row. The processor does not see it coming, since its rows lie far apart, or since it
+// is read again only when the caches have been filled with others.
+struct Expected {
+    const real *from;
+    int64_t stride, depth;
+    const int64_t *chosen;  // null, or which rows
+};
+INLINE void fetch(const Expected &panel, int64_t k) {
+    const real *b = panel.from + (panel.chosen ? panel.chosen[k] : k) * panel.stride;
+    for (int i = 0; i < COLUMNS; i += LINE) __builtin_prefetch(b + i, 0, 2);
+}
+
+// The rows of a panel that a tile has come nearer, some with every FETCHED_STEPS of its depth: loads wait for many at once.
+struct Share {
+    const Expected *panel;
+    int64_t first, last;
+};
+
 // What a tile does beside its rows of C.
 struct Extra {
     bool ones, first_sums;  // whether the row behind the last one has B's column sums, and whether they start there
@@ -194,7 +220,7 @@ struct Extra {
 // A's rows are `a_row` apart and their numbers `a_depth`.
 template <int NARROW, bool PACKED, bool PACKING>
 INLINE void tile_of_c(const Product &p, const real *a, int64_t a_row, real *b, int64_t depth, int64_t row,
-                      int64_t rows, int64_t column, bool first, const Extra &extra) {
+                      int64_t rows, int64_t column, bool first, const Extra &extra, const Share &share) {
     real *const c = p.c + row * p.c_row + column;
     const real *rest[ROWS];
     V acc[ROWS][NARROW];
@@ -207,20 +233,26 @@ INLINE void tile_of_c(const Product &p, const real *a, int64_t a_row, real *b, i
         for (int i = 0; i < NARROW; ++i) acc[r][i] = V{};
     }
     const real *unpacked = extra.unpacked;
-    for (int64_t k = 0; k < depth; ++k, b += COLUMNS) {
-        V v[NARROW];
+    const int64_t stretch = share.first < share.last ? FETCHED_STEPS : depth;
+    int64_t fetched = share.first, credit = 0;
+    for (int64_t begun = 0; begun < depth; begun += stretch) {
+        const int64_t until = depth - begun < stretch ? depth : begun + stretch;
+        for (credit += (share.last - share.first) * (until - begun); credit >= depth; credit -= depth) fetch(*share.panel, fetched++);
+        for (int64_t k = begun; k < until; ++k, b += COLUMNS) {
+            V v[NARROW];
 #pragma GCC unroll 8
-        for (int i = 0; i < NARROW; ++i) v[i] = load((PACKING ? unpacked : b) + i * LANES);
-        if (PACKING) {
-            unpacked += p.b_depth;
+            for (int i = 0; i < NARROW; ++i) v[i] = load((PACKING ? unpacked : b) + i * LANES);
+            if (PACKING) {
+                unpacked += p.b_depth;
 #pragma GCC unroll 8
-            for (int i = 0; i < NARROW; ++i) store(b + i * LANES, v[i]);
-        }
+                for (int i = 0; i < NARROW; ++i) store(b + i * LANES, v[i]);
+            }
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            const V x = splat(PACKED ? a[k * ROWS + r] : rest[r][k]);
+            for (int r = 0; r < ROWS; ++r) {
+                const V x = splat(PACKED ? a[k * ROWS + r] : rest[r][k]);
 #pragma GCC unroll 8
-            for (int i = 0; i < NARROW; ++i) acc[r][i] += x * v[i];
+                for (int i = 0; i < NARROW; ++i) acc[r][i] += x * v[i];
+            }
         }
     }
     const int64_t columns = p.columns - column;
@@ -244,23 +276,11 @@ INLINE void tile_of_c(const Product &p, const real *a, int64_t a_row, real *b, i
 // A tile as narrow as the columns that are left.
 template <int NARROW, bool PACKED>
 INLINE void narrowed(int64_t vectors, const Product &p, const real *a, real *b, int64_t depth, int64_t row, int64_t rows,
-                     int64_t column, bool first, const Extra &extra) {
+                     int64_t column, bool first, const Extra &extra, const Share &share) {
     if constexpr (NARROW > 1)
-        if (vectors < NARROW) return narrowed<NARROW - 1, PACKED>(vectors, p, a, b, depth, row, rows, column, first, extra);
-    tile_of_c<NARROW, PACKED, false>(p, a, p.a_row, b, depth, row, rows, column, first, extra);
-}
-
-// A panel of B that is packed next: its first column, and its steps of the depth.
-struct Expected {
-    int64_t column, from, depth;
-};
-
-// Has some of its steps come nearer; they lie too far apart for the processor to see them coming.
-INLINE void fetch(const Product &p, const Expected &panel, int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) {
-        const real *b = p.b + step_of(p, panel.from + k) * p.b_depth + panel.column;
-        for (int i = 0; i < COLUMNS; i += 64 / sizeof(real)) __builtin_prefetch(b + i, 0, 2);
-    }
+        if (vectors < NARROW)
+            return narrowed<NARROW - 1, PACKED>(vectors, p, a, b, depth, row, rows, column, first, extra, share);
+    tile_of_c<NARROW, PACKED, false>(p, a, p.a_row, b, depth, row, rows, column, first, extra, share);
 }
 
 // `b` is a panel as pack_b leaves it, or, where `extra.unpacked`, room for it.
@@ -271,12 +291,12 @@ static void panel_of_c(const Product &p, const real *a, real *b, int64_t depth, 
     extra.ones &= row + rows == p.rows;
     for (int64_t r = 0; r < rows; r += ROWS) {
         const int64_t after = r + ROWS < rows ? r + ROWS : rows;
-        fetch(p, next, next.depth * r / rows, next.depth * after / rows);
-        const real *from = PACKED ? a + r * depth : a + r * p.a_row;
+        const Share share = {&next, next.depth * r / rows, next.depth * after / rows};
+        const real *from = PACKED ? a + r / ROWS * tile_size(depth) : a + r * p.a_row;
         const int64_t n = rows - r < ROWS ? rows - r : ROWS;
         if (r == 0 && extra.unpacked)
-            tile_of_c<VECTORS, PACKED, true>(p, from, p.a_row, b, depth, row, n, column, first, extra);
-        else narrowed<VECTORS, PACKED>(vectors, p, from, b, depth, row + r, n, column, first, extra);
+            tile_of_c<VECTORS, PACKED, true>(p, from, p.a_row, b, depth, row, n, column, first, extra, share);
+        else narrowed<VECTORS, PACKED>(vectors, p, from, b, depth, row + r, n, column, first, extra, share);
     }
 }
 
@@ -289,11 +309,15 @@ static void multiply_share(void *argument) {
     const int64_t begin = by_columns ? 0 : tiles * thread / team * ROWS;
     const int64_t limit = by_columns ? p.rows : tiles * (thread + 1) / team * ROWS;
     const int64_t end = limit < p.rows ? limit : p.rows;
-    real *packed_a = p.workspace + thread * DEPTH * FEW_ROWS;
-    real *packed_b = p.workspace + p.threads * DEPTH * FEW_ROWS;
+    real *packed_a = p.workspace + thread * packed_rows();
+    real *packed_b = p.workspace + p.threads * packed_rows();
     const bool as_it_is = p.a_depth == 1 && !p.chosen;
     const bool by_ones = sums_by_ones(p, !as_it_is && !p.packed);
     const int64_t most = block_depth(p.depth);
+    auto unpacked = [&](int64_t panel, int64_t k) {
+        const int64_t left = p.depth - k;
+        return Expected{p.b + panel * COLUMNS + (p.chosen ? 0 : k * p.b_depth), p.b_depth, left < most ? left : most, p.chosen ? p.chosen + k : 0};
+    };
     for (int64_t k = 0; k < p.depth || k == 0; k += most) {
         const int64_t depth = p.depth - k < most ? p.depth - k : most;
         const bool fresh = k == 0 && !p.add;
@@ -308,12 +332,7 @@ static void multiply_share(void *argument) {
                 extra.unpacked = whole ? p.b + k * p.b_depth + panel * COLUMNS : 0;
                 if (!whole) pack_b(p, own, 0, panel, panel + 1, k, depth);
                 if (summed) add_columns(p, own, 0, panel, panel + 1, depth, extra.first_sums);
-                Expected next = {(panel + 1) * COLUMNS, k, depth};
-                if (panel + 1 == last) {
-                    const int64_t left = p.depth - k - depth;
-                    next = {first * COLUMNS, k + depth, left < most ? left : most};
-                }
-                if (p.b_column != 1) next = {};
+                const Expected next = p.b_column != 1 ? Expected{} : panel + 1 < last ? unpacked(panel + 1, k) : unpacked(first, k + depth);
                 if (as_it_is) panel_of_c<false>(p, p.a + k, own, depth, 0, p.rows, panel * COLUMNS, fresh, extra, next);
                 else panel_of_c<true>(p, packed_a, own, depth, 0, p.rows, panel * COLUMNS, fresh, extra, next);
             }
@@ -331,6 +350,7 @@ static void multiply_share(void *argument) {
             if (p.column_sums && !by_ones) add_columns(p, own, apart, mine, end, depth, extra.first_sums);
             if (!by_columns && team > 1) meet(p.meeting, thread, team);
         }
+        const bool far = (last - first) * apart * (int64_t)sizeof(real) > MANY_PANELS;
         for (int64_t block = begin; block < end; block += BLOCK_ROWS) {
             const int64_t rows = end - block < BLOCK_ROWS ? end - block : BLOCK_ROWS;
             if (!as_it_is && (last > first || p.sums)) pack_a(p, packed_a, block, rows, k, depth, by_ones);
@@ -338,9 +358,10 @@ static void multiply_share(void *argument) {
                 add_rows(p, as_it_is ? 0 : packed_a, block, rows, k, depth, k == 0 && !p.add_sums);
             for (int64_t panel = first; panel < last; ++panel) {
                 real *from = b + panel * apart;
+                const Expected next = far ? Expected{b + (panel + 1 < last ? panel + 1 : first) * apart, COLUMNS, depth, 0} : Expected{};
                 if (as_it_is)
-                    panel_of_c<false>(p, p.a + block * p.a_row + k, from, depth, block, rows, panel * COLUMNS, fresh, extra);
-                else panel_of_c<true>(p, packed_a, from, depth, block, rows, panel * COLUMNS, fresh, extra);
+                    panel_of_c<false>(p, p.a + block * p.a_row + k, from, depth, block, rows, panel * COLUMNS, fresh, extra, next);
+                else panel_of_c<true>(p, packed_a, from, depth, block, rows, panel * COLUMNS, fresh, extra, next);
             }
         }
     }
@@ -446,7 +467,7 @@ EXPORT int elman_pack(Packing *packing) {
 }
 EXPORT int elman_lanes() { return LANES; }
 EXPORT int64_t elman_workspace(int64_t columns, int64_t threads) {
-    return DEPTH * (threads * FEW_ROWS + panels(columns) * COLUMNS);
+    return threads * packed_rows() + DEPTH * panels(columns) * COLUMNS;
 }
 
 // A number that changes, almost surely, when one of some numbers spread over each of several tensors does.
