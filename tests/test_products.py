@@ -21,10 +21,12 @@ SHAPES = [  # M, N, K; some with blocks of the depth that are not equally deep, 
     (97, 130, 17),
     (256, 290, 400),  # as many rows as fit beside each other, and more
     (262, 290, 400),
+    (8, 192, 2050),  # small ones whose depth threads share out
+    (258, 70, 200),
 ]
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"], autouse=True)
+@pytest.fixture(params=[1, 2, 3], ids=["one thread", "two threads", "three threads"], autouse=True)
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)

@@ -2,10 +2,10 @@
 //
 // B is packed by panels, [step of depth][COLUMNS], by all threads together, and A, unless its rows can be read as they
 // are, by [step of depth][ROWS] into each thread's workspace. A tile of ROWS x COLUMNS of C stays in registers over one block of the
-// depth. Threads share out the rows of C, or its columns where there are more of those, so that little is packed twice.
+// depth. Threads share out the rows of C, or its columns where there are more of those, so that little is packed twice; or where
+// C is small the depth.
 
-#include "vectors.h"
-#include "tile_products.h"
+#include "transposition.h"
 
 enum { VECTORS = ABREAST, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS, DEPTH = REGISTERS == 32 ? 3072 / sizeof(real) : 384,
        BLOCK_ROWS = 16 * ROWS, FEW_ROWS = (256 + ROWS - 1) / ROWS * ROWS, LINE = 64 / sizeof(real), AHEAD = 8, FETCHED_STEPS = 16 };
@@ -48,45 +48,9 @@ INLINE int64_t block_depth(int64_t depth) {
 // fall on the same sets of the cache.
 INLINE int64_t tile_size(int64_t depth) { return depth * ROWS + LINE; }
 INLINE int64_t packed_rows() { return FEW_ROWS / ROWS * tile_size(DEPTH); }
-
-// ---- transposition ----------------------------------------------------------------------------------------------
-
-#if defined(__clang__) || __GNUC__ >= 12  // which have __builtin_shufflevector
-template <int S, int... J> INLINE V lower(V a, V b, Indices<J...>) {
-    return __builtin_shufflevector(a, b, (J & S ? LANES + J - S : J)...);
-}
-template <int S, int... J> INLINE V upper(V a, V b, Indices<J...>) {
-    return __builtin_shufflevector(a, b, (J & S ? LANES + J : J + S)...);
-}
-template <int S> INLINE void exchange(V (&v)[LANES]) {
-    if constexpr (S < LANES) {
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; ++i)
-            if (!(i & S)) {
-                const V a = v[i], b = v[i + S];
-                v[i] = lower<S>(a, b, AllLanes{});
-                v[i + S] = upper<S>(a, b, AllLanes{});
-            }
-        exchange<2 * S>(v);
-    }
-}
-#endif
-
-// Rows of a matrix, `n` <= LANES of which exist, to `depth` vectors that are `step` elements apart, zero past the last row.
-static void transpose(real *to, int64_t step, const real *from, int64_t stride, int64_t n, int64_t depth) {
-    int64_t k = 0;
-#if defined(__clang__) || __GNUC__ >= 12
-    for (; k + LANES <= depth; k += LANES) {
-        V v[LANES];
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; ++i) v[i] = i < n ? load(from + i * stride + k) : V{};
-        exchange<1>(v);
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; ++i) store(to + (k + i) * step, v[i]);
-    }
-#endif
-    for (; k < depth; ++k)
-        for (int64_t i = 0; i < LANES; ++i) to[k * step + i] = i < n ? from[i * stride + k] : 0;
+// Room for B's panels over a block of the depth, at least one for each thread.
+INLINE int64_t room_for_b(int64_t columns, int64_t threads) {
+    return DEPTH * COLUMNS * (panels(columns) > threads ? panels(columns) : threads);
 }
 
 // ---- packing ----------------------------------------------------------------------------------------------------
@@ -300,6 +264,68 @@ static void panel_of_c(const Product &p, const real *a, real *b, int64_t depth, 
     }
 }
 
+// C where it has few rows, the panels `first` to `last`: each is used while it is in the nearest cache, and the next one fetched
+// meanwhile. `own` has room for one.
+static void multiply_few(const Product &p, int64_t first, int64_t last, real *packed_a, real *own) {
+    const bool as_it_is = p.a_depth == 1 && !p.chosen, by_ones = sums_by_ones(p, !as_it_is);
+    const int64_t most = block_depth(p.depth);
+    auto panel_at = [&](int64_t panel, int64_t k) {
+        const int64_t left = p.depth - k;
+        const real *from = p.b + panel * COLUMNS + (p.chosen ? 0 : k * p.b_depth);
+        return Expected{from, p.b_depth, left < most ? left : most, p.chosen ? p.chosen + k : 0};
+    };
+    for (int64_t k = 0; k < p.depth || k == 0; k += most) {
+        const int64_t depth = p.depth - k < most ? p.depth - k : most;
+        const bool fresh = k == 0 && !p.add, summed = p.column_sums && !by_ones;
+        Extra extra = {by_ones, k == 0 && !p.add_sums, 0};
+        if (!as_it_is) pack_a(p, packed_a, 0, p.rows, k, depth, by_ones);
+        for (int64_t panel = first; panel < last; ++panel) {
+            const bool whole = p.b_column == 1 && !p.chosen && (panel + 1) * COLUMNS <= p.columns && !summed;
+            extra.unpacked = whole ? p.b + k * p.b_depth + panel * COLUMNS : 0;
+            if (!whole) pack_b(p, own, 0, panel, panel + 1, k, depth);
+            if (summed) add_columns(p, own, 0, panel, panel + 1, depth, extra.first_sums);
+            const Expected next = p.b_column != 1 ? Expected{} : panel + 1 < last ? panel_at(panel + 1, k) : panel_at(first, k + depth);
+            if (as_it_is) panel_of_c<false>(p, p.a + k, own, depth, 0, p.rows, panel * COLUMNS, fresh, extra, next);
+            else panel_of_c<true>(p, packed_a, own, depth, 0, p.rows, panel * COLUMNS, fresh, extra, next);
+        }
+        if (p.sums && first == 0) add_rows(p, as_it_is ? 0 : packed_a, 0, p.rows, k, depth, k == 0 && !p.add_sums);
+    }
+}
+
+// C where it is small and the depth is large: each thread takes a part of the depth, and all but the first sum it up apart.
+enum { SMALL = 1 << 17, DEEP = 64 };  // numbers of C at most, steps of the depth for each thread at least
+INLINE int64_t whole_row(int64_t columns) { return panels(columns) * COLUMNS; }
+INLINE int64_t part_size(int64_t rows, int64_t columns) { return (rows + 1) * whole_row(columns) + FEW_ROWS; }
+INLINE bool is_small(int64_t rows, int64_t columns) { return rows <= FEW_ROWS && rows * whole_row(columns) <= SMALL; }
+static void multiply_deep(const Product &p, int64_t thread, int64_t team, real *packed_a, real *own, real *parts) {
+    Product q = p;
+    const int64_t all = panels(p.columns), begin = p.depth * thread / team, row_size = whole_row(p.columns);
+    q.depth = p.depth * (thread + 1) / team - begin;
+    if (p.chosen) q.chosen += begin;
+    else q.a += begin * p.a_depth, q.b += begin * p.b_depth;
+    auto part = [&](int64_t i) { return parts + (i - 1) * part_size(p.rows, p.columns); };
+    auto row_sums = [&](int64_t i) { return part(i) + (p.rows + 1) * row_size; };
+    if (thread) {
+        q.c = part(thread), q.c_row = row_size, q.add = q.add_sums = 0, q.bias = 0;
+        if (p.column_sums) q.column_sums = part(thread) + p.rows * row_size;
+        if (p.sums) q.sums = row_sums(thread);
+    }
+    multiply_few(q, 0, all, packed_a, own);
+    meet(p.meeting, thread, team);
+    const int64_t rows = p.rows + (p.column_sums != 0);  // the last of which is the columns' sums
+    for (int64_t row = rows * thread / team; row < rows * (thread + 1) / team; ++row) {
+        real *to = row < p.rows ? p.c + row * p.c_row : p.column_sums;
+        for (int64_t column = 0; column < p.columns; column += LANES) {
+            V sum = load(part(1) + row * row_size + column);
+            for (int64_t i = 2; i < team; ++i) sum += load(part(i) + row * row_size + column);
+            put(to + column, to + column, sum, p.columns - column);
+        }
+    }
+    if (p.sums && thread == 0)
+        for (int64_t i = 1; i < team; ++i)
+            for (int64_t row = 0; row < p.rows; ++row) p.sums[row] += row_sums(i)[row];
+}
+
 static void multiply_share(void *argument) {
     Product &p = *(Product *)argument;
     const int64_t team = p.threads > 1 ? p.team_size() : 1, thread = p.threads > 1 ? p.thread_number() : 0;
@@ -310,35 +336,18 @@ static void multiply_share(void *argument) {
     const int64_t limit = by_columns ? p.rows : tiles * (thread + 1) / team * ROWS;
     const int64_t end = limit < p.rows ? limit : p.rows;
     real *packed_a = p.workspace + thread * packed_rows();
-    real *packed_b = p.workspace + p.threads * packed_rows();
+    real *packed_b = p.workspace + p.threads * packed_rows(), *own = packed_b + thread * DEPTH * COLUMNS;
     const bool as_it_is = p.a_depth == 1 && !p.chosen;
     const bool by_ones = sums_by_ones(p, !as_it_is && !p.packed);
+    const bool deep = team > 1 && p.depth >= DEEP * team && p.b_column == 1 && is_small(p.rows, p.columns);
+    if (deep && !as_it_is && !p.packed)
+        return multiply_deep(p, thread, team, packed_a, own, packed_b + room_for_b(p.columns, p.threads));
+    if (by_columns && !p.packed && (as_it_is || p.rows <= FEW_ROWS)) return multiply_few(p, first, last, packed_a, own);
     const int64_t most = block_depth(p.depth);
-    auto unpacked = [&](int64_t panel, int64_t k) {
-        const int64_t left = p.depth - k;
-        return Expected{p.b + panel * COLUMNS + (p.chosen ? 0 : k * p.b_depth), p.b_depth, left < most ? left : most, p.chosen ? p.chosen + k : 0};
-    };
     for (int64_t k = 0; k < p.depth || k == 0; k += most) {
         const int64_t depth = p.depth - k < most ? p.depth - k : most;
         const bool fresh = k == 0 && !p.add;
-        Extra extra = {by_ones, k == 0 && !p.add_sums, 0};
-        if (by_columns && !p.packed && (as_it_is || p.rows <= FEW_ROWS)) {
-            // Few rows: each panel is used while it is in the nearest cache, and the next one fetched meanwhile.
-            real *own = packed_b + first * most * COLUMNS;
-            if (!as_it_is) pack_a(p, packed_a, 0, p.rows, k, depth, by_ones);
-            for (int64_t panel = first; panel < last; ++panel) {
-                const bool summed = p.column_sums && !by_ones;
-                const bool whole = p.b_column == 1 && !p.chosen && (panel + 1) * COLUMNS <= p.columns && !summed;
-                extra.unpacked = whole ? p.b + k * p.b_depth + panel * COLUMNS : 0;
-                if (!whole) pack_b(p, own, 0, panel, panel + 1, k, depth);
-                if (summed) add_columns(p, own, 0, panel, panel + 1, depth, extra.first_sums);
-                const Expected next = p.b_column != 1 ? Expected{} : panel + 1 < last ? unpacked(panel + 1, k) : unpacked(first, k + depth);
-                if (as_it_is) panel_of_c<false>(p, p.a + k, own, depth, 0, p.rows, panel * COLUMNS, fresh, extra, next);
-                else panel_of_c<true>(p, packed_a, own, depth, 0, p.rows, panel * COLUMNS, fresh, extra, next);
-            }
-            if (p.sums && first == 0) add_rows(p, as_it_is ? 0 : packed_a, 0, p.rows, k, depth, k == 0 && !p.add_sums);
-            continue;
-        }
+        const Extra extra = {by_ones, k == 0 && !p.add_sums, 0};
         real *b = p.packed ? p.packed + k * all * COLUMNS : packed_b;
         // In the workspace a panel keeps its place from block to block: threads need not be at the same one.
         const int64_t apart = (p.packed ? depth : most) * COLUMNS;
@@ -394,93 +403,7 @@ EXPORT int elman_multiply(Product *product) {
     else multiply_share(product);
     return 0;
 }
-
-// To [columns, rows] from [rows, columns].
-struct Transposition {
-    int64_t rows, columns, threads;
-    const real *from;
-    int64_t from_row;  // strides in elements
-    real *to;
-    int64_t to_row;
-    Parallel parallel;
-    int (*thread_number)();
-    int (*team_size)();
-};
-static void transpose_share(void *argument) {
-    const Transposition &j = *(const Transposition *)argument;
-    const int64_t team = j.threads > 1 ? j.team_size() : 1, thread = j.threads > 1 ? j.thread_number() : 0;
-    const int64_t strips = (j.rows + LANES - 1) / LANES;
-    for (int64_t row = strips * thread / team * LANES; row < strips * (thread + 1) / team * LANES; row += LANES) {
-        const real *from = j.from + row * j.from_row;
-        real *to = j.to + row;
-        if (row + LANES <= j.rows) transpose(to, j.to_row, from, j.from_row, LANES, j.columns);
-        else
-            for (int64_t c = 0; c < j.columns; ++c)
-                for (int64_t i = 0; row + i < j.rows; ++i) to[c * j.to_row + i] = from[i * j.from_row + c];
-    }
-}
-EXPORT int elman_transpose(Transposition *job) {
-    if (job->threads > 1) job->parallel(transpose_share, job, (unsigned)job->threads, 0);
-    else transpose_share(job);
-    return 0;
-}
-
-// The matrices of one group of a kernel's products, as `recurrence.h` reads them: [block][pass][depth][vector][LANES], zero
-// past the last unit; the vectors of all passes are [unit block of the block][matrix].
-struct Packing {
-    int64_t count, segments, unit_blocks, width, depth, transposed, threads;
-    const real *const *matrices;  // [segments, count]
-    const int64_t *strides, *extents;  // a matrix is [width, extent], or transposed [extent, width]; the depth is all extents
-    real *to;
-    Parallel parallel;
-    int (*thread_number)();
-    int (*team_size)();
-};
-
-static void pack_share(void *argument) {
-    const Packing &p = *(const Packing *)argument;
-    const int64_t team = p.threads > 1 ? p.team_size() : 1, thread = p.threads > 1 ? p.thread_number() : 0;
-    const int64_t units = p.unit_blocks * LANES, blocks = (p.width + units - 1) / units;
-    const int64_t all = p.unit_blocks * p.count, pass = pass_of(all);
-    for (int64_t block = blocks * thread / team; block < blocks * (thread + 1) / team; ++block)
-        for (int64_t v = 0; v < all; ++v) {
-            const int64_t wide = all - v / pass * pass < pass ? all - v / pass * pass : pass, step = wide * LANES;
-            real *to = p.to + ((block * all + v / pass * pass) * p.depth + v % pass) * LANES;
-            const int64_t unit = block * units + v / p.count * LANES, left = p.width - unit;
-            const int64_t present = left < 0 ? 0 : left < LANES ? left : LANES;
-            if (p.transposed) {
-                for (int64_t m = 0; m < p.segments; ++m)
-                    for (int64_t row = 0; row < p.extents[m]; ++row, to += step) {
-                        const real *from = p.matrices[m] + row * p.strides[m] + unit;
-                        store(to, present == LANES ? load(from) : present ? load_part(from, present) : V{});
-                    }
-            } else
-                for (int64_t m = v % p.count; m < p.segments * p.count; to += p.extents[m] * step, m += p.count)
-                    transpose(to, step, p.matrices[m] + unit * p.strides[m], p.strides[m], present, p.extents[m]);
-        }
-}
-
-EXPORT int elman_pack(Packing *packing) {
-    if (packing->threads > 1) packing->parallel(pack_share, packing, (unsigned)packing->threads, 0);
-    else pack_share(packing);
-    return 0;
-}
-EXPORT int elman_lanes() { return LANES; }
-EXPORT int64_t elman_workspace(int64_t columns, int64_t threads) {
-    return threads * packed_rows() + DEPTH * panels(columns) * COLUMNS;
-}
-
-// A number that changes, almost surely, when one of some numbers spread over each of several tensors does.
-EXPORT uint64_t elman_sample(const int64_t *tensors, int64_t count, int64_t samples) {
-    uint64_t found = 14695981039346656037ull;  // FNV-1a, by words
-    for (int64_t i = 0; i < count; ++i) {
-        const real *p = (const real *)tensors[2 * i];
-        const int64_t n = tensors[2 * i + 1], step = n < samples ? 1 : n / samples;
-        for (int64_t k = 0; k < n; k += step) {
-            uint64_t bits = 0;
-            __builtin_memcpy(&bits, p + k, sizeof(real));
-            found = (found ^ bits) * 1099511628211ull;
-        }
-    }
-    return found;
+EXPORT int64_t elman_workspace(int64_t rows, int64_t columns, int64_t threads) {
+    const int64_t parts = is_small(rows, columns) ? (threads - 1) * part_size(rows, columns) : 0;
+    return threads * packed_rows() + room_for_b(columns, threads) + parts;
 }

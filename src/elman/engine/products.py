@@ -19,7 +19,9 @@ from elman.engine.program import REALS, Sink, Words, address_of
 Matrix = tuple[int, int, int, int]  # address, rows, columns, and elements from row to row
 Segments = Sequence[Sequence[Matrix]]
 
-# Where addresses stand in the arguments of the functions; see products.h.
+_SOURCE = "".join(f'#include "{name}.h"\n' for name in ("products", "matrices", "tile_products"))
+
+# Where addresses stand in the arguments of the functions; see the headers.
 _PRODUCT = (4, 7, 10, 12, 15, 16, 17, 18, 19)
 _PACKING = (7, 8, 9, 10)
 _TRANSPOSITION = (3, 5)
@@ -29,11 +31,11 @@ class Tools:
     """The compiled products of one dtype and instruction set; what they do goes to a `Sink`."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        library = build.load('#include "products.h"\n', REALS[dtype])
+        library = build.load(_SOURCE, REALS[dtype])
         library.elman_sample.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         library.elman_sample.restype = ctypes.c_uint64
-        for name in ("elman_packed_size", "elman_workspace"):
-            getattr(library, name).argtypes = [ctypes.c_int64, ctypes.c_int64]
+        for name, sizes in (("elman_packed_size", 2), ("elman_workspace", 3)):
+            getattr(library, name).argtypes = [ctypes.c_int64] * sizes
             getattr(library, name).restype = ctypes.c_int64
         self.itemsize = dtype.itemsize
         library.elman_tiles.restype = ctypes.c_void_p
@@ -126,7 +128,7 @@ class Tools:
         workers = threads.for_work(rows * columns * depth)
         options = (bias, add, add_sums, packed, sums, column_sums, chosen)
         with sink.within():
-            workspace = sink.take(self._workspace(0 if packed else columns, workers) * self.itemsize)
+            workspace = sink.take(self._workspace(rows, 0 if packed else columns, workers) * self.itemsize)
             words = (rows, columns, depth, workers, *a, *b, *c, *options, workspace, *self._pool, 0)
             sink.call("multiply", self._multiply, array("q", words), _PRODUCT)
 
