@@ -296,7 +296,10 @@ static void multiply_few(const Product &p, int64_t first, int64_t last, real *pa
 enum { SMALL = 1 << 17, DEEP = 64 };  // numbers of C at most, steps of the depth for each thread at least
 INLINE int64_t whole_row(int64_t columns) { return panels(columns) * COLUMNS; }
 INLINE int64_t part_size(int64_t rows, int64_t columns) { return (rows + 1) * whole_row(columns) + FEW_ROWS; }
-INLINE bool is_small(int64_t rows, int64_t columns) { return rows <= FEW_ROWS && rows * whole_row(columns) <= SMALL; }
+// Rows below zero are many, whose number is not known yet; A's rows are then read as they are, and C is not shared out so.
+INLINE bool is_small(int64_t rows, int64_t columns) {
+    return 0 <= rows && rows <= FEW_ROWS && rows * whole_row(columns) <= SMALL;
+}
 static void multiply_deep(const Product &p, int64_t thread, int64_t team, real *packed_a, real *own, real *parts) {
     Product q = p;
     const int64_t all = panels(p.columns), begin = p.depth * thread / team, row_size = whole_row(p.columns);
