@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import elman
 import machine
+import script
 from elman.cells.clockwork import Clockwork
 from elman.cells.math import tanh
 from elman.compiler import build
@@ -525,4 +526,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

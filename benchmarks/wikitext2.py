@@ -16,6 +16,8 @@ import math
 import statistics
 from pathlib import Path
 
+import script
+
 BATCH = 700  # tokens of a step on both sides
 EACH = 200  # steps of a mean
 PUBLISHED = (7.64, 6.86, 6.49, 6.30, 6.15, 6.06, 5.95, 5.95, 5.80, 5.77, 5.66, 5.67, 5.66, 5.54)
@@ -81,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)
