@@ -20,10 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import script
 import torch
 
 import elman
+import script
 from elman.compiler import build
 from elman.engine import kernel, products, program
 

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import script
 import torch
 
 import elman
+import script
 from elman.train.checkpoint import write_atomically
 
 CELLS = "elman,lstm,gru,indrnn,janet,lem,min_gru,sru,antisymmetric_rnn,ugrnn"

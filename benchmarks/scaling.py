@@ -25,11 +25,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import script
 import numpy as np
 import torch
 import torch.distributed as dist
 
+import script
 from elman.data.store import EncodedText
 from elman.data.tokenizers import Tokenizer
 from elman.nn.divided import divide

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import script
 import torch
 from torch import Tensor, nn
 
 import elman
+import script
 from elman.train.course import run
 from elman.train.job import Stretch
 from elman.train.truncation import Truncation

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import script
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import script
 from elman.tasks.language_model.model import LanguageModel
 
 VOCABULARY, UNITS, LAYERS, LANES, WINDOW = 33_278, 650, 2, 20, 35
