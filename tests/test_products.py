@@ -23,6 +23,7 @@ SHAPES = [  # M, N, K; some with blocks of the depth that are not equally deep, 
     (262, 290, 400),
     (8, 192, 2050),  # small ones whose depth threads share out
     (258, 70, 200),
+    (20, 1500, 800),  # packed, more than near caches hold
 ]
 
 
