@@ -5,8 +5,8 @@
 
 Two processes cannot be compared within some ten per cent on a noisy machine: each has other pages of memory, at other
 times. Here kernels, their tiles and the products are compiled from the headers of each folder, and a layer's jobs go
-through a switch. Python's part is the checkout's that runs, so folders in which tiles are called otherwise (`tiles.h`), or
-products ask otherwise for their memory (`elman_workspace`), cannot be compared.
+through a switch. Python's part is the checkout's that runs, so folders in which tiles are called otherwise (`tiles.h`),
+or products ask otherwise for their memory (`elman_workspace`), cannot be compared.
 
 Shown are, forward and in training, medians of the milliseconds that kernels, products and the whole call take, and of
 their ratios to the first folder's in the same round: below 1 is faster.
