@@ -293,12 +293,12 @@ static void multiply_few(const Product &p, int64_t first, int64_t last, real *pa
 }
 
 // C where it is small and the depth is large: each thread takes a part of the depth, and all but the first sum it up apart.
-enum { SMALL = 1 << 17, DEEP = 64 };  // numbers of C at most, steps of the depth for each thread at least
+enum { SMALL = 1 << 18, DEEP = 256 };  // numbers of all threads at most, steps of the depth for each of them at least
 INLINE int64_t whole_row(int64_t columns) { return panels(columns) * COLUMNS; }
 INLINE int64_t part_size(int64_t rows, int64_t columns) { return (rows + 1) * whole_row(columns) + FEW_ROWS; }
 // Rows below zero are many, whose number is not known yet; A's rows are then read as they are, and C is not shared out so.
-INLINE bool is_small(int64_t rows, int64_t columns) {
-    return 0 <= rows && rows <= FEW_ROWS && rows * whole_row(columns) <= SMALL;
+INLINE bool is_small(int64_t rows, int64_t columns, int64_t threads) {
+    return 0 <= rows && rows <= FEW_ROWS && rows * whole_row(columns) * threads <= SMALL;
 }
 static void multiply_deep(const Product &p, int64_t thread, int64_t team, real *packed_a, real *own, real *parts) {
     Product q = p;
@@ -342,7 +342,7 @@ static void multiply_share(void *argument) {
     real *packed_b = p.workspace + p.threads * packed_rows(), *own = packed_b + thread * DEPTH * COLUMNS;
     const bool as_it_is = p.a_depth == 1 && !p.chosen;
     const bool by_ones = sums_by_ones(p, !as_it_is && !p.packed);
-    const bool deep = team > 1 && p.depth >= DEEP * team && p.b_column == 1 && is_small(p.rows, p.columns);
+    const bool deep = team > 1 && p.depth >= DEEP * team && p.b_column == 1 && is_small(p.rows, p.columns, p.threads);
     if (deep && !as_it_is && !p.packed)
         return multiply_deep(p, thread, team, packed_a, own, packed_b + room_for_b(p.columns, p.threads));
     if (by_columns && !p.packed && (as_it_is || p.rows <= FEW_ROWS)) return multiply_few(p, first, last, packed_a, own);
@@ -407,6 +407,6 @@ EXPORT int elman_multiply(Product *product) {
     return 0;
 }
 EXPORT int64_t elman_workspace(int64_t rows, int64_t columns, int64_t threads) {
-    const int64_t parts = is_small(rows, columns) ? (threads - 1) * part_size(rows, columns) : 0;
+    const int64_t parts = is_small(rows, columns, threads) ? (threads - 1) * part_size(rows, columns) : 0;
     return threads * packed_rows() + room_for_b(columns, threads) + parts;
 }
