@@ -5,7 +5,11 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-enum { CPU = 1, DIMENSIONS = 4, LINE = 64, PAGE = 4096, HUGE = 1 << 21, SMALLEST = 1 << 17 };
+enum { CPU = 1, DIMENSIONS = 4, LINE = 64, PAGE = 4096, HUGE = 1 << 21 };
+
+// Blocks from SMALLEST bytes on are mapped. Smaller ones are malloc's, but kept as well: a request of more than a kilobyte has
+// malloc put together all small pieces that others have given back since the last one, which takes it 100 us behind torch's layers.
+enum { SMALLEST = 1 << 17, LEAST = 9, SHARES = 8, CLASSES = (18 - LEAST) * SHARES };
 
 struct Managed {  // DLManagedTensor
     void *data;
@@ -20,7 +24,8 @@ struct Managed {  // DLManagedTensor
 
 struct Block {
     Managed managed;  // first, so that its address is the block's
-    int64_t bytes;    // mapped; 0 where the memory lies behind the block itself
+    int64_t bytes;    // mapped, or malloc's
+    int64_t small;    // -1 where it is mapped, else its class: the memory lies behind the block itself
     char *start;
     Block *next;
     int64_t shape[DIMENSIONS], strides[DIMENSIONS];
@@ -29,6 +34,8 @@ struct Block {
 static char lock;
 static Block *unused;  // the last used first, which is the likeliest to be in the cache
 static int64_t kept, limit = 1 << 28, number;
+static Block *small[CLASSES];
+static int64_t kept_small, limit_small = 1 << 24;
 
 static void enter() {
     while (__atomic_test_and_set(&lock, __ATOMIC_ACQUIRE)) {}
@@ -42,7 +49,18 @@ static void release(Block *b) {
 
 static void give_back(Managed *managed) {
     Block *b = (Block *)managed;
-    if (!b->bytes) return free(b);
+    if (b->small >= 0) {
+        enter();
+        const bool keep = kept_small + b->bytes <= limit_small;
+        if (keep) {
+            b->next = small[b->small];
+            small[b->small] = b;
+            kept_small += b->bytes;
+        }
+        leave();
+        if (!keep) free(b);
+        return;
+    }
     enter();
     b->next = unused;
     unused = b;
@@ -63,11 +81,33 @@ static void give_back(Managed *managed) {
     }
 }
 
-// The size to map, so that blocks of about this size can serve in turn: at most an eighth more.
+static int log2_of(int64_t size) { return 63 - __builtin_clzll(size); }
+
+// Sizes go up by an eighth of a power of two, so that blocks of about one size can serve in turn.
 static int64_t size_class(int64_t size) {
-    int64_t unit = (int64_t)1 << (60 - __builtin_clzll(size));
+    int64_t unit = ((int64_t)1 << log2_of(size)) / SHARES;
     if (unit < PAGE) unit = PAGE;
     return (size + unit - 1) / unit * unit;
+}
+
+static Block *take_small(int64_t size) {
+    if (size < 1 << LEAST) size = 1 << LEAST;
+    const int power = log2_of(size);
+    const int64_t unit = ((int64_t)1 << power) / SHARES, units = (size + unit - 1) / unit;
+    const int64_t number = (power - LEAST) * SHARES + units - SHARES;  // of the class
+    enter();
+    Block *b = small[number];
+    if (b) {
+        small[number] = b->next;
+        kept_small -= b->bytes;
+    }
+    leave();
+    if (b) return b;
+    b = (Block *)malloc(units * unit);
+    if (!b) return 0;
+    b->bytes = units * unit;
+    b->small = number;
+    return b;
 }
 
 // Memory from the system, or null. A huge page begins at a multiple of its size, so from there on.
@@ -86,9 +126,8 @@ static char *map(int64_t bytes) {
 
 static Block *take(int64_t size) {
     if (size < SMALLEST) {
-        Block *b = (Block *)malloc(sizeof(Block) + LINE + size);
+        Block *b = take_small(sizeof(Block) + LINE + size);
         if (!b) return 0;
-        b->bytes = 0;
         b->managed.data = (void *)(((uintptr_t)(b + 1) + LINE - 1) / LINE * LINE);
         return b;
     }
@@ -113,6 +152,7 @@ static Block *take(int64_t size) {
         }
         b->start = start;
         b->bytes = bytes;
+        b->small = -1;
     }
     // Blocks start at different places of a page: equal ones would fall on the same sets of the cache.
     b->managed.data = b->start + count * 832 % PAGE;
