@@ -84,25 +84,27 @@ def test_tensors_have_memory_in_front_and_behind(pooled: bool, rows: int, monkey
     assert (again == 3).all()
 
 
-def _huge() -> int:
-    """kB of this process's own memory in huge pages."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
-
-
 def test_tensors_of_all_sizes_stand_apart_and_come_back() -> None:
     """From a single number to blocks that are mapped; of one size the last one that was freed comes first."""
     assert memory._pool() is not None
     sizes = [round(1.07**k) for k in range(200)]
-    for _ in range(2):
-        tensors = [empty(size, dtype=torch.float32).fill_(k) for k, size in enumerate(sizes)]
+    for order in (sizes, sizes[::-1], sizes):  # so that a block that came back is wanted for another size
+        tensors = [empty(size, dtype=torch.float32) for size in order]
         assert apart(*tensors)
+        for k, tensor in enumerate(tensors):
+            tensor.fill_(k)
         assert all((tensor == k).all() for k, tensor in enumerate(tensors))
         assert all(tensor.data_ptr() % 64 == 0 for tensor in tensors)
         del tensors
     for size in (3, 700, 30_000):  # less than a block that is mapped
         place = empty(size, dtype=torch.float32).data_ptr()
         assert empty(size, dtype=torch.float32).data_ptr() == place
+
+
+def _huge() -> int:
+    """kB of this process's own memory in huge pages."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
 
 
 def test_large_blocks_are_in_huge_pages() -> None:

@@ -10,14 +10,10 @@ struct Packing {
     const real *const *matrices;  // [segments, count]
     const int64_t *strides, *extents;  // a matrix is [width, extent], or transposed [extent, width]; the depth is all extents
     real *to;
-    Parallel parallel;
-    int (*thread_number)();
-    int (*team_size)();
+    Pool pool;
 };
 
-static void pack_share(void *argument) {
-    const Packing &p = *(const Packing *)argument;
-    const int64_t team = p.threads > 1 ? p.team_size() : 1, thread = p.threads > 1 ? p.thread_number() : 0;
+static void pack_share(const Packing &p, int64_t thread, int64_t team) {
     const int64_t units = p.unit_blocks * LANES, blocks = (p.width + units - 1) / units;
     const int64_t all = p.unit_blocks * p.count, pass = pass_of(all);
     for (int64_t block = blocks * thread / team; block < blocks * (thread + 1) / team; ++block)
@@ -39,9 +35,7 @@ static void pack_share(void *argument) {
 }
 
 EXPORT int elman_pack(Packing *packing) {
-    if (packing->threads > 1) packing->parallel(pack_share, packing, (unsigned)packing->threads, 0);
-    else pack_share(packing);
-    return 0;
+    return shared_out<Packing, pack_share>(packing);
 }
 EXPORT int elman_lanes() { return LANES; }
 

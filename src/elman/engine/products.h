@@ -29,9 +29,7 @@ struct Product {
     real *column_sums;   // null, or [columns]: receives the sums of B's columns
     const int64_t *chosen;  // null, or the steps of A's and B's depth that are taken, `depth` of them
     real *workspace;     // as many numbers as elman_workspace says
-    Parallel parallel;
-    int (*thread_number)();
-    int (*team_size)();
+    Pool pool;
     Arrivals *meeting;
 };
 
@@ -329,9 +327,7 @@ static void multiply_deep(const Product &p, int64_t thread, int64_t team, real *
             for (int64_t row = 0; row < p.rows; ++row) p.sums[row] += row_sums(i)[row];
 }
 
-static void multiply_share(void *argument) {
-    Product &p = *(Product *)argument;
-    const int64_t team = p.threads > 1 ? p.team_size() : 1, thread = p.threads > 1 ? p.thread_number() : 0;
+static void multiply_share(const Product &p, int64_t thread, int64_t team) {
     const int64_t tiles = (p.rows + ROWS - 1) / ROWS, all = panels(p.columns);
     const bool by_columns = p.columns >= p.rows && all >= 2 * team;
     const int64_t first = by_columns ? all * thread / team : 0, last = by_columns ? all * (thread + 1) / team : all;
@@ -380,9 +376,7 @@ static void multiply_share(void *argument) {
 }
 
 // B once for many products.
-static void pack_b_share(void *argument) {
-    const Product &p = *(const Product *)argument;
-    const int64_t team = p.threads > 1 ? p.team_size() : 1, thread = p.threads > 1 ? p.thread_number() : 0;
+static void pack_b_share(const Product &p, int64_t thread, int64_t team) {
     const int64_t all = panels(p.columns), first = all * thread / team, last = all * (thread + 1) / team;
     const int64_t most = block_depth(p.depth);
     for (int64_t k = 0; k < p.depth; k += most) {
@@ -392,9 +386,7 @@ static void pack_b_share(void *argument) {
 }
 
 EXPORT int elman_pack_b(Product *product) {
-    if (product->threads > 1) product->parallel(pack_b_share, product, (unsigned)product->threads, 0);
-    else pack_b_share(product);
-    return 0;
+    return shared_out<Product, pack_b_share>(product);
 }
 EXPORT int64_t elman_packed_size(int64_t depth, int64_t columns) {
     return depth * panels(columns) * COLUMNS;
@@ -402,9 +394,7 @@ EXPORT int64_t elman_packed_size(int64_t depth, int64_t columns) {
 EXPORT int elman_multiply(Product *product) {
     Arrivals arrivals[product->threads];
     product->meeting = nobody_yet(arrivals, product->threads);
-    if (product->threads > 1) product->parallel(multiply_share, product, (unsigned)product->threads, 0);
-    else multiply_share(product);
-    return 0;
+    return shared_out<Product, multiply_share>(product);
 }
 EXPORT int64_t elman_workspace(int64_t rows, int64_t columns, int64_t threads) {
     const int64_t parts = is_small(rows, columns, threads) ? (threads - 1) * part_size(rows, columns) : 0;

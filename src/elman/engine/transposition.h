@@ -1,7 +1,7 @@
 // Transposition, as many vectors as have lanes at a time in registers.
 
 #pragma once
-#include "vectors.h"
+#include "pool.h"
 
 #if defined(__clang__) || __GNUC__ >= 12  // which have __builtin_shufflevector
 template <int S, int... J> INLINE V lower(V a, V b, Indices<J...>) {
@@ -48,13 +48,9 @@ struct Transposition {
     int64_t from_row;  // strides in elements
     real *to;
     int64_t to_row;
-    Parallel parallel;
-    int (*thread_number)();
-    int (*team_size)();
+    Pool pool;
 };
-static void transpose_share(void *argument) {
-    const Transposition &j = *(const Transposition *)argument;
-    const int64_t team = j.threads > 1 ? j.team_size() : 1, thread = j.threads > 1 ? j.thread_number() : 0;
+static void transpose_share(const Transposition &j, int64_t thread, int64_t team) {
     const int64_t strips = (j.rows + LANES - 1) / LANES;
     for (int64_t row = strips * thread / team * LANES; row < strips * (thread + 1) / team * LANES; row += LANES) {
         const real *from = j.from + row * j.from_row;
@@ -66,7 +62,5 @@ static void transpose_share(void *argument) {
     }
 }
 EXPORT int elman_transpose(Transposition *job) {
-    if (job->threads > 1) job->parallel(transpose_share, job, (unsigned)job->threads, 0);
-    else transpose_share(job);
-    return 0;
+    return shared_out<Transposition, transpose_share>(job);
 }
