@@ -62,20 +62,27 @@ class AtOnce:
     """Jobs that run as they come, on memory as it is.
 
     Args:
-        own_memory: whether scratch memory lasts as long as this does, and not until the thread's next run.
+        own_memory: bytes of scratch memory, more if it has to be, that last as long as this does; 0 for the thread's
+            scratch, which lasts until the thread's next run.
     """
 
-    def __init__(self, own_memory: bool = False) -> None:
+    def __init__(self, own_memory: int = 0) -> None:
         self.held: list[Any] = []
         self._own_memory = own_memory
+        self._next = self._end = 0
 
     def take(self, size: int) -> int:
         """See `Sink`."""
         if not self._own_memory:
             return memory.scratch.take(size)
-        block = memory.empty(size + _LINE, dtype=torch.uint8)
-        self.held.append(block)
-        return -(-block.data_ptr() // _LINE) * _LINE
+        found = -(-self._next // _LINE) * _LINE
+        if found + size > self._end:
+            block = memory.empty(max(size, self._own_memory) + _LINE, dtype=torch.uint8)
+            self.held.append(block)
+            found = -(-block.data_ptr() // _LINE) * _LINE
+            self._end = block.data_ptr() + block.numel()
+        self._next = found + size
+        return found
 
     def within(self) -> Any:
         """See `Sink`."""

@@ -1,40 +1,39 @@
-"""One time step of a layer, prepared: matrices packed, buffers in place, the products with the input in the kernel."""
+"""Time steps of prepared layers: matrices packed, buffers in place, the products with the input in the kernel."""
 
+import ctypes
 import functools
 from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from elman.cells.contract import Cell
 from elman.cells.layout import Layout
+from elman.compiler import build
 from elman.compiler.plan import Plan
 from elman.engine import matrices, reference, threads
 from elman.engine.kernel import TURN, Kind, Table
 from elman.engine.packing import Packing
 from elman.engine.products import matrix
-from elman.engine.program import AtOnce, callable_at
+from elman.engine.program import REALS, AtOnce, Words, address_of
 from elman.engine.written import clock_runs, patterns_of
 
 _SHARED_FROM = 1 << 19  # bytes of matrices from which a second thread repays its start
+_WORD = 8
+_LINES = 1 << 12  # bytes of a layer's memory beside its matrices, at most
 
 
 class LayerStep:
-    """Steps of one layer for B rows; no gradients.
+    """A step of one layer for B rows; no gradients.
 
     Args:
         cell, layout: the layer.
         parameters: by the names of `Layout.parameters`; read now.
         batch: B.
-        raw: where the input of each step will stand, two tensors [B, I] for even and odd steps.
-
-    Attributes:
-        states: for each state entry the two tensors [B, width] between which it goes to and fro: an even step
-            reads the first and writes the second.
-        runs: what runs an even step, and an odd one.
-        inputs: words of memory in which addresses stand for these: at `raw` that of the input.
-        buffers: words of memory in which addresses stand for `run`: at `raw` that of the input, at `entries`, for each
-            state entry, those of the state before and after the step.
+        input_size: I, what it reads of each row.
+        dtype: of all numbers.
 
     Raises:
         CannotCompile: the cell has no kernel.
@@ -42,18 +41,17 @@ class LayerStep:
     """
 
     def __init__(
-        self, cell: Cell, layout: Layout, parameters: dict[str, Tensor], batch: int, raw: tuple[Tensor, Tensor]
+        self, cell: Cell, layout: Layout, parameters: dict[str, Tensor], batch: int, input_size: int, dtype: torch.dtype
     ) -> None:
         plan = Plan(cell, layout, {}, within=True)
         kernel, layout = plan.inference, plan.layout
-        dtype = raw[0].dtype
-        constants = reference.constants(cell, layout.hidden_size, raw[0])
+        like = torch.empty(0, dtype=dtype)
+        constants = reference.constants(cell, layout.hidden_size, like)
         names = sorted({p for group in kernel.groups for p in group.products})
         dense = {n: matrices.dense(layout, n, parameters, constants).contiguous() for n in names}
         size = sum(m.numel() * dtype.itemsize for m in dense.values())
         workers = threads.count() if size >= _SHARED_FROM else 1
-        self.states = [tuple(torch.zeros(batch, width, dtype=dtype) for _ in range(2)) for _, width in layout.states]
-        sink = AtOnce(own_memory=True)
+        sink = AtOnce(own_memory=size + size // 8 + _LINES)
         table = Table(kernel, dtype, batch, sink, workers)
         units = {f"vector.{n}": parameters[n] for n in layout.vectors}
         units |= {f"constant.{n}": v.to(dtype) for n, v in constants.items() if v.dim() == 1}
@@ -63,34 +61,79 @@ class LayerStep:
         table.prepare(
             {n: matrix(m) for n, m in dense.items()},
             patterns_of(layout, tuple(names)),
-            Packing.dense(1, batch, raw[0].device),
+            Packing.dense(1, batch, like.device),
             0,
             (False, False),
             (),
             clock_runs(plan),
         )
-        self._held = (sink, raw)
-        self.runs: list[functools.partial[object]] = []
-        self.inputs: list[array[int]] = []
-
-        def runs(turn: int) -> tuple[functools.partial[object], "array[int]", "array[int]"]:
-            function, call, buffers = table.alone(turn)
-            return functools.partial(callable_at(function), sink.array(call)), call, buffers
-
-        for odd in (0, 1):
-            table.place("raw", raw[odd].data_ptr(), raw[odd].stride(0), Kind.BATCH)
-            for (entry, width), pair in zip(layout.states, self.states, strict=True):
-                table.place(f"state.{entry.name}", pair[odd].data_ptr(), width, Kind.BATCH)
-                table.place(f"next.{entry.name}", pair[1 - odd].data_ptr(), width, Kind.BATCH)
-            run, _, buffers = runs(odd)
-            self.runs.append(run)
-            self.inputs.append(buffers)
-        self._run, self._call, self.buffers = runs(0)
-        self.raw = table.address("raw")
+        table.place("raw", 0, input_size, Kind.BATCH)
+        for entry, width in layout.states:
+            table.place(f"state.{entry.name}", 0, width, Kind.BATCH)
+            table.place(f"next.{entry.name}", 0, width, Kind.BATCH)
+        function, call, buffers = table.alone()
+        self._held = (sink, buffers)
+        at = buffers.buffer_info()[0]
+        address = sink.array(call)
+        self.words = (function, address, address + TURN * _WORD, at + table.address("raw") * _WORD)
         names = [entry.name for entry, _ in layout.states]
-        self.entries = [(table.address(f"state.{name}"), table.address(f"next.{name}")) for name in names]
+        self.places = [at + table.address(f"{when}.{name}") * _WORD for name in names for when in ("state", "next")]
 
-    def run(self) -> None:
-        """A step between places of the caller's choice, which `buffers` says."""
-        self._run()
-        self._call[TURN] ^= 1
+
+class Steps:
+    """Steps of layers, one above the other.
+
+    Args:
+        layers: from the lowest; each reads the first state entry of the one below.
+        sizes: bytes of each state entry of a layer.
+        dtype: of all numbers.
+        own: for each state entry two tensors [layers, B, width], between which the state goes to and fro.
+
+    Attributes:
+        run: called with the addresses of the input and of the output, [B, I] and [B, H], and unless the state is its
+            own, those of all state entries, [layers, B, width], before the step, and then behind it.
+    """
+
+    run: Callable[..., object]
+
+    def __init__(
+        self,
+        layers: Sequence[LayerStep],
+        sizes: Sequence[int],
+        dtype: torch.dtype,
+        own: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> None:
+        self._own = own
+        pairs = [[v.data_ptr() for v in pair] for pair in own] or [[0, 0] for _ in sizes]
+        of_layers = array("q", [word for layer in layers for word in layer.words])
+        places = array("q", [place for layer in layers for place in layer.places])
+        entries = array("q", [word for size, pair in zip(sizes, pairs, strict=True) for word in (size, *pair)])
+        addresses = [words.buffer_info()[0] for words in (of_layers, places, entries)]
+        self._words: Words = array("q", (len(layers), len(sizes), 0, 0, *addresses))
+        self._held = (layers, of_layers, places, entries)
+        self.run = _maker(dtype, build.instruction_set())(self._words.buffer_info()[0], bool(own))
+
+    @property
+    def taken(self) -> bool:
+        """Whether the own state has been entered, or a step taken from it."""
+        return bool(self._words[_TAKEN])
+
+    @taken.setter
+    def taken(self, taken: bool) -> None:
+        self._words[_TAKEN] = taken
+
+    @property
+    def state(self) -> list[Tensor]:
+        """The entries of the own state as they stand, [layers, B, width]; what the next step reads."""
+        return [pair[self._words[_ODD]] for pair in self._own]
+
+
+_ODD, _TAKEN = 2, 3  # among the words of a `Steps` in stepping.cpp
+
+
+@functools.lru_cache(maxsize=8)
+def _maker(dtype: torch.dtype, isa: str) -> Callable[[int, bool], Callable[..., object]]:
+    """What makes the builtin function of some `Steps`."""
+    library = build.load(Path(__file__).with_name("stepping.cpp").read_text(), REALS[dtype])
+    prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_int64)
+    return prototype(address_of(library.elman_stepping))

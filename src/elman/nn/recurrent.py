@@ -21,6 +21,7 @@ from elman.nn.initialise import fill, initial_name
 from elman.nn.options import Merge, Options, RecurrentInit, per_layer
 from elman.nn.shortcut import Shortcuts
 from elman.nn.stack import Stack
+from elman.nn.stepper import Stepper, prepared
 from elman.nn.unrolling import Run, Unrolling, form, learned_state
 from elman.nn.wiring import merged
 
@@ -284,8 +285,6 @@ class Recurrent(nn.Module):
             raise ValueError(f"input must be [B, I], or [I] unbatched, got {tuple(input.shape)}")
         silent = not (self.training and self._random) or noise is draws.SILENT
         if silent and not torch.is_grad_enabled() and not extras and input.dim() == 2:
-            from elman.nn.stepper import prepared
-
             kernels = prepared(self, input.shape[0])
             if kernels is not None:
                 return kernels.advance(input, state)
@@ -294,10 +293,8 @@ class Recurrent(nn.Module):
         output, state = self(input.unsqueeze(time), state, extras=lifted, noise=noise)
         return output.squeeze(time), state
 
-    def stepper(self, batch_size: int = 1) -> Any:
+    def stepper(self, batch_size: int = 1) -> Stepper:
         """Prepared inference steps, as in evaluation, that carry their own state; see `elman.Stepper`."""
-        from elman.nn.stepper import Stepper
-
         return Stepper(self, batch_size)
 
     def plan(

@@ -1,15 +1,13 @@
 """Inference one step at a time, with the state kept between the calls."""
 
-import ctypes
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, empty_like
 
-from elman.compiler import build
 from elman.compiler.build import BuildError
 from elman.compiler.graph import CannotCompile
 from elman.engine import dispatch
@@ -17,8 +15,10 @@ from elman.engine.cpu import build_problem
 from elman.engine.draws import SILENT
 from elman.engine.products import tools
 from elman.engine.program import REALS
-from elman.engine.stepping import LayerStep
-from elman.nn.recurrent import Recurrent
+from elman.engine.stepping import LayerStep, Steps
+
+if TYPE_CHECKING:
+    from elman.nn.recurrent import Recurrent
 
 
 class Stepper:
@@ -34,7 +34,7 @@ class Stepper:
         ValueError: the module is bidirectional, or batch_size is not positive.
     """
 
-    def __init__(self, module: Recurrent, batch_size: int = 1) -> None:
+    def __init__(self, module: "Recurrent", batch_size: int = 1) -> None:
         if module.bidirectional:
             raise ValueError("a bidirectional layer cannot be stepped: its backward direction starts at the end")
         if batch_size < 1:
@@ -42,7 +42,11 @@ class Stepper:
         self._module = module
         self.batch_size = batch_size
         self._state: Any = None
-        self._kernel = _prepare(module, batch_size)
+        self._kernel = _prepare(module, batch_size, carrying=True)
+        # At hand for `__call__`, which takes Python longer than a small layer takes to run.
+        self._run = None if self._kernel is None else self._kernel.steps.run
+        self._shape, self._dtype = torch.Size((batch_size, module.input_size)), next(module.parameters()).dtype
+        self._like = None if self._kernel is None else self._kernel.like
 
     @property
     def state(self) -> Any:
@@ -63,8 +67,16 @@ class Stepper:
 
     def __call__(self, input: Tensor, *, extras: Mapping[str, Tensor] | None = None) -> Tensor:
         """One time step: [B, I] to [B, H]."""
-        if self._kernel is not None and not extras:
-            return self._kernel.step(input)
+        if self._run is None or extras:
+            return self._by_module(input, extras)
+        if input.shape != self._shape or input.dtype is not self._dtype:
+            raise _misfit(input, self._shape, self._dtype)
+        x = input if input.is_contiguous() and input.is_cpu else input.detach().cpu().contiguous()
+        output = empty_like(self._like)  # type: ignore[arg-type]
+        self._run(x.data_ptr(), output.data_ptr())
+        return output
+
+    def _by_module(self, input: Tensor, extras: Mapping[str, Tensor] | None) -> Tensor:
         if input.dim() != 2 or input.shape[0] != self.batch_size:
             raise ValueError(f"input must be [B, I] with B = {self.batch_size}, got {tuple(input.shape)}")
         with torch.no_grad():
@@ -94,7 +106,7 @@ class _Kept:
         situation: what else it depends on.
     """
 
-    def __init__(self, module: Recurrent, parameters: Sequence[Tensor], situation: tuple[Any, ...]) -> None:
+    def __init__(self, module: "Recurrent", parameters: Sequence[Tensor], situation: tuple[Any, ...]) -> None:
         self.kernels = None if module.bidirectional else _prepare(module, situation[0])
         self._situation = situation
         self._tools = tools(parameters[0].dtype)
@@ -113,12 +125,12 @@ class _Kept:
         )
 
 
-def prepared(module: Recurrent, batch: int) -> "_Kernels | None":
+def prepared(module: "Recurrent", batch: int) -> "_Kernels | None":
     """The layers as kernels that `Recurrent.step` may use, kept until a parameter changes, or None."""
     if module._modules or batch == 0 or torch.is_autocast_enabled("cpu"):  # a parametrization is a submodule
         return None
     parameters = [p for p in module._parameters.values() if p is not None]
-    situation = (batch, dispatch.wanted(), build.instruction_set())
+    situation = (batch, dispatch.wanted())
     kept = _cache.kernels.get(module)
     if kept is not None and kept.holds(parameters, situation):
         return kept.kernels
@@ -135,8 +147,8 @@ def prepared(module: Recurrent, batch: int) -> "_Kernels | None":
     return kept.kernels
 
 
-def _prepare(module: Recurrent, batch: int) -> "_Kernels | None":
-    """The layers as prepared kernels, or None where `step` has to do."""
+def _prepare(module: "Recurrent", batch: int, carrying: bool = False) -> "_Kernels | None":
+    """The layers as prepared kernels, which may carry their own state, or None where `step` has to do."""
     weight = next(module.parameters())
     layers = module.layers
     plain = all(not cell.below and not parts.extras for cell, parts in layers)
@@ -147,118 +159,84 @@ def _prepare(module: Recurrent, batch: int) -> "_Kernels | None":
     if dispatch.wanted() not in ("auto", "cpu"):
         return None
     try:
-        return _Kernels(module, batch)
+        return _Kernels(module, batch, carrying)
     except (CannotCompile, BuildError):
         if dispatch.wanted() == "cpu":
             raise
         return None  # `explain` says why; the layers' own engine is asked at each step
 
 
+def _misfit(input: Tensor, shape: torch.Size, dtype: torch.dtype) -> ValueError:
+    expected = f"[B, I] with B = {shape[0]} and I = {shape[1]} of {dtype}"
+    return ValueError(f"input must be {expected}, got {tuple(input.shape)} of {input.dtype}")
+
+
 class _Kernels:
-    def __init__(self, module: Recurrent, batch: int) -> None:
-        weight = next(module.parameters())
-        self._batch = batch
-        self._dtype = weight.dtype
-        self._layers: list[LayerStep] = []
-        self._specifications = [parts for _, parts in module.layers]
+    def __init__(self, module: "Recurrent", batch: int, carrying: bool) -> None:
+        self._dtype = next(module.parameters()).dtype
+        self._specifications = module.layers[0][1].states
         self._form = module.cell.State
-        self._input = torch.zeros(batch, module.input_size, dtype=self._dtype)
-        raw = (self._input, self._input)
+        self._shape = torch.Size((batch, module.input_size))
+        layers, width = [], module.input_size
         for level, (cell, parts) in enumerate(module.layers):
             parameters = {p.name: getattr(module, f"{p.name}_l{level}").detach().clone() for p in parts.parameters}
-            layer = LayerStep(cell, parts, parameters, batch, raw)
-            self._layers.append(layer)
-            raw = (layer.states[0][1], layer.states[0][0])  # what an even step, and an odd one, has just written
-        size = self._dtype.itemsize
-        self._shape = self._input.shape
-        self._inputs, self._raw = self._layers[0].inputs, self._layers[0].raw
-        # For even and odd steps, each state entry in each layer, where it is read: addresses, and bytes.
-        self._places = [
-            [[layer.states[k][odd].data_ptr() for layer in self._layers] for k in range(len(self._layers[0].states))]
-            for odd in (0, 1)
-        ]
-        self._bytes = [pair[0].numel() * size for pair in self._layers[0].states]
-        defaults = [module.default_state(level) for level in range(len(self._layers))]
+            layers.append(LayerStep(cell, parts, parameters, batch, width, self._dtype))
+            width = parts.states[0][1]
+        defaults = [module.default_state(level) for level in range(len(layers))]
         # Of each state entry [layers, B, width], where none is given.
         self._start = [
             torch.stack([value.detach().to(self._dtype).expand(batch, -1) for value in each])
             for each in zip(*defaults, strict=True)
         ]
-        self._runs = [[layer.runs[odd] for layer in self._layers] for odd in (0, 1)]
-        self._outputs = raw  # what the last layer writes at even and at odd steps
-        self._odd = 0
-        self._started = False
-        self.enter(None)
+        own = [(start.clone(), start.clone()) for start in self._start] if carrying else []
+        sizes = [start[0].numel() * self._dtype.itemsize for start in self._start]
+        self.steps = Steps(layers, sizes, self._dtype, own)
+        self.like = torch.empty_like(self._start[0][0])  # an output
 
     def advance(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
         """A step from a state to the next one, in the form that the module has; the own state stays as it is."""
-        self._check(input)
-        x = input if input.is_contiguous() and input.is_cpu else self._input.copy_(input)
+        if input.shape != self._shape or input.dtype is not self._dtype:
+            raise _misfit(input, self._shape, self._dtype)
+        x = input if input.is_contiguous() and input.is_cpu else input.detach().cpu().contiguous()
         given = self._start if state is None else self._checked(state)
-        made = [torch.empty_like(like) for like in self._start]
-        at, before, after = x.data_ptr(), [v.data_ptr() for v in given], [v.data_ptr() for v in made]
-        for level, layer in enumerate(self._layers):
-            buffers = layer.buffers
-            buffers[layer.raw] = at
-            at = after[0] + level * self._bytes[0]
-            for k, (old, new) in enumerate(layer.entries):
-                start = level * self._bytes[k]
-                buffers[old], buffers[new] = before[k] + start, after[k] + start
-            layer.run()
-        output = torch.empty_like(self._outputs[0])
-        ctypes.memmove(output.data_ptr(), at, self._bytes[0])
+        output = empty_like(self.like)
+        made = [empty_like(like) for like in self._start]
+        self.steps.run(x.data_ptr(), output.data_ptr(), *[v.data_ptr() for v in given], *[v.data_ptr() for v in made])
         return output, self._form(*made) if len(made) > 1 else made[0]
 
-    def _checked(self, state: Any) -> list[Tensor]:
+    def _checked(self, state: Any) -> Sequence[Tensor]:
         """The entries of a state, contiguous."""
         values = (state,) if isinstance(state, Tensor) else state
         if len(values) != len(self._start):
-            names = [entry.name for entry, _ in self._specifications[0].states]
+            names = [entry.name for entry, _ in self._specifications]
             raise ValueError(f"state must have the entries {', '.join(names)}, got {len(values)}")
-        found = []
-        for value, like, (entry, _) in zip(values, self._start, self._specifications[0].states, strict=True):
+        as_it_is = True
+        for value, like in zip(values, self._start, strict=True):
+            if value.shape != like.shape or value.dtype is not self._dtype:
+                self._explain(values)
+            as_it_is = as_it_is and value.is_contiguous() and value.is_cpu
+        return values if as_it_is else [value.detach().cpu().contiguous() for value in values]
+
+    def _explain(self, values: Sequence[Tensor]) -> None:
+        for value, like, (entry, _) in zip(values, self._start, self._specifications, strict=True):
             if value.dtype != self._dtype:
                 raise ValueError(f"state entry {entry.name!r} must be {self._dtype}, got {value.dtype}")
             if value.shape != like.shape:
                 raise ValueError(f"state entry {entry.name!r} must be {tuple(like.shape)}, got {tuple(value.shape)}")
-            found.append(value if value.is_contiguous() and value.is_cpu else value.detach().cpu().contiguous())
-        return found
-
-    def _check(self, input: Tensor) -> None:
-        if input.shape != self._shape or input.dtype != self._dtype:
-            expected = f"[B, I] with B = {self._shape[0]} and I = {self._shape[1]} of {self._dtype}"
-            raise ValueError(f"input must be {expected}, got {tuple(input.shape)} of {input.dtype}")
-
-    def step(self, input: Tensor) -> Tensor:
-        self._check(input)
-        x = input if input.is_contiguous() and input.is_cpu else self._input.copy_(input)
-        odd = self._odd
-        self._inputs[odd][self._raw] = x.data_ptr()
-        for run in self._runs[odd]:
-            run()
-        self._odd = 1 - odd
-        self._started = True
-        return self._outputs[odd].clone()
 
     def state(self) -> Any:
-        if not self._started:
+        """A copy of the own state; None at the start."""
+        if not self.steps.taken:
             return None
-        entries = []
-        for first, size, places in zip(self._layers[0].states, self._bytes, self._places[self._odd], strict=True):
-            entry = first[0].new_empty((len(places), *first[0].shape))
-            to = entry.data_ptr()
-            for level, place in enumerate(places):
-                ctypes.memmove(to + level * size, place, size)
-            entries.append(entry)
+        entries = [entry.clone() for entry in self.steps.state]
         return self._form(*entries) if len(entries) > 1 else entries[0]
 
     def enter(self, state: Any) -> None:
+        """Make a state the own one; None for the default."""
         values = self._start if state is None else self._checked(state)
-        self._started = state is not None
-        for value, size, places in zip(values, self._bytes, self._places[self._odd], strict=True):
-            start = value.data_ptr()
-            for level, place in enumerate(places):
-                ctypes.memmove(place, start + level * size, size)
+        for entry, value in zip(self.steps.state, values, strict=True):
+            entry.copy_(value)
+        self.steps.taken = state is not None
 
 
 _cache = _Cache()
