@@ -29,7 +29,7 @@ struct Layer {
     int (*run)(void *);
     void *call;
     int64_t *turn;   // of the call: turned at each step
-    char **input;    // where the address of what it reads goes
+    char **inputs[2];  // where the address of what it reads goes
 };
 struct Place { char **old_state, **new_state; };  // where an entry's addresses go
 struct Entry {
@@ -48,7 +48,7 @@ static Object *step(const Steps &s, char *input, char *output, char *const *befo
     void *const thread = PyEval_SaveThread();
     for (int64_t k = 0; k < s.layer_count; ++k) {
         const Layer &layer = s.layers[k];
-        *layer.input = input;
+        for (char **place : layer.inputs) *place = input;
         for (int64_t e = 0; e < s.entry_count; ++e) {
             const Place &place = s.places[k * s.entry_count + e];
             *place.old_state = before[e] + k * s.entries[e].bytes;

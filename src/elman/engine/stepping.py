@@ -14,6 +14,7 @@ from elman.cells.layout import Layout
 from elman.compiler import build
 from elman.compiler.plan import Plan
 from elman.engine import matrices, reference, threads
+from elman.engine.form import gates_width
 from elman.engine.kernel import TURN, Kind, Table
 from elman.engine.packing import Packing
 from elman.engine.products import matrix
@@ -22,6 +23,7 @@ from elman.engine.written import clock_runs, patterns_of
 
 _SHARED_FROM = 1 << 19  # bytes of matrices from which a second thread repays its start
 _WORD = 8
+_INPUTS = ("input", "raw")  # the buffers of what the products with the input read, and of what the step itself does
 _LINES = 1 << 12  # bytes of a layer's memory beside its matrices, at most
 
 
@@ -43,17 +45,23 @@ class LayerStep:
     def __init__(
         self, cell: Cell, layout: Layout, parameters: dict[str, Tensor], batch: int, input_size: int, dtype: torch.dtype
     ) -> None:
-        plan = Plan(cell, layout, {}, within=True)
+        plan = Plan(cell, layout, {})
+        if plan.inference.ahead:  # with the input's products: they cannot be added up with the others
+            plan = Plan(cell, layout, {}, within=True)
         kernel, layout = plan.inference, plan.layout
         like = torch.empty(0, dtype=dtype)
         constants = reference.constants(cell, layout.hidden_size, like)
-        names = sorted({p for group in kernel.groups for p in group.products})
+        gates = {f"x.{gate}": rows for gate, rows in layout.input_gates.items()}
+        names = sorted({p for group in kernel.groups if not group.inputs for p in group.products})
         dense = {n: matrices.dense(layout, n, parameters, constants).contiguous() for n in names}
+        dense |= {n: parameters["weight_ih"][rows].contiguous() for n, rows in gates.items()}
         size = sum(m.numel() * dtype.itemsize for m in dense.values())
         workers = threads.count() if size >= _SHARED_FROM else 1
         sink = AtOnce(own_memory=size + size // 8 + _LINES)
         table = Table(kernel, dtype, batch, sink, workers)
-        units = {f"vector.{n}": parameters[n] for n in layout.vectors}
+        none = torch.zeros(gates_width(layout), dtype=dtype)
+        units = {n: (parameters["bias_ih"] if layout.input_bias else none)[rows] for n, rows in gates.items()}
+        units |= {f"vector.{n}": parameters[n] for n in layout.vectors}
         units |= {f"constant.{n}": v.to(dtype) for n, v in constants.items() if v.dim() == 1}
         units |= {f"bias.{p.name}": parameters[p.bias][p.rows] for p in layout.products.values() if p.bias is not None}
         for n, v in units.items():
@@ -67,7 +75,8 @@ class LayerStep:
             (),
             clock_runs(plan),
         )
-        table.place("raw", 0, input_size, Kind.BATCH)
+        for name in _INPUTS:
+            table.place(name, 0, input_size, Kind.BATCH)
         for entry, width in layout.states:
             table.place(f"state.{entry.name}", 0, width, Kind.BATCH)
             table.place(f"next.{entry.name}", 0, width, Kind.BATCH)
@@ -75,7 +84,8 @@ class LayerStep:
         self._held = (sink, buffers)
         at = buffers.buffer_info()[0]
         address = sink.array(call)
-        self.words = (function, address, address + TURN * _WORD, at + table.address("raw") * _WORD)
+        inputs = [at + table.address(name) * _WORD for name in _INPUTS]
+        self.words = (function, address, address + TURN * _WORD, *inputs)
         names = [entry.name for entry, _ in layout.states]
         self.places = [at + table.address(f"{when}.{name}") * _WORD for name in names for when in ("state", "next")]
 
