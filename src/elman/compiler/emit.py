@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from elman.cells.layout import Layout
 from elman.compiler.graph import OPERATIONS
 from elman.compiler.schedule import Part, Schedule, in_place, products_by_operand
+from elman.compiler.stages import CHEAP, MOST_STAGES, stages_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Kernel:
         draws: the random choices that are made afresh at each step, in the order of their numbers; of the others the
             buffers `draw.<name>` hold 1 where a unit is chosen, else 0.
         ahead: gates whose products with the input must have been done before the loop.
-        spans: for each buffer the first and the last part that names it.
+        spans: for each buffer the first and the last stage that names it, counted over all parts.
     """
 
     source: str = ""
@@ -82,10 +83,6 @@ _COMPANIONS = {"gradient": ("carry", "handed", "sequence", "final", "fresh"), "s
 _OF_A_STEP = {"x", "raw", "extra", "below", "saved", "next", "state", "d", "sequence"}
 
 
-# Operations that cost no more than reading their result would.
-_CHEAP = {"add", "sub", "mul", "neg", "abs", "relu", "maximum", "minimum", "where"}
-
-
 def _same_at_all_steps(schedule: Schedule) -> list[int]:
     """Values that depend on per-unit values alone and are worth keeping from step to step."""
     nodes = schedule.graph.nodes
@@ -98,18 +95,24 @@ def _same_at_all_steps(schedule: Schedule) -> list[int]:
         leaf = node.op == "number" or node.name.startswith(("vector.", "constant."))
         if leaf or (pointwise and fixed.issuperset(node.args)):
             fixed.add(index)
-            if pointwise and (node.op not in _CHEAP or costly.intersection(node.args)):
+            if pointwise and (node.op not in CHEAP or costly.intersection(node.args)):
                 costly.add(index)
         else:
             read.update(node.args)
     return sorted(costly & read)
 
 
-_POINT = (
-    "    template <bool WHOLE, int N, int DOWN>\n"
-    "    INLINE void point(const Context &c, int64_t row, int64_t unit, int64_t left, const V *acc, int64_t stride)\n"
-    "    {{\n{}    }}\n"
-)
+def _point(stages: Sequence[Sequence[str]]) -> str:
+    """The function of a part that computes one stage of its expressions."""
+    lines = []
+    for number, stage in enumerate(stages):
+        condition = f"        if constexpr (STAGE == {number}) {{\n" if len(stages) > 1 else "        {\n"
+        lines += [condition, *(f"            {line}\n" for line in stage), "        }\n"]
+    return (
+        "    template <bool WHOLE, int N, int DOWN, int STAGE>\n"
+        "    INLINE void point(const Context &c, int64_t row, int64_t unit, int64_t left, const V *acc, int64_t stride, "
+        f"V *keep)\n    {{\n{''.join(lines)}    }}\n"
+    )
 
 
 class _Emitter:
@@ -130,7 +133,7 @@ class _Emitter:
         self._reads = Counter([*stored, *arguments])  # of each node
         self._once: dict[int, str] = {}  # the buffers of what is computed before the first step
         self._added: dict[int, tuple[int, int]] = {}  # sums of a product and an input gate that nothing else reads
-        self._number = 0  # of the part that is being printed
+        self._number = 0  # of the stage that is being printed
 
     def emit(self) -> Kernel:
         for node in self._graph.nodes:
@@ -164,22 +167,13 @@ class _Emitter:
     def _before(self, index: int) -> str:
         """What computes a value before the first step; each thread has the result for itself."""
         width, name = self._graph.nodes[index].width, f"once.{index}"
-        lines = self._expressions(Part(0, width, stores={name: index}), {})
+        (lines,), _ = self._expressions(Part(0, width, stores={name: index}), {}, whole=True)
         self._once[index] = name
         return (
             f"struct Once{index} {{\n    enum {{ domain_buffer = {self._buffer(f'domain.{width}', width)} }};\n"
-            + _POINT.format("".join(f"        {line}\n" for line in lines))
+            + _point([lines])
             + "};\n"
         )
-
-    def _chain(self, part: Part) -> int:
-        """How many costly operations follow one another in a part."""
-        nodes, longest = self._graph.nodes, dict[int, int]()
-        for index in self._computed_here(part, (part.level, part.width)):
-            node = nodes[index]
-            costly = node.op not in _CHEAP and not OPERATIONS[node.op].mask and node.width > 1
-            longest[index] = max((longest.get(a, 0) for a in node.args), default=0) + costly
-        return max(longest.values(), default=0)
 
     def _draw(self, name: str) -> int:
         if name not in self._kernel.draws:
@@ -187,7 +181,7 @@ class _Emitter:
         return self._kernel.draws.index(name)
 
     def _part(self, number: int, part: Part) -> str:
-        self._number = number
+        self._number = number * MOST_STAGES
         accumulator: dict[int, int] = {}
         added = self._find_added(part)
         leaves = [x for x in self._inputs_of(part) if x not in added.values()] if part.products else []
@@ -220,21 +214,23 @@ class _Emitter:
         passes = (f"pass_of({blocks * n})" for n in self._vectors[first:])
         wide = functools.reduce(lambda a, b: f"larger({a}, {b})", passes, "1")
         transposes = any(self._graph.nodes[index].op == "transposed" for index in part.products)
-        lines = self._expressions(part, accumulator)
+        stages, kept = self._expressions(part, accumulator)
         reads, writes = self._streams(part)
-        streams = [self._buffer(name, part.width) for name in reads + writes]
+        streams = [
+            list(self._kernel.buffers).index(name) for name in reads + writes
+        ]  # which the expressions have named
         first_sum = self._sums[part.sums[0]] if part.sums else 0
         domain = self._buffer(f"domain.{part.width}", part.width)
         return "".join(tables) + (
             f"struct Part{number} {{\n"
             f"    enum {{ count = {count}, blocks = {blocks}, domain_buffer = {domain}, "
             f"single = {int(part.width == 1)}, transposes = {int(transposes)}, widest = {wide}, "
-            f"sums = {len(part.sums)}, first_sum = {first_sum}, chain = {self._chain(part)}, "
+            f"sums = {len(part.sums)}, first_sum = {first_sum}, stages = {len(stages)}, kept = {kept}, "
             f"reads = {len(reads)}, streams = {len(streams)} }};\n"
             f"    static constexpr int stream[] = {{{', '.join(map(str, [*streams, 0]))}}};\n"
             f"    INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, "
             f"int64_t units) {{\n{''.join(f'        {call}' + chr(10) for call in calls)}    }}\n"
-            + _POINT.format("".join(f"        {line}\n" for line in lines))
+            + _point(stages)
             + "};\n"
         )
 
@@ -337,12 +333,22 @@ class _Emitter:
             stack += node.args
         return sorted(seen)
 
-    def _expressions(self, part: Part, accumulator: dict[int, int]) -> list[str]:
+    def _expressions(self, part: Part, accumulator: dict[int, int], whole: bool = False) -> tuple[list[list[str]], int]:
+        """The statements of each stage (see `stages_of`; one only where `whole`), and how many values of a vector are
+        kept from stage to stage."""
         graph, schedule = self._graph, self._schedule
         here = (part.level, part.width)
+        computed_here = self._computed_here(part, here)
+        stage_of = dict.fromkeys(computed_here, 0) if whole else stages_of(graph, computed_here)
+        last = max(stage_of.values(), default=0)
+        places: dict[int, int] = {}  # of the values that are kept
         lines: list[str] = []
-        writes: list[str] = []
         done: dict[int, str] = {}
+        stage = 0
+
+        def is_mask(index: int) -> bool:
+            op = graph.nodes[index].op
+            return op in OPERATIONS and OPERATIONS[op].mask
 
         def loaded(name: str, width: int) -> str:
             if name.startswith("gradient."):
@@ -356,6 +362,9 @@ class _Emitter:
 
         def computed(index: int) -> str:
             node = graph.nodes[index]
+            if stage_of.get(index, stage) < stage:
+                kept = f"keep[k * KEPT + {places.setdefault(index, len(places))}]"
+                return f"(Integers){kept}" if is_mask(index) else kept
             if node.op == "leaf" and index in accumulator:
                 return f"acc[k * stride + {accumulator[index]}]"
             if node.op == "leaf" or index in self._once:
@@ -385,7 +394,7 @@ class _Emitter:
         def value(index: int) -> str:
             if index not in done:
                 node, text = graph.nodes[index], computed(index)
-                kind = "Integers" if node.op in OPERATIONS and OPERATIONS[node.op].mask else "V"
+                kind = "Integers" if is_mask(index) else "V"
                 if node.op == "number":
                     done[index] = f"v{index}"
                     lines.append(f"const V v{index} = {text};")
@@ -397,17 +406,32 @@ class _Emitter:
                     lines.append(f"{kind} v{index}[N]; EACH v{index}[k] = {text};")
             return done[index]
 
-        for index in self._computed_here(part, here):  # operands first, so that no chain is too long to descend
-            value(index)
-        # All is read before anything is written, so that no write stands between the vectors' computations.
-        for name, index in part.stores.items():
-            text = value(index)
-            number = self._buffer(name, part.width)
-            writes.append(f"EACH write<WHOLE>(c, {number}, AT, left, {text});")
-        for name, index in part.totals.items():
-            text = value(index)
-            writes.append(f"EACH total<WHOLE>(c, {self._buffer(name, part.width)}, UNIT, left, {text});")
-        for index in part.sums:
-            text = value(graph.nodes[index].args[0])
-            writes.append(f"EACH sum<WHOLE>(c, {self._sums[index]}, ROW, left, {text});")
-        return lines + writes
+        first = self._number
+        stages: list[list[str]] = []
+        for stage in range(last + 1):
+            self._number = first + stage
+            lines, done = [], {}
+            for index in computed_here:  # operands first, so that no chain is too long to descend
+                if stage_of[index] == stage:
+                    value(index)
+            # All that a stage reads is read before it writes, so that no write stands between the vectors' computations.
+            writes = []
+            for name, index in part.stores.items():
+                if stage_of.get(index, last) == stage:
+                    text = value(index)
+                    writes.append(f"EACH write<WHOLE>(c, {self._buffer(name, part.width)}, AT, left, {text});")
+            for name, index in part.totals.items():
+                if stage_of.get(index, last) == stage:
+                    text = value(index)
+                    writes.append(f"EACH total<WHOLE>(c, {self._buffer(name, part.width)}, UNIT, left, {text});")
+            for index in part.sums:
+                summed = graph.nodes[index].args[0]
+                if stage_of.get(summed, last) == stage:
+                    text = value(summed)
+                    writes.append(f"EACH sum<WHOLE>(c, {self._sums[index]}, ROW, left, {text});")
+            stages.append(lines + writes)
+        for index, place in places.items():
+            text = f"v{index}[k * DOWN]" if graph.nodes[index].width == 1 else f"v{index}[k]"
+            text = f"(V){text}" if is_mask(index) else text
+            stages[stage_of[index]].append(f"EACH keep[k * KEPT + {place}] = {text};")
+        return [[line.replace("KEPT", str(len(places))) for line in each] for each in stages], len(places)

@@ -229,7 +229,14 @@ INLINE void inputs(const Context &c, const Group &g, V *acc, int64_t row, int64_
 // The pointwise expressions of a part, `point`, are statements for N vectors side by side, of one row or (DOWN) of as many
 // rows, so that the processor has several chains of operations to work on: it looks no further ahead than one or two long
 // ones. More than two would not fit in the registers.
+//
+// Where one function's value goes into another one, the expressions come in stages, each for several vectors before the next one,
+// with what a later stage reads kept meanwhile: else the processor would wait for the first function (see compiler/stages.py).
 enum { TOGETHER = 2 };
+template <class Part, int STAGE = 0, class F> INLINE void by_stage(F f) {
+    f(Number<STAGE>{});
+    if constexpr (STAGE + 1 < Part::stages) by_stage<Part, STAGE + 1>(f);
+}
 #define EACH _Pragma("GCC unroll 8") for (int k = 0; k < N; ++k)
 #define IN_ROWS (DOWN ? N : 1)
 #define EACH_ROW _Pragma("GCC unroll 8") for (int k = 0; k < IN_ROWS; ++k)
@@ -241,11 +248,16 @@ enum { TOGETHER = 2 };
 template <class Part, bool WHOLE>
 static __attribute__((noinline, noclone)) void points(const Context &c, int64_t row, int64_t rows, int64_t unit, int64_t left,
                                              const V *acc, int64_t stride) {
-    int64_t r = 0;
-    if (WHOLE)
-        for (; r + TOGETHER <= rows; r += TOGETHER)
-            Part::template point<true, TOGETHER, 1>(c, row + r, unit, LANES, acc + r * stride, stride);
-    for (; r < rows; ++r) Part::template point<WHOLE, 1, 0>(c, row + r, unit, left, acc + r * stride, stride);
+    V keep[MOST_ROWS * Part::kept + 1];
+    by_stage<Part>([&](auto number) {
+        constexpr int stage = number;
+        int64_t r = 0;
+        if (WHOLE)
+            for (; r + TOGETHER <= rows; r += TOGETHER)
+                Part::template point<true, TOGETHER, 1, stage>(c, row + r, unit, LANES, acc + r * stride, stride, keep + r * Part::kept);
+        for (; r < rows; ++r)
+            Part::template point<WHOLE, 1, 0, stage>(c, row + r, unit, left, acc + r * stride, stride, keep + r * Part::kept);
+    });
 }
 template <class Part>
 INLINE void points_of(const Context &c, int64_t row, int64_t rows, int64_t unit, int64_t units, const V *acc, int64_t stride) {
@@ -286,6 +298,32 @@ template <class Part> INLINE void fetch_rows(const Context &c, int64_t row, int6
     }
 }
 
+// The expressions of up to STRIP vectors of a row; a single whole vector is treated as one that is not whole where parts have
+// products or are many: it is a third of what is compiled.
+enum { STRIP = 8, FEW_PARTS = 6 };
+template <class Part>
+INLINE void strip_of_points(const Context &c, int64_t row, int64_t first, int64_t last, const V *acc, const real *const *streams) {
+    V keep[STRIP * Part::kept + 1];
+    const int64_t end = last - first < STRIP * LANES ? last : first + STRIP * LANES;
+    by_stage<Part>([&](auto number) {
+        constexpr int stage = number;
+        int64_t unit = first;
+        const V *sums = acc;
+        V *kept = keep;
+        auto vectors = [&](auto several) {
+            constexpr int n = several;
+            for (; unit + n * LANES <= end; unit += n * LANES, sums += n * Part::count, kept += n * Part::kept) {
+                if (stage == 0 && streams) fetch<Part>(streams, unit, n);
+                Part::template point<true, n, 0, stage>(c, row, unit, LANES, sums, Part::count, kept);
+            }
+        };
+        if constexpr (!Part::single) vectors(Number<TOGETHER>{});
+        if constexpr (!Part::single && Part::count == 0 && PARTS <= FEW_PARTS) vectors(Number<1>{});
+        for (; unit < end; unit += LANES, sums += Part::count, kept += Part::kept)
+            Part::template point<false, 1, 0, stage>(c, row, unit, end - unit < LANES ? end - unit : LANES, sums, Part::count, kept);
+    });
+}
+
 // The products of some rows and one block, to `acc`, with a row's streams on their way meanwhile.
 template <class Part>
 static void products_of(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
@@ -319,41 +357,18 @@ template <class Part> static void tiles_of_row(const Context &c, int64_t first, 
         }
         const int64_t present = end < units ? end : units;
         const V *sums = acc;
-        int64_t unit = from * Part::blocks * LANES;
-        for (; unit + TOGETHER * LANES <= present; unit += TOGETHER * LANES, sums += TOGETHER * Part::count)
-            Part::template point<true, TOGETHER, 0>(c, 0, unit, LANES, sums, Part::count);
-        for (; unit < present; unit += LANES, sums += Part::count) points_of<Part>(c, 0, 1, unit, units, sums, 0);
+        for (int64_t unit = from * Part::blocks * LANES; unit < present; unit += STRIP * LANES, sums += STRIP * Part::count)
+            strip_of_points<Part>(c, 0, unit, present, sums, 0);
     }
 }
 
-// The same for a part without products, over all rows and a stretch of units. A single whole vector, between those that are
-// done together and the last one, is treated as one that is not whole where parts are many: it is a third of what is compiled.
-enum { FEW_PARTS = 6 };
-// Where a function's value goes into another function, four vectors side by side: the processor looks ahead over about two
-// vectors' operations, and would wait for such chains. Their values go through memory where registers are few, which costs
-// more than it gives elsewhere. (Measured with 16 registers; with 32 nothing was.)
-template <class Part> constexpr int side_by_side() { return REGISTERS == 16 && PARTS <= FEW_PARTS && Part::chain > 1 ? 4 : TOGETHER; }
+// The same for a part without products, over all rows and a stretch of units.
 template <class Part> static __attribute__((noinline)) void rows_of_points(const Context &given, int64_t first, int64_t last) {
     const Context c = given;  // a copy that no write can reach, so that addresses are computed once for a row
-    constexpr int side = side_by_side<Part>();
     for (int64_t row = 0; row < c.rows; ++row) {
-        int64_t unit = first;
         const real *streams[Part::streams + 1];
         streams_of<Part>(c, row + 1 < c.rows ? row + 1 : c.following, streams);
-        if constexpr (!Part::single) {
-            if constexpr (side > TOGETHER)
-                for (; unit + side * LANES <= last; unit += side * LANES) {
-                    fetch<Part>(streams, unit, side);
-                    Part::template point<true, side, 0>(c, row, unit, LANES, 0, 0);
-                }
-            for (; unit + TOGETHER * LANES <= last; unit += TOGETHER * LANES) {
-                fetch<Part>(streams, unit, TOGETHER);
-                Part::template point<true, TOGETHER, 0>(c, row, unit, LANES, 0, 0);
-            }
-            if constexpr (PARTS <= FEW_PARTS)
-                for (; unit + LANES <= last; unit += LANES) Part::template point<true, 1, 0>(c, row, unit, LANES, 0, 0);
-        }
-        for (; unit < last; unit += LANES) Part::template point<false, 1, 0>(c, row, unit, last - unit < LANES ? last - unit : LANES, 0, 0);
+        for (int64_t unit = first; unit < last; unit += STRIP * LANES) strip_of_points<Part>(c, row, unit, last, 0, streams);
     }
 }
 

@@ -142,8 +142,8 @@ template <class Part> static __attribute__((noinline)) void over_units(const Con
     const Context c = given;
     const int64_t units = c.call->buffers[Part::domain_buffer].width;
     int64_t unit = 0;
-    for (; unit + LANES <= units; unit += LANES) Part::template point<true, 1, 0>(c, 0, unit, LANES, 0, 0);
-    if (unit < units) Part::template point<false, 1, 0>(c, 0, unit, units - unit, 0, 0);
+    for (; unit + LANES <= units; unit += LANES) Part::template point<true, 1, 0, 0>(c, 0, unit, LANES, 0, 0, 0);
+    if (unit < units) Part::template point<false, 1, 0, 0>(c, 0, unit, units - unit, 0, 0, 0);
 }
 
 static void once(const Context &c);

@@ -5,8 +5,6 @@
 // Steps of the depth from one fetch of what is wanted next to another: not so many lines at once that loads wait for them.
 enum { FETCH_STEPS = 16, AHEAD_STEPS = 16 };
 
-template <int N> struct Number { constexpr operator int() const { return N; } };
-
 // Steps of the depth that are summed apart: a vector's multiply-adds wait for each other, so some eight must be under way.
 constexpr int chains_of(int sums) {
     const int fitting = ACCUMULATORS / sums, wanted = (8 + sums - 1) / sums;

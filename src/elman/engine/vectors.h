@@ -40,6 +40,7 @@ INLINE V splat(real v) { return v - V{}; }
 INLINE V load(const real *p) { return *(const Loose *)p; }
 INLINE void store(real *p, V v) { *(Loose *)p = v; }
 
+template <int N> struct Number { constexpr operator int() const { return N; } };
 template <int... J> struct Indices {};
 template <int N, int... J> struct Counted : Counted<N - 1, N - 1, J...> {};
 template <int... J> struct Counted<0, J...> { typedef Indices<J...> Type; };
