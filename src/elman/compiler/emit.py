@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from elman.cells.layout import Layout
+from elman.compiler.expressions import Expressions, point
 from elman.compiler.graph import OPERATIONS
-from elman.compiler.schedule import Part, Schedule, in_place, products_by_operand
-from elman.compiler.stages import CHEAP, MOST_STAGES, stages_of
+from elman.compiler.schedule import Part, Schedule, products_by_operand
+from elman.compiler.stages import CHEAP
 
 
 @dataclass(frozen=True)
@@ -102,52 +103,32 @@ def _same_at_all_steps(schedule: Schedule) -> list[int]:
     return sorted(costly & read)
 
 
-def _point(stages: Sequence[Sequence[str]]) -> str:
-    """The function of a part that computes one stage of its expressions."""
-    lines = []
-    for number, stage in enumerate(stages):
-        condition = f"        if constexpr (STAGE == {number}) {{\n" if len(stages) > 1 else "        {\n"
-        lines += [condition, *(f"            {line}\n" for line in stage), "        }\n"]
-    return (
-        "    template <bool WHOLE, int N, int DOWN, int STAGE>\n"
-        "    INLINE void point(const Context &c, int64_t row, int64_t unit, int64_t left, const V *acc, int64_t stride, "
-        f"V *keep)\n    {{\n{''.join(lines)}    }}\n"
-    )
-
-
 class _Emitter:
     def __init__(self, schedule: Schedule, layout: Layout, biased: frozenset[str], clocked: bool) -> None:
         self._schedule = schedule
         self._input_size = layout.input_size
         self._products = layout.products
-        self._locked = {declared.name for declared, _ in layout.draws if declared.locked}
         self._clocked = clocked
         self._forward = any(name.startswith("next.") for part in schedule.parts for name in part.stores)
         self._graph = schedule.graph
-        self._biased = biased
         self._kernel = Kernel()
-        self._sums: dict[int, int] = {}
+        self._expressions = Expressions(schedule, layout, biased, self._kernel)
+        self._buffer = self._expressions.buffer
         self._vectors: list[int] = []  # of each group, its products
         stored = (i for part in schedule.parts for i in (*part.stores.values(), *part.totals.values()))
         arguments = (a for index in schedule.home for a in schedule.graph.nodes[index].args)
         self._reads = Counter([*stored, *arguments])  # of each node
-        self._once: dict[int, str] = {}  # the buffers of what is computed before the first step
-        self._added: dict[int, tuple[int, int]] = {}  # sums of a product and an input gate that nothing else reads
-        self._number = 0  # of the stage that is being printed
 
     def emit(self) -> Kernel:
         for node in self._graph.nodes:
             kind, _, entry = node.name.partition(".")
             for prefix in _COMPANIONS.get(kind, ()) if node.op == "leaf" else ():
                 self._buffer(f"{prefix}.{entry}", node.width)
-        for part in self._schedule.parts:
-            for index in part.sums:
-                self._sums[index] = len(self._sums)
-        self._kernel.sums = len(self._sums)
+        self._kernel.sums = len(self._expressions.sums)
         before = [self._before(index) for index in _same_at_all_steps(self._schedule)]
         bodies = [self._part(number, part) for number, part in enumerate(self._schedule.parts)]
         calls = "    synchronise(c);\n".join(f"    run_part<Part{n}>(c);\n" for n in range(len(bodies)))
-        first = "".join(f"    over_units<Once{n}>(c);\n" for n in self._once)
+        first = "".join(f"    over_units<Once{n}>(c);\n" for n in self._expressions.once)
         clock = self._buffer("state.t", 1) if self._clocked else -1
         sizes = f"BUFFERS = {max(1, len(self._kernel.buffers))}, CLOCK = {clock}"
         sizes += f", PARTS = {len(self._schedule.parts)}, SUMS = {self._kernel.sums}"
@@ -158,30 +139,20 @@ class _Emitter:
         self._kernel.source = head + "\n".join([*before, *bodies])
         return self._kernel
 
-    def _buffer(self, name: str, width: int) -> int:
-        buffers, spans = self._kernel.buffers, self._kernel.spans
-        buffers.setdefault(name, width)
-        spans[name] = (spans.get(name, (self._number,))[0], self._number)
-        return list(buffers).index(name)
-
     def _before(self, index: int) -> str:
         """What computes a value before the first step; each thread has the result for itself."""
         width, name = self._graph.nodes[index].width, f"once.{index}"
-        (lines,), _ = self._expressions(Part(0, width, stores={name: index}), {}, whole=True)
-        self._once[index] = name
+        self._expressions.begin(0)
+        stages, _ = self._expressions.stages(Part(0, width, stores={name: index}), {}, whole=True)
+        self._expressions.once[index] = name
         return (
             f"struct Once{index} {{\n    enum {{ domain_buffer = {self._buffer(f'domain.{width}', width)} }};\n"
-            + _point([lines])
+            + point(stages)
             + "};\n"
         )
 
-    def _draw(self, name: str) -> int:
-        if name not in self._kernel.draws:
-            self._kernel.draws.append(name)
-        return self._kernel.draws.index(name)
-
     def _part(self, number: int, part: Part) -> str:
-        self._number = number * MOST_STAGES
+        self._expressions.begin(number)
         accumulator: dict[int, int] = {}
         added = self._find_added(part)
         leaves = [x for x in self._inputs_of(part) if x not in added.values()] if part.products else []
@@ -214,12 +185,11 @@ class _Emitter:
         passes = (f"pass_of({blocks * n})" for n in self._vectors[first:])
         wide = functools.reduce(lambda a, b: f"larger({a}, {b})", passes, "1")
         transposes = any(self._graph.nodes[index].op == "transposed" for index in part.products)
-        stages, kept = self._expressions(part, accumulator)
+        stages, kept = self._expressions.stages(part, accumulator)
         reads, writes = self._streams(part)
-        streams = [
-            list(self._kernel.buffers).index(name) for name in reads + writes
-        ]  # which the expressions have named
-        first_sum = self._sums[part.sums[0]] if part.sums else 0
+        named = list(self._kernel.buffers)  # by the expressions
+        streams = [named.index(name) for name in reads + writes]
+        first_sum = self._expressions.sums[part.sums[0]] if part.sums else 0
         domain = self._buffer(f"domain.{part.width}", part.width)
         return "".join(tables) + (
             f"struct Part{number} {{\n"
@@ -230,7 +200,7 @@ class _Emitter:
             f"    static constexpr int stream[] = {{{', '.join(map(str, [*streams, 0]))}}};\n"
             f"    INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, "
             f"int64_t units) {{\n{''.join(f'        {call}' + chr(10) for call in calls)}    }}\n"
-            + _point(stages)
+            + point(stages)
             + "};\n"
         )
 
@@ -272,7 +242,9 @@ class _Emitter:
     def _inputs_of(self, part: Part) -> list[int]:
         """The leaves of input gates that a part reads, as wide as itself."""
         nodes, here = self._graph.nodes, (part.level, part.width)
-        read = {a for index in self._computed_here(part, here) for a in nodes[index].args} | set(part.stores.values())
+        read = {a for index in self._expressions.computed_here(part, here) for a in nodes[index].args} | set(
+            part.stores.values()
+        )
         return sorted(
             i for i in read if nodes[i].name.startswith("x.") and nodes[i].op == "leaf" and nodes[i].width == part.width
         )
@@ -282,7 +254,7 @@ class _Emitter:
         if part.width == 1:  # which fetches nothing
             return [], []
         nodes = self._graph.nodes
-        computed = self._computed_here(part, (part.level, part.width))
+        computed = self._expressions.computed_here(part, (part.level, part.width))
         read = {a for index in computed for a in nodes[index].args}
         read |= {*part.stores.values(), *part.totals.values(), *(nodes[s].args[0] for s in part.sums)}
         leaves = [nodes[i].name for i in sorted(read) if nodes[i].op == "leaf" and nodes[i].width == part.width]
@@ -296,7 +268,7 @@ class _Emitter:
         either, and the same is true of all products of the operand, so that they stay one group."""
         nodes, here = self._graph.nodes, (part.level, part.width)
         found: dict[int, tuple[int, int]] = {}  # by the product: the leaf and the sum
-        for index in self._computed_here(part, here) if part.products else ():
+        for index in self._expressions.computed_here(part, here) if part.products else ():
             args = nodes[index].args
             for product, leaf in (args, args[::-1]) if nodes[index].op == "add" else ():
                 summed = nodes[product].op == "product" and product in part.products and self._is_dense(product)
@@ -306,132 +278,10 @@ class _Emitter:
         for group in products_by_operand(self._schedule, part):
             if not found.keys() >= set(group):
                 found = {product: pair for product, pair in found.items() if product not in group}
-        self._added |= {index: (product, leaf) for product, (leaf, index) in found.items()}
+        self._expressions.added |= {index: (product, leaf) for product, (leaf, index) in found.items()}
         return {product: leaf for product, (leaf, _) in found.items()}
 
     def _is_dense(self, index: int) -> bool:
         """Whether a product's matrix has weights everywhere."""
         product = self._products.get(self._graph.nodes[index].name)
         return product is None or not product.sparse
-
-    def _computed_here(self, part: Part, here: tuple[int, int]) -> list[int]:
-        """The values that a part computes for what it stores, totals and sums, operands first."""
-        graph, home = self._graph, self._schedule.home
-        stack = [*part.stores.values(), *part.totals.values(), *(graph.nodes[s].args[0] for s in part.sums)]
-        seen: set[int] = set()
-        while stack:
-            index = stack.pop()
-            node = graph.nodes[index]
-            if (
-                index in seen
-                or index in self._once
-                or node.op not in OPERATIONS
-                or (home[index] != here and not in_place(graph, home, index))
-            ):
-                continue
-            seen.add(index)
-            stack += node.args
-        return sorted(seen)
-
-    def _expressions(self, part: Part, accumulator: dict[int, int], whole: bool = False) -> tuple[list[list[str]], int]:
-        """The statements of each stage (see `stages_of`; one only where `whole`), and how many values of a vector are
-        kept from stage to stage."""
-        graph, schedule = self._graph, self._schedule
-        here = (part.level, part.width)
-        computed_here = self._computed_here(part, here)
-        stage_of = dict.fromkeys(computed_here, 0) if whole else stages_of(graph, computed_here)
-        last = max(stage_of.values(), default=0)
-        places: dict[int, int] = {}  # of the values that are kept
-        lines: list[str] = []
-        done: dict[int, str] = {}
-        stage = 0
-
-        def is_mask(index: int) -> bool:
-            op = graph.nodes[index].op
-            return op in OPERATIONS and OPERATIONS[op].mask
-
-        def loaded(name: str, width: int) -> str:
-            if name.startswith("gradient."):
-                entry = name.removeprefix("gradient.")
-                carry, given = self._buffer(f"carry.{entry}", width), self._buffer(f"sequence.{entry}", width)
-                return f"read<WHOLE>(c, {carry}, AT, left) + read_if<WHOLE>(c, {given}, AT, left)"
-            if name.startswith("x."):
-                self._kernel.ahead.add(name.removeprefix("x."))
-            number = self._buffer(name, width)
-            return f"read_one(c, {number}, ROW)" if width == 1 else f"read<WHOLE>(c, {number}, AT, left)"
-
-        def computed(index: int) -> str:
-            node = graph.nodes[index]
-            if stage_of.get(index, stage) < stage:
-                kept = f"keep[k * KEPT + {places.setdefault(index, len(places))}]"
-                return f"(Integers){kept}" if is_mask(index) else kept
-            if node.op == "leaf" and index in accumulator:
-                return f"acc[k * stride + {accumulator[index]}]"
-            if node.op == "leaf" or index in self._once:
-                return loaded(self._once.get(index, node.name), node.width)
-            if node.op == "number":
-                return f"splat((real){node.name})" if node.name not in ("inf", "-inf") else f"splat({node.name}inity)"
-            if node.op == "sum" and schedule.home[index] == here:
-                return f"read_sum(c, {self._sums[index]}, ROW)"
-            if node.op == "draw" and node.name in self._locked:
-                return f"({loaded(f'draw.{node.name}', node.width)} != 0)"
-            if node.op == "draw":
-                number = self._draw(node.name)
-                return f"draw_one(c, {number}, ROW)" if node.width == 1 else OPERATIONS["draw"].cpp.format(number)
-            if index in accumulator:
-                bias = ""
-                if node.op == "product" and node.name in self._biased:
-                    bias = f" + {loaded(f'bias.{node.name}', node.width)}"
-                return f"acc[k * stride + {accumulator[index]}]{bias}"
-            if schedule.home[index] != here and not in_place(graph, schedule.home, index):
-                return loaded(schedule.memory[index], node.width)
-            if index in self._added:
-                product, leaf = self._added[index]
-                number = self._buffer(graph.nodes[leaf].name, node.width)
-                return f"{computed(product)} + read<WHOLE>(c, {number}, AT, left)"
-            return OPERATIONS[node.op].cpp.format(*(value(a) for a in node.args))
-
-        def value(index: int) -> str:
-            if index not in done:
-                node, text = graph.nodes[index], computed(index)
-                kind = "Integers" if is_mask(index) else "V"
-                if node.op == "number":
-                    done[index] = f"v{index}"
-                    lines.append(f"const V v{index} = {text};")
-                elif node.width == 1:  # the same for all units
-                    done[index] = f"v{index}[k * DOWN]"
-                    lines.append(f"{kind} v{index}[IN_ROWS]; EACH_ROW v{index}[k * DOWN] = {text};")
-                else:
-                    done[index] = f"v{index}[k]"
-                    lines.append(f"{kind} v{index}[N]; EACH v{index}[k] = {text};")
-            return done[index]
-
-        first = self._number
-        stages: list[list[str]] = []
-        for stage in range(last + 1):
-            self._number = first + stage
-            lines, done = [], {}
-            for index in computed_here:  # operands first, so that no chain is too long to descend
-                if stage_of[index] == stage:
-                    value(index)
-            # All that a stage reads is read before it writes, so that no write stands between the vectors' computations.
-            writes = []
-            for name, index in part.stores.items():
-                if stage_of.get(index, last) == stage:
-                    text = value(index)
-                    writes.append(f"EACH write<WHOLE>(c, {self._buffer(name, part.width)}, AT, left, {text});")
-            for name, index in part.totals.items():
-                if stage_of.get(index, last) == stage:
-                    text = value(index)
-                    writes.append(f"EACH total<WHOLE>(c, {self._buffer(name, part.width)}, UNIT, left, {text});")
-            for index in part.sums:
-                summed = graph.nodes[index].args[0]
-                if stage_of.get(summed, last) == stage:
-                    text = value(summed)
-                    writes.append(f"EACH sum<WHOLE>(c, {self._sums[index]}, ROW, left, {text});")
-            stages.append(lines + writes)
-        for index, place in places.items():
-            text = f"v{index}[k * DOWN]" if graph.nodes[index].width == 1 else f"v{index}[k]"
-            text = f"(V){text}" if is_mask(index) else text
-            stages[stage_of[index]].append(f"EACH keep[k * KEPT + {place}] = {text};")
-        return [[line.replace("KEPT", str(len(places))) for line in each] for each in stages], len(places)
