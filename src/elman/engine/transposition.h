@@ -28,13 +28,19 @@ template <int S> INLINE void exchange(V (&v)[LANES]) {
 static void transpose(real *to, int64_t step, const real *from, int64_t stride, int64_t n, int64_t depth) {
     int64_t k = 0;
 #if defined(__clang__) || __GNUC__ >= 12
+    V v[LANES];
     for (; k + LANES <= depth; k += LANES) {
-        V v[LANES];
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; ++i) v[i] = i < n ? load(from + i * stride + k) : V{};
         exchange<1>(v);
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; ++i) store(to + (k + i) * step, v[i]);
+    }
+    if (depth - k > 1) {
+        for (int i = 0; i < LANES; ++i) v[i] = i < n ? load_part(from + i * stride + k, depth - k) : V{};
+        exchange<1>(v);
+        for (int64_t i = 0; k + i < depth; ++i) store(to + (k + i) * step, v[i]);
+        return;
     }
 #endif
     for (; k < depth; ++k)
