@@ -45,6 +45,73 @@ def test_the_same_to_the_bit(cell: str, options: dict[str, Any]) -> None:
         assert all(torch.equal(a, b) for a, b in zip(seen[0], later, strict=True))
 
 
+LENGTHS = {
+    "any order": [3, 9, 1, 5, 5],
+    "sorted": [9, 8, 8, 3, 1],
+    "shorter than T": [2, 4, 1, 3, 4],
+    "equal": [4, 4, 4, 4, 4],
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("cell", ["elman", "gru", "lstm", "gru_reset_before", "sru"])
+def test_unequal_lengths_are_the_same_to_the_bit(cell: str, options: dict[str, Any]) -> None:
+    """The layers as one operation each, from padded rows to padded ones, and with gradients of each result alone."""
+    module = Recurrent(cell, 5, 7, **options)
+    shape = (5, 9, 5) if module.batch_first else (9, 5, 5)
+    x = torch.randn(shape, requires_grad=True)
+    entries = len(module.layers[0][1].states)
+    places = len(module.layers) * module.num_directions
+    start = tuple(torch.randn(places, 5, 7, requires_grad=True) for _ in range(entries))
+    alone = start if entries > 1 else start[0]
+
+    def numbers(state: Any, lengths: list[int]) -> list[Tensor]:
+        output, final = module(x, state, lengths=lengths)
+        results = [output, *(final if isinstance(final, tuple) else (final,))]
+        wanted = [x, *module.parameters(), *(start if state is not None else ())]
+        found = list(results)
+        for losses in ([v.sin().sum() for v in results], [results[0].cos().sum()], [results[-1].exp().sum()]):
+            gradients = torch.autograd.grad(sum(losses), wanted, retain_graph=True, allow_unused=True)
+            found += [v for v in gradients if v is not None]
+        with torch.no_grad():
+            return [*found, module(x, state, lengths=lengths)[0]]
+
+    with use_engine("cpu"):
+        for state in (None, alone):
+            expected = {}
+            for name, lengths in LENGTHS.items():
+                expected[name] = numbers(state, lengths)
+                module._shortcuts._routes.clear()
+            for _ in range(3):
+                for name, lengths in LENGTHS.items():
+                    found = numbers(state, lengths)
+                    assert all(torch.equal(a, b) for a, b in zip(found, expected[name], strict=True)), name
+            assert _made(module) == (0 if module.options.merge == "sum" else 2)  # with gradients, and without
+            module._shortcuts._routes.clear()
+
+
+def test_unequal_lengths_twice_differentiable() -> None:
+    module = Recurrent("lstm", 3, 4, 2, bidirectional=True).double()
+    x = torch.randn(5, 3, 3, dtype=torch.float64, requires_grad=True)
+    with use_engine("cpu"):
+        for _ in range(3):
+            module(x, lengths=[2, 5, 3])
+        assert _made(module) == 1
+        for which in (lambda v: module(v, lengths=[2, 5, 3])[0], lambda v: module(v, lengths=[4, 1, 3])[1].c):
+            assert torch.autograd.gradcheck(which, (x,))
+            assert torch.autograd.gradgradcheck(which, (x,))
+
+
+def test_wrong_lengths_on_the_shorter_way() -> None:
+    module, x = Recurrent("gru", 5, 7), torch.randn(4, 3, 5)
+    for _ in range(3):
+        module(x, lengths=[1, 4, 2])
+    assert _made(module) == 1
+    for lengths, message in (([1, 2], r"\(3,\)"), ([0, 1, 2], "from 1 to T = 4"), ([1.0, 2.0, 3.0], "integers")):
+        with pytest.raises(ValueError, match=message):
+            module(x, lengths=lengths)
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru", "sru"])
 def test_saved_tensors_may_be_copied_by_hooks(cell: str) -> None:
     """As `torch.autograd.graph.save_on_cpu` does, in memory of its own."""
@@ -56,7 +123,14 @@ def test_saved_tensors_may_be_copied_by_hooks(cell: str) -> None:
             with torch.autograd.graph.saved_tensors_hooks(lambda v: v.detach().numpy().copy(), torch.from_numpy):
                 found = _numbers(module, x)
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert _made(module) == 2
+        assert _made(module) == 2
+        ragged = [module(x, lengths=[2, 3, 1, 3, 2, 1])[0] for _ in range(3)]
+        expected = torch.autograd.grad(ragged[0].sin().sum(), [x, *module.parameters()])  # type: ignore[arg-type]
+        with torch.autograd.graph.saved_tensors_hooks(lambda v: v.detach().numpy().copy(), torch.from_numpy):
+            last = module(x, lengths=[2, 3, 1, 3, 2, 1])[0]
+        found = torch.autograd.grad(last.sin().sum(), [x, *module.parameters()])  # type: ignore[arg-type]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert _made(module) == 3
 
 
 MASKED: dict[str, dict[str, Any]] = {

@@ -200,11 +200,13 @@ class Packing:
 
     def to_caller_order(self, rows: Tensor, dim: int) -> Tensor:
         """Rows in packed order to rows in the caller's order, along `dim`."""
-        return rows if self.order is None else rows.index_select(dim, self._inverse)
+        return rows if self.inverse is None else rows.index_select(dim, self.inverse)
 
     @cached_property
-    def _inverse(self) -> Tensor:
-        assert self.order is not None
+    def inverse(self) -> Tensor | None:
+        """[B] int64, the packed row that each of the caller's is, or None where the caller's order is kept."""
+        if self.order is None:
+            return None
         if self.order.device.type != "cpu":
             return self.order.argsort()
         found = [0] * self.batch

@@ -57,7 +57,7 @@ class Frame:
         if lengths is None:
             self.packing = Packing.dense(self.steps, batch, input.device)
         else:
-            self.packing = Packing.from_lengths(_lengths(lengths, batch, self.steps), input.device)
+            self.packing = Packing.from_lengths(checked_lengths(lengths, batch, self.steps), input.device)
         self.input = self.packing.pack(padded)
 
     def _time_major(self, tensor: Tensor) -> Tensor:
@@ -149,7 +149,12 @@ def _last(tensor: Tensor, name: str, size: int, dims: int) -> Tensor:
     return tensor
 
 
-def _lengths(lengths: Tensor | Sequence[int], batch: int, steps: int) -> list[int]:
+def checked_lengths(lengths: Tensor | Sequence[int], batch: int, steps: int) -> list[int]:
+    """The lengths of a batch of [T, B, *] as numbers.
+
+    Raises:
+        ValueError: they are not B integers from 1 to T.
+    """
     values = torch.as_tensor(lengths)
     if values.shape != (batch,):
         raise ValueError(f"lengths must be [B] = ({batch},), got {tuple(values.shape)}")

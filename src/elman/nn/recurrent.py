@@ -227,15 +227,15 @@ class Recurrent(nn.Module):
             ValueError: a shape, length or dtype does not fit.
         """
         shortcuts, known = self._shortcuts, None
-        if type(input) is Tensor and lengths is None and reset is None and not extras and noise is None and self._brief:
-            known = shortcuts.form(self, input, state)
-            found = None if known is None else shortcuts.run(known, self, input, state)
+        if type(input) is Tensor and reset is None and not extras and noise is None and self._brief:
+            known = shortcuts.form(self, input, state, lengths is not None)
+            found = None if known is None else shortcuts.run(known, self, input, state, lengths)
             if found is not None:
                 return found
         run = shortcuts.recorder(known, dispatch.run)
         frame = self._frame(input, lengths)
         outputs, _, final = self._unrolling(frame, noise, run).forward(state, reset, extras, every_state=False)
-        shortcuts.learn(known, self, input, run)
+        shortcuts.learn(known, self, input, run, lengths is not None)
         return frame.leave(*outputs), final
 
     def unroll(

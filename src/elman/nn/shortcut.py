@@ -9,7 +9,10 @@ from torch.nn import Parameter
 
 from elman.engine import cpu, dispatch
 from elman.engine.call import DirectionResult, LayerCall
+from elman.engine.packing import Packing
+from elman.engine.ragged import RaggedLayer
 from elman.engine.ready import Ready
+from elman.nn.frame import checked_lengths
 from elman.nn.unrolling import drawn, form, thinned
 from elman.nn.wiring import merged
 
@@ -27,12 +30,12 @@ class Shortcuts:
     """
 
     def __init__(self) -> None:
-        self._routes: dict[Form, _Route | None] = {}
+        self._routes: dict[Form, _Route | _RaggedRoute | None] = {}
 
     def __reduce__(self) -> Any:
         return Shortcuts, ()
 
-    def form(self, module: "Recurrent", input: Tensor, state: Any) -> Form | None:
+    def form(self, module: "Recurrent", input: Tensor, state: Any, ragged: bool) -> Form | None:
         """What the work of a call depends on, beside the parameters; None where no shortcut can serve."""
         if input.dim() != 3 or not input.is_cpu or torch.is_autocast_enabled("cpu"):
             return None
@@ -46,12 +49,14 @@ class Shortcuts:
             return None
         random = module.training and module._random
         situation = (states, torch.is_grad_enabled(), torch.get_num_threads(), dispatch.wanted(), module.batch_first)
-        return (input.shape, input.stride(), input.dtype, input.requires_grad, random, *situation)
+        return (input.shape, input.stride(), input.dtype, input.requires_grad, random, ragged, *situation)
 
-    def run(self, form: Form, module: "Recurrent", input: Tensor, state: Any) -> tuple[Tensor, Any] | None:
+    def run(
+        self, form: Form, module: "Recurrent", input: Tensor, state: Any, lengths: Any
+    ) -> tuple[Tensor, Any] | None:
         """What the module gives, or None where the call has to go the general way."""
         route = self._routes.get(form)
-        return None if route is None else route.run(module, input, state)
+        return None if route is None else route.run(module, input, state, lengths)
 
     def recorder(self, form: Form | None, run: Callable[[LayerCall], list[DirectionResult]]) -> Any:
         """`run`, or where the form has been seen before, something that also keeps a list of its calls, `calls`."""
@@ -64,19 +69,24 @@ class Shortcuts:
             return run
         return _Recorder(run)
 
-    def learn(self, form: Form | None, module: "Recurrent", input: Any, recorded: Any) -> None:
+    def learn(self, form: Form | None, module: "Recurrent", input: Any, recorded: Any, ragged: bool) -> None:
         """Make a route of what was recorded, if one can be made."""
-        if form is not None and isinstance(recorded, _Recorder):
-            calls = recorded.calls
+        if form is None or not isinstance(recorded, _Recorder):
+            return
+        calls = recorded.calls
+        if ragged:
+            if _RaggedRoute.fits(module) and all(_runs(call, RaggedLayer) for call in calls):
+                self._routes[form] = _RaggedRoute(module, calls)
+        else:
             x = input.transpose(0, 1).contiguous() if module.batch_first else input
             strides = [(call.input.stride(0), call.input.stride(1)) for call in calls]
             as_it_is = x.stride(0) == x.shape[1] * x.stride(1) or x.shape[0] == 1
-            if as_it_is and strides[0] == x.stride()[1:] and all(map(_runs, calls)):
+            if as_it_is and strides[0] == x.stride()[1:] and all(_runs(call, Ready) for call in calls):
                 self._routes[form] = _Route(module, calls)
 
 
-def _runs(call: LayerCall) -> bool:
-    return dispatch.choose(call)[0] == cpu.name and Ready.fits(call) and not call.every_state
+def _runs(call: LayerCall, way: type[Ready] | type[RaggedLayer]) -> bool:
+    return dispatch.choose(call)[0] == cpu.name and way.fits(call) and not call.every_state
 
 
 class _Recorder:
@@ -89,8 +99,8 @@ class _Recorder:
         return self._run(call)
 
 
-class _Route:
-    """The layers of a module, ready for one form of call.
+class _Way:
+    """What all routes have in common.
 
     Args:
         calls: of each layer, from the lowest.
@@ -98,19 +108,55 @@ class _Route:
 
     def __init__(self, module: "Recurrent", calls: list[LayerCall]) -> None:
         self._dtype = calls[0].input.dtype
-        self._packing = calls[0].packing
         self._stack = stack = module._stack
-        self._levels = [[Ready(call, direction) for direction in call.directions] for call in calls]
         names = [full for level in stack.slots for slots in level for _, full in slots]
         self._parameters = [(name, _requires_grad(module, name)) for name in names]
-        widths = [width for _, width in calls[0].layout.states]
-        places = sum(map(len, self._levels))
-        self._states = [torch.Size((places, self._packing.batch, width)) for width in widths]
-        self._whole = places == 1
-        self._read_once = stack.directions == 1 and stack.wiring.plain
+        self._places = sum(len(call.directions) for call in calls)
+        shapes = [(self._places, calls[0].packing.batch, width) for _, width in calls[0].layout.states]
+        self._states = [torch.Size(shape) for shape in shapes]
         self._form = form(module.layers[-1][0])
 
-    def run(self, module: "Recurrent", input: Tensor, state: Any) -> tuple[Tensor, Any] | None:
+    def _owned(self, module: "Recurrent") -> list[Tensor] | None:
+        """The parameters, if they are as they were."""
+        dtype, owned = self._dtype, module._parameters
+        found: list[Tensor] = []
+        for name, wanted in self._parameters:
+            p = owned.get(name)
+            if type(p) is not Parameter or p.requires_grad is not wanted or p.dtype is not dtype:
+                return None
+            if not p.is_contiguous() or not p.is_cpu:
+                return None
+            found.append(p)
+        return found
+
+    def _given(self, state: Any) -> tuple[Tensor, ...] | None:
+        """The entries of the caller's state, if they can be used as they are."""
+        if state is None:
+            return ()
+        states = (state,) if isinstance(state, Tensor) else state
+        if len(states) != len(self._states) or isinstance(state, Tensor) != (len(self._states) == 1):
+            return None
+        for v, shape in zip(states, self._states, strict=True):
+            if v.shape != shape or v.dtype is not self._dtype or not v.is_contiguous() or not v.is_cpu:
+                return None
+        return tuple(states)
+
+    def _state(self, entries: Sequence[Tensor]) -> Any:
+        """The state in the caller's form."""
+        return entries[0] if len(entries) == 1 else self._form(*entries)
+
+
+class _Route(_Way):
+    """The layers of a module, ready for one form of call."""
+
+    def __init__(self, module: "Recurrent", calls: list[LayerCall]) -> None:
+        super().__init__(module, calls)
+        self._packing = calls[0].packing
+        self._levels = [[Ready(call, direction) for direction in call.directions] for call in calls]
+        self._whole = self._places == 1
+        self._read_once = self._stack.directions == 1 and self._stack.wiring.plain
+
+    def run(self, module: "Recurrent", input: Tensor, state: Any, lengths: Any) -> tuple[Tensor, Any] | None:
         """See `Shortcuts.run`."""
         parameters, states = self._owned(module), self._given(state)
         if parameters is None or states is None:
@@ -146,33 +192,43 @@ class _Route:
             output = merged(outputs, stack.options.merge)
             x = output if wiring.trivial else wiring.leave(level, x, output, packing, noise, named)
         last = finals[0] if self._whole else [torch.cat(entry) for entry in zip(*finals, strict=True)]
-        given = last[0] if len(self._states) == 1 else self._form(*last)
-        return (x.transpose(0, 1) if module.batch_first else x), given
+        return (x.transpose(0, 1) if module.batch_first else x), self._state(last)
 
-    def _owned(self, module: "Recurrent") -> list[Tensor] | None:
-        """The parameters, if they are as they were."""
-        dtype, owned = self._dtype, module._parameters
-        found: list[Tensor] = []
-        for name, wanted in self._parameters:
-            p = owned.get(name)
-            if type(p) is not Parameter or p.requires_grad is not wanted or p.dtype is not dtype:
-                return None
-            if not p.is_contiguous() or not p.is_cpu:
-                return None
-            found.append(p)
-        return found
 
-    def _given(self, state: Any) -> tuple[Tensor, ...] | None:
-        """The entries of the caller's state, if they can be used as they are."""
-        if state is None:
-            return ()
-        states = (state,) if isinstance(state, Tensor) else state
-        if len(states) != len(self._states) or isinstance(state, Tensor) != (len(self._states) == 1):
+class _RaggedRoute(_Way):
+    """The layers of a module, ready for batches of one shape whose rows have unequal lengths."""
+
+    def __init__(self, module: "Recurrent", calls: list[LayerCall]) -> None:
+        super().__init__(module, calls)
+        last = len(calls) - 1
+        self._layers = [RaggedLayer(call, level == 0, level == last) for level, call in enumerate(calls)]
+        self._counts = [len(call.directions) * len(call.layout.parameters) for call in calls]
+
+    @staticmethod
+    def fits(module: "Recurrent") -> bool:
+        """Whether layers only read the outputs, side by side, of the one below, and nothing is drawn."""
+        stack = module._stack
+        beside = stack.directions == 1 or stack.options.merge == "concatenate"
+        return beside and stack.wiring.trivial and not (module.training and module._random)
+
+    def run(self, module: "Recurrent", input: Tensor, state: Any, lengths: Any) -> tuple[Tensor, Any] | None:
+        """See `Shortcuts.run`."""
+        parameters, states = self._owned(module), self._given(state)
+        x = input.transpose(0, 1) if module.batch_first else input
+        steps, batch = x.shape[:2]
+        packing = Packing.from_lengths(checked_lengths(lengths, batch, steps), input.device)
+        if parameters is None or states is None or packing.is_dense:
             return None
-        for v, shape in zip(states, self._states, strict=True):
-            if v.shape != shape or v.dtype is not self._dtype or not v.is_contiguous() or not v.is_cpu:
-                return None
-        return tuple(states)
+        finals = []
+        start = place = 0
+        for layer, count in zip(self._layers, self._counts, strict=True):
+            end = place + self._stack.directions
+            own = states if self._places == end - place else [v[place:end] for v in states]
+            x, *final = layer.run(packing, steps, x, parameters[start : start + count], own)
+            finals.append(final)
+            start, place = start + count, end
+        entries = finals[0] if len(finals) == 1 else [torch.cat(entry) for entry in zip(*finals, strict=True)]
+        return (x.transpose(0, 1) if module.batch_first else x), self._state(entries)
 
 
 def _requires_grad(module: "Recurrent", name: str) -> bool:

@@ -1,0 +1,283 @@
+"""A layer, ready to run on batches of unequal lengths: packing, all directions and unpacking as one operation.
+
+On the general way each of these is an operation of its own, with a node in autograd's graph and copies between them.
+Here rows go from the caller's [T, B, *] to packed ones and back within one operation, where the layer is the lowest or
+the highest; the directions' outputs are written side by side, and final states where the caller wants them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elman.engine import cpu, memory, reference
+from elman.engine.backward import Backward, backward_of
+from elman.engine.call import Direction, LayerCall
+from elman.engine.form import Form, Scene, form_of, tensors_of
+from elman.engine.forward import Forward, forward_of
+from elman.engine.packing import Packing, Ragged
+
+
+class RaggedLayer:
+    """Runs of one layer on batches of one number of rows, whose lengths may differ from run to run.
+
+    Args:
+        call: one like those to come, which the cpu engine can run. It needs `fits`.
+        enters: whether the input is [T, B, I] in the caller's order, and not packed.
+        leaves: whether the output is wanted like that.
+    """
+
+    def __init__(self, call: LayerCall, enters: bool, leaves: bool) -> None:
+        self._enters, self._leaves = enters, leaves
+        plan = cpu.plan_of(call)
+        self._directions: list[_Direction] = []
+        for direction in call.directions:
+            scene, inputs = cpu.scene_of(call, plan, direction)
+            form = form_of(scene, tensors_of(scene, inputs))
+            # Of the call only what all such calls have in common.
+            scene.call = replace(call, input=call.input.new_empty(0, call.input.shape[1]), directions=())
+            self._directions.append(_Direction(scene, form))
+        self._widths = [width for _, width in call.layout.states]
+        self._parameters = len(call.layout.parameters)
+        self._training = any(d.scene.training for d in self._directions)
+
+    @staticmethod
+    def fits(call: LayerCall) -> bool:
+        """Whether such calls can be made ready: nothing that differs from call to call but lengths."""
+        plan = cpu.plan_of(call)
+        special = call.reset is not None or call.extras or any(d.below or d.default or d.draws for d in call.directions)
+        return not (special or plan.integer or plan.structured or plan.clock or call.packing.is_dense)
+
+    def run(
+        self, packing: Packing, steps: int, x: Tensor, parameters: Sequence[Tensor], states: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """The output, [T, B, width] or [N, width], and the final state entries, [directions, B, width] each.
+
+        Args:
+            packing: of the batch.
+            steps: T.
+            x: the input, [T, B, I] or [N, I].
+            parameters: of all directions, one after the other.
+            states: entries [directions, B, width] in the caller's order, or none.
+        """
+        if self._training:
+            return _Run.apply(self, packing, steps, x, *parameters, *states)  # type: ignore[no-untyped-call, no-any-return]
+        return self.forward(packing, steps, (x, *parameters, *states))[0]
+
+    def forward(
+        self, packing: Packing, steps: int, tensors: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor, list[dict[str, Tensor]]]:
+        """The results, the packed input, and what each direction made."""
+        given = tensors[0]
+        x = packed(packing, given) if self._enters else given.contiguous()
+        sequences, made, finals = [], [], []
+        for index, direction in enumerate(self._directions):
+            results, all_made = direction.forward(packing, self.given(packing, index, x, tensors))
+            sequences.append(results[0])
+            finals.append(results[1:])
+            made.append({n: v for n, v in all_made.items() if not n.startswith("final.")})
+        width = sum(v.shape[1] for v in sequences)
+        if self._leaves:
+            output = memory.empty_like(x, steps, packing.batch, width)
+            start = 0
+            for sequence in sequences:
+                packing.move(output[:, :, start : start + sequence.shape[1]], sequence.contiguous(), unpack=True)
+                start += sequence.shape[1]
+        elif len(sequences) == 1:
+            (output,) = sequences
+        else:
+            output = torch.cat(sequences, -1, out=memory.empty_like(x, packing.total, width))
+        states = [_ordered(packing, [final[k] for final in finals]) for k in range(len(self._widths))]
+        return [output, *states], x, made
+
+    def given(self, packing: Packing, index: int, x: Tensor, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What a direction is given, by name, of what `run` is given and the packed input."""
+        direction, count = self._directions[index], self._parameters
+        own = tensors[1 + index * count : 1 + (index + 1) * count]
+        entries = [v[index] for v in tensors[1 + len(self._directions) * count :]]
+        if packing.order is not None:
+            entries = [v.index_select(0, packing.order) for v in entries]
+        found = dict(zip(direction.scene.names, (x, *own, *(v.contiguous() for v in entries)), strict=True))
+        found["sizes"], found["offsets"] = packing.sizes, packing.offsets
+        return found
+
+    def backward(
+        self,
+        packing: Packing,
+        tensors: Sequence[Tensor],
+        x: Tensor,
+        kept: Sequence[dict[str, Tensor]],
+        gradients: Sequence[Tensor | None],
+        needed: Sequence[bool],
+        over: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """The gradients of what `run` was given, from those of what it gave.
+
+        Args:
+            tensors: what it was given. x, kept: see `forward`.
+            needed: which gradients are wanted.
+            over: for each direction, whether to write over what is kept; see `cpu.may_write_over`.
+        """
+        output, *finals = gradients
+        start, parts = 0, []
+        for index, direction in enumerate(self._directions):
+            given = self.given(packing, index, x, tensors)
+            width = self._widths[0]
+            own: list[Tensor | None] = [None]
+            if output is not None:
+                columns = output[..., start : start + width]
+                own = [packed(packing, columns) if self._leaves else columns]
+            start += width
+            for final in finals:
+                entry = None if final is None else final[index]
+                own.append(entry if entry is None or packing.order is None else entry.index_select(0, packing.order))
+            parts.append(direction.backward(packing, given | kept[index], own, needed[0], over[index]))
+        found: list[Tensor | None] = [None]
+        if needed[0]:
+            total = parts[0]["input"]
+            for part in parts[1:]:
+                total = total.add_(part["input"])
+            found = [unpacked(packing, total, tensors[0].shape[0]) if self._enters else total]
+        for part, direction in zip(parts, self._directions, strict=True):
+            found += [part.get(name) for name in direction.scene.names[1 : 1 + self._parameters]]
+        for k in range(len(tensors) - len(found)):
+            name = self._directions[0].scene.names[1 + self._parameters + k]
+            zeros = tensors[0].new_zeros(packing.batch, self._widths[k])
+            found.append(_ordered(packing, [part.get(name, zeros) for part in parts]))
+        return [v if need else None for v, need in zip(found, needed, strict=True)]
+
+    def through_reference(
+        self, packing: Packing, steps: int, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """The gradients by way of the reference engine, so that they can be differentiated again."""
+        with torch.enable_grad():
+            own = [v.view_as(v) for v in tensors]  # see `cpu.through_reference`
+            x = packing.pack(own[0]) if self._enters else own[0]
+            results = []
+            for index, direction in enumerate(self._directions):
+                named = self.given(packing, index, x, own)
+                parameters = {n.partition(".")[2]: v for n, v in named.items() if n.startswith("parameter.")}
+                entries = tuple(v for n, v in named.items() if n.startswith("state.")) or None
+                one = Direction(parameters, entries, direction.scene.reverse, {})
+                results += reference.run(replace(direction.scene.call, packing=packing, input=x, directions=(one,)))
+            output = torch.cat([result.sequences[0] for result in results], -1)
+            output = packing.unpack(output, steps) if self._leaves else output
+            finals = [torch.stack(entry) for entry in zip(*(result.state for result in results), strict=True)]
+            outputs = [output, *(packing.to_caller_order(final, 1) for final in finals)]
+            pairs = [(v, g) for v, g in zip(outputs, gradients, strict=True) if g is not None and v.requires_grad]
+            wanted = [k for k, v in enumerate(own) if v.requires_grad]
+            found = torch.autograd.grad(
+                [v for v, _ in pairs],
+                [own[k] for k in wanted],
+                [g for _, g in pairs],
+                create_graph=True,
+                allow_unused=True,
+            )
+        by_place = dict(zip(wanted, found, strict=True))
+        return [by_place.get(k) for k in range(len(tensors))]
+
+
+class _Direction:
+    """One direction, and its programs."""
+
+    def __init__(self, scene: Scene, form: Form) -> None:
+        self.scene = scene
+        self._form = form
+        self._forward: dict[Ragged, Forward] = {}
+        self._backward: dict[Any, Backward] = {}
+
+    def forward(self, packing: Packing, tensors: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        program = self._forward.get(packing.ragged)
+        if program is None:
+            program = forward_of(self._form._replace(packing=packing))
+            if program.form.packing.kept:
+                self._forward[packing.ragged] = program
+        return program.run(packing, tensors)
+
+    def backward(
+        self,
+        packing: Packing,
+        tensors: dict[str, Tensor],
+        gradients: Sequence[Tensor | None],
+        through: bool,
+        over: bool,
+    ) -> dict[str, Tensor]:
+        strides: list[int | None] = []
+        for k, gradient in enumerate(gradients):
+            if gradient is None:
+                strides.append(None)
+                continue
+            if k or gradient.stride(1) != 1:
+                gradient = gradient.contiguous()
+            tensors[f"gradient.{k}"] = gradient
+            strides.append(gradient.stride(0))
+        key = (packing.ragged, *strides, through, over)
+        program = self._backward.get(key)
+        if program is None:
+            form = self._form._replace(packing=packing, gradients=tuple(strides), through=through, over=over)
+            program = backward_of(form, tensors)
+            if program.form.packing.kept:
+                self._backward[key] = program
+        return program.run(packing, tensors)
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, layer: RaggedLayer, packing: Packing, steps: int, *tensors: Tensor) -> Any:
+        results, x, made = layer.forward(packing, steps, tensors)
+        ctx.set_materialize_grads(False)
+        ctx.layer, ctx.packing, ctx.steps, ctx.count = layer, packing, steps, len(tensors)
+        ctx.names = [list(one) for one in made]
+        ctx.own = [_Own(one) for one in made]
+        ctx.save_for_backward(*tensors, x, *(v for one in made for v in one.values()))
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        layer: RaggedLayer = ctx.layer
+        saved = iter(ctx.saved_tensors)
+        tensors = [next(saved) for _ in range(ctx.count)]
+        x = next(saved)
+        needed = ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled():
+            found = layer.through_reference(ctx.packing, ctx.steps, tensors, gradients)
+        else:
+            kept = [{name: next(saved) for name in names} for names in ctx.names]
+            plan = layer._directions[0].scene.plan
+            over = [cpu.may_write_over(own, plan, k.get("saved")) for own, k in zip(ctx.own, kept, strict=True)]
+            found = layer.backward(ctx.packing, tensors, x, kept, gradients, needed, over)
+        return (None, None, None, *found)
+
+
+class _Own:
+    """What `cpu.may_write_over` looks at, of one direction."""
+
+    def __init__(self, made: dict[str, Tensor]) -> None:
+        self.own = made["saved"].data_ptr() if "saved" in made else 0
+
+
+def packed(packing: Packing, padded: Tensor) -> Tensor:
+    """[T, B, width] in the caller's order to [N, width]; no gradients."""
+    if not padded[:1, :1].is_contiguous():
+        padded = padded.contiguous()
+    found = memory.empty_like(padded, packing.total, padded.shape[2])
+    packing.move(padded, found, unpack=False)
+    return found
+
+
+def unpacked(packing: Packing, rows: Tensor, steps: int) -> Tensor:
+    """[N, width] to [T, B, width] in the caller's order, zero past each row's length; no gradients."""
+    found = memory.empty_like(rows, steps, packing.batch, rows.shape[1])
+    packing.move(found, rows.contiguous(), unpack=True)
+    return found
+
+
+def _ordered(packing: Packing, rows: Sequence[Tensor]) -> Tensor:
+    """Several [B, width] in packed order as one [., B, width] in the caller's."""
+    order = packing.inverse
+    whole = memory.empty_like(rows[0], len(rows), *rows[0].shape)
+    for to, v in zip(whole, rows, strict=True):
+        to.copy_(v) if order is None else torch.index_select(v, 0, order, out=to)
+    return whole
