@@ -46,16 +46,15 @@ class Packing:
         """Rows of any lengths ≥ 1 in any order; equal lengths keep the caller's order."""
         if min(lengths) == max(lengths):
             return cls.dense(lengths[0], len(lengths), device)
-        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        ends = [0] * (lengths[order[0]] + 1)
+        rows = list(range(len(lengths)))
+        order = sorted(rows, key=lengths.__getitem__, reverse=True)
+        changes = [0] * max(lengths)  # in the number of rows, from step to step
+        changes[0] = len(lengths)
         for length in lengths:
-            ends[length] += 1
-        batch_sizes, active = [], len(lengths)
-        for step in range(lengths[order[0]]):
-            active -= ends[step]
-            batch_sizes.append(active)
-        sorted_already = order == list(range(len(lengths)))
-        return cls(tuple(batch_sizes), None if sorted_already else _integers(order).to(device), device)
+            if length < len(changes):
+                changes[length] -= 1
+        batch_sizes = tuple(itertools.accumulate(changes))
+        return cls(batch_sizes, None if order == rows else _integers(order).to(device), device)
 
     @classmethod
     def from_packed_sequence(cls, sequence: PackedSequence) -> "Packing":
@@ -220,19 +219,17 @@ class Packing:
         Args:
             padded: each row contiguous, the rows of all steps at equal distances. packed: contiguous.
         """
-        job = _rows_function() if padded.device.type == "cpu" else None
-        if job is not None:
-            size = padded.dtype.itemsize
-            order = 0 if self.order is None else self.order.data_ptr()
-            words = array("q", (*threads.team(packed.numel()), self.steps, self.batch, *self.places))
-            words.extend((math.prod(packed.shape[1:]) * size, padded.shape[0], order))
-            words.extend((padded.data_ptr(), padded.stride(0) * size, padded.stride(1) * size))
-            words.extend((packed.data_ptr(), unpack))
-            job(words.buffer_info()[0])
-        elif unpack:
+        if _copied(self, self.order, padded, packed, unpack):
+            return
+        if unpack:
             padded.zero_().flatten(0, 1).index_copy_(0, self._padded_places, packed)
         else:
             torch.index_select(padded.flatten(0, 1), 0, self._padded_places, out=packed)
+
+    def put_back(self, rows: Tensor, to: Tensor) -> None:
+        """Copy [B, width] in packed order to [1, B, width] in the caller's; both contiguous."""
+        if not _copied(Packing.dense(1, self.batch, self.device), self.order, to, rows, True):
+            to[0].copy_(rows) if self.inverse is None else torch.index_select(rows, 0, self.inverse, out=to[0])
 
 
 # Stand for N and for T' in what is the same for many batches: below zero, where no other count is.
@@ -303,6 +300,20 @@ class _Unpack(torch.autograd.Function):
 def _integers(values: Sequence[int]) -> Tensor:
     """[n] int64, n ≥ 1; `torch.tensor` looks at each value first, which takes several times as long."""
     return torch.frombuffer(array("q", values), dtype=torch.int64)
+
+
+def _copied(packing: Packing, order: Tensor | None, padded: Tensor, packed: Tensor, unpack: bool) -> bool:
+    """Copy rows as `Packing.move` does, in compiled code; whether there is such."""
+    job = _rows_function() if padded.is_cpu else None
+    if job is None:
+        return False
+    size = padded.dtype.itemsize
+    words = array("q", (*threads.team(packed.numel()), packing.steps, packing.batch, *packing.places))
+    words.extend((math.prod(packed.shape[1:]) * size, padded.shape[0], 0 if order is None else order.data_ptr()))
+    words.extend((padded.data_ptr(), padded.stride(0) * size, padded.stride(1) * size))
+    words.extend((packed.data_ptr(), unpack))
+    job(words.buffer_info()[0])
+    return True
 
 
 @lru_cache(maxsize=1)

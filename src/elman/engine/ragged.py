@@ -276,8 +276,7 @@ def unpacked(packing: Packing, rows: Tensor, steps: int) -> Tensor:
 
 def _ordered(packing: Packing, rows: Sequence[Tensor]) -> Tensor:
     """Several [B, width] in packed order as one [., B, width] in the caller's."""
-    order = packing.inverse
     whole = memory.empty_like(rows[0], len(rows), *rows[0].shape)
-    for to, v in zip(whole, rows, strict=True):
-        to.copy_(v) if order is None else torch.index_select(v, 0, order, out=to)
+    for k, v in enumerate(rows):
+        packing.put_back(v, whole[k : k + 1])
     return whole

@@ -161,11 +161,11 @@ def checked_lengths(lengths: Tensor | Sequence[int], batch: int, steps: int) -> 
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"lengths must be integers, got {values.dtype}")
     numbers: list[int] = values.tolist()
-    for row, length in enumerate(numbers):
-        if not 1 <= length <= steps:
-            raise ValueError(f"lengths must be from 1 to T = {steps}, got {length} for row {row}")
     if not numbers:
         raise ValueError("lengths needs at least one row")
+    if min(numbers) < 1 or max(numbers) > steps:
+        row, length = next((row, n) for row, n in enumerate(numbers) if not 1 <= n <= steps)
+        raise ValueError(f"lengths must be from 1 to T = {steps}, got {length} for row {row}")
     return numbers
 
 
