@@ -41,13 +41,15 @@ FUNCTIONS: dict[str, tuple[Callable[[Any], Any], float, tuple[float, float]]] = 
 REALS = {"float": (np.float32, np.float64), "double": (np.float64, np.longdouble)}
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
+@pytest.fixture(params=["avx512", "avx512 by division", "avx2", "portable"])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name, _, by_division = request.param.partition(" ")
     needed = {"avx512": {"avx512f"}, "avx2": {"avx2", "fma"}, "portable": set()}
-    if not needed[request.param] <= build.processor_flags():
-        pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setenv("ELMAN_ISA", request.param)
-    return str(request.param)
+    if not needed[name] <= build.processor_flags():
+        pytest.skip(f"this processor has no {name}")
+    monkeypatch.setenv("ELMAN_ISA", name)
+    monkeypatch.setattr(build, "divides_quickly", lambda: bool(by_division))
+    return str(name)
 
 
 def _arguments(real: str, low: float, high: float) -> Any:

@@ -92,7 +92,7 @@ INLINE V remainder(V a, V b) {
 INLINE V limited(V x, real high) { return lower(splat(high), x); }  // NaN stays
 INLINE V clamped(V x, real low, real high) { return limited(upper(splat(low), x), high); }
 INLINE V reciprocal(V x) {  // of finite numbers that are far from overflow and underflow
-#ifdef WIDE
+#if defined(WIDE) && !defined(QUICK_DIVISION)  // see build.py
     if constexpr (SINGLE) {
         const V r = near_reciprocal(x);
         return r + r * (1 - x * r);
@@ -101,7 +101,7 @@ INLINE V reciprocal(V x) {  // of finite numbers that are far from overflow and 
     return 1 / x;
 }
 INLINE V quotient(V a, V b) {  // as reciprocal
-#ifdef WIDE
+#if defined(WIDE) && !defined(QUICK_DIVISION)  // see build.py
     if constexpr (SINGLE) {
         const V r = near_reciprocal(b), y = a * r;
         return y + r * (a - b * y);
