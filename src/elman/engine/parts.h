@@ -298,13 +298,13 @@ template <class Part> INLINE void fetch_rows(const Context &c, int64_t row, int6
     }
 }
 
-// The expressions of up to STRIP vectors of a row; a single whole vector is treated as one that is not whole where parts have
+// The expressions of up to STRIP vectors of a row, or of all where there are no stages; gives the end. A single whole vector is treated as one that is not whole where parts have
 // products or are many: it is a third of what is compiled.
 enum { STRIP = 8, FEW_PARTS = 6 };
 template <class Part>
-INLINE void strip_of_points(const Context &c, int64_t row, int64_t first, int64_t last, const V *acc, const real *const *streams) {
+INLINE int64_t strip_of_points(const Context &c, int64_t row, int64_t first, int64_t last, const V *acc, const real *const *streams) {
     V keep[STRIP * Part::kept + 1];
-    const int64_t end = last - first < STRIP * LANES ? last : first + STRIP * LANES;
+    const int64_t end = Part::stages == 1 || last - first < STRIP * LANES ? last : first + STRIP * LANES;
     by_stage<Part>([&](auto number) {
         constexpr int stage = number;
         int64_t unit = first;
@@ -322,6 +322,7 @@ INLINE void strip_of_points(const Context &c, int64_t row, int64_t first, int64_
         for (; unit < end; unit += LANES, sums += Part::count, kept += Part::kept)
             Part::template point<false, 1, 0, stage>(c, row, unit, end - unit < LANES ? end - unit : LANES, sums, Part::count, kept);
     });
+    return end;
 }
 
 // The products of some rows and one block, to `acc`, with a row's streams on their way meanwhile.
@@ -356,9 +357,9 @@ template <class Part> static void tiles_of_row(const Context &c, int64_t first, 
             products_of<Part>(c, acc + at * SUMMED, 0, 1, from + at, units);
         }
         const int64_t present = end < units ? end : units;
-        const V *sums = acc;
-        for (int64_t unit = from * Part::blocks * LANES; unit < present; unit += STRIP * LANES, sums += STRIP * Part::count)
-            strip_of_points<Part>(c, 0, unit, present, sums, 0);
+        const int64_t start = from * Part::blocks * LANES;
+        for (int64_t unit = start; unit < present;)
+            unit = strip_of_points<Part>(c, 0, unit, present, acc + (unit - start) / LANES * Part::count, 0);
     }
 }
 
@@ -368,7 +369,7 @@ template <class Part> static __attribute__((noinline)) void rows_of_points(const
     for (int64_t row = 0; row < c.rows; ++row) {
         const real *streams[Part::streams + 1];
         streams_of<Part>(c, row + 1 < c.rows ? row + 1 : c.following, streams);
-        for (int64_t unit = first; unit < last; unit += STRIP * LANES) strip_of_points<Part>(c, row, unit, last, 0, streams);
+        for (int64_t unit = first; unit < last;) unit = strip_of_points<Part>(c, row, unit, last, 0, streams);
     }
 }
 
