@@ -1,4 +1,4 @@
-"""Stages of a part's expressions: operands before what reads them, and no costly function behind another in one stage."""
+"""Stages of a part's expressions: operands first, and no costly function behind another in one stage."""
 
 import pytest
 
