@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -237,23 +237,35 @@ def may_write_over(ctx: Any, plan: Plan, saved: Tensor | None) -> bool:
 
 def through_reference(scene: Scene, inputs: Mapping[str, Tensor], gradients: tuple[Tensor | None, ...]) -> list[Any]:
     """The gradients by way of the reference engine, so that they can be differentiated again."""
+    names = tuple(inputs)
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        call, _ = _as_call(scene, dict(zip(names, tensors, strict=True)))
+        (result,) = reference.run(call)
+        return [*result.sequences, *result.state]
+
+    by_name = dict(zip(names, differentiated(run, tuple(inputs.values()), gradients), strict=True))
+    return [by_name.get(n) for n in scene.names]
+
+
+def differentiated(
+    run: Callable[[list[Tensor]], list[Tensor]], tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients of tensors, which can be differentiated again, from those of what a run makes of them."""
     with torch.enable_grad():
         # Tensors of its own: a state may come from the same input or parameters, by a way that is not of this run.
-        inputs = {n: v.view_as(v) for n, v in inputs.items()}
-        call, _ = _as_call(scene, inputs)
-        (result,) = reference.run(call)
-        outputs = [*result.sequences, *result.state]
-        pairs = [(v, g) for v, g in zip(outputs, gradients, strict=True) if g is not None and v.requires_grad]
-        wanted = [n for n, v in inputs.items() if v.requires_grad]
+        own = [v.view_as(v) for v in tensors]
+        pairs = [(v, g) for v, g in zip(run(own), gradients, strict=True) if g is not None and v.requires_grad]
+        wanted = [k for k, v in enumerate(own) if v.requires_grad]
         found = torch.autograd.grad(
             [v for v, _ in pairs],
-            [inputs[n] for n in wanted],
+            [own[k] for k in wanted],
             [g for _, g in pairs],
             create_graph=True,
             allow_unused=True,
         )
-    by_name = dict(zip(wanted, found, strict=True))
-    return [by_name.get(n) for n in scene.names]
+    by_place = dict(zip(wanted, found, strict=True))
+    return [by_place.get(k) for k in range(len(own))]
 
 
 def _as_call(scene: Scene, inputs: Mapping[str, Tensor]) -> tuple[LayerCall, Direction]:

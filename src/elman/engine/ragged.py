@@ -152,8 +152,8 @@ class RaggedLayer:
         self, packing: Packing, steps: int, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
         """The gradients by way of the reference engine, so that they can be differentiated again."""
-        with torch.enable_grad():
-            own = [v.view_as(v) for v in tensors]  # see `cpu.through_reference`
+
+        def run(own: list[Tensor]) -> list[Tensor]:
             x = packing.pack(own[0]) if self._enters else own[0]
             results = []
             for index, direction in enumerate(self._directions):
@@ -165,18 +165,9 @@ class RaggedLayer:
             output = torch.cat([result.sequences[0] for result in results], -1)
             output = packing.unpack(output, steps) if self._leaves else output
             finals = [torch.stack(entry) for entry in zip(*(result.state for result in results), strict=True)]
-            outputs = [output, *(packing.to_caller_order(final, 1) for final in finals)]
-            pairs = [(v, g) for v, g in zip(outputs, gradients, strict=True) if g is not None and v.requires_grad]
-            wanted = [k for k, v in enumerate(own) if v.requires_grad]
-            found = torch.autograd.grad(
-                [v for v, _ in pairs],
-                [own[k] for k in wanted],
-                [g for _, g in pairs],
-                create_graph=True,
-                allow_unused=True,
-            )
-        by_place = dict(zip(wanted, found, strict=True))
-        return [by_place.get(k) for k in range(len(tensors))]
+            return [output, *(packing.to_caller_order(final, 1) for final in finals)]
+
+        return cpu.differentiated(run, tensors, gradients)
 
 
 class _Direction:
