@@ -87,8 +87,8 @@ class Versions:
         libraries = [one.result() for one in builds]
         self._libraries.append(libraries)
         if hasattr(libraries[0], "elman_tiles"):
-            names = ("elman_workspace", "elman_packed_size")
-            common = {name: _most([getattr(library, name) for library in libraries]) for name in names}
+            sizes = (("elman_workspace", 3), ("elman_packed_size", 2))
+            common = {name: _most([getattr(library, name) for library in libraries], n) for name, n in sizes}
             common["elman_tiles"] = self._table([library.elman_tiles for library in libraries])
             for name, function in common.items():
                 setattr(libraries[0], name, function)
@@ -119,10 +119,10 @@ def _tiles(folder: Path) -> str:
     return (folder / "tiles.h").read_text()
 
 
-def _most(sizes: list[Any]) -> Callable[..., int]:
+def _most(sizes: list[Any], arguments: int) -> Callable[..., int]:
     for size in sizes:
-        size.argtypes, size.restype = [ctypes.c_int64, ctypes.c_int64], ctypes.c_int64
-    return lambda columns, others: max(size(columns, others) for size in sizes)
+        size.argtypes, size.restype = [ctypes.c_int64] * arguments, ctypes.c_int64
+    return lambda *given: max(size(*given) for size in sizes)
 
 
 def measure(versions: Versions, count: int, way: Callable[[], object], rounds: int) -> list[list[dict[str, float]]]:
