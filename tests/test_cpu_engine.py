@@ -21,6 +21,10 @@ from elman.testing import Case, compare
 CELLS = {name: cells.get(name)() for name in cells.names()}
 
 
+def _plan(name: str) -> Plan:
+    return Plan(CELLS[name], layout(CELLS[name], 5, 24), dict.fromkeys(CELLS[name].below, 24))
+
+
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     # Small as the matrices are, two threads share units.
@@ -145,6 +149,23 @@ def test_matrices_larger_than_caches(name: str, hidden_size: int, dtype: torch.d
     compare(module, [x, *state], ways, f"{name}, {hidden_size} units")
 
 
+@pytest.mark.parametrize("name", [n for n in CELLS if _plan(n).products])
+def test_products_by_pieces(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block's matrices are taken piece by piece where they are large, for a thousand sums at a time."""
+    monkeypatch.setattr("elman.engine.kernel.PIECE", 2000)
+    for batch, steps in ((21, 5), (650, 2)) if name in ("lstm", "gru_reset_before", "clockwork") else ((21, 5),):
+        case = Case(CELLS[name], dtype=torch.float64, input_size=6, hidden_size=48)
+        module = case.module()
+        x, extras, state = (
+            case.input(steps, batch).requires_grad_(),
+            case.extras(steps, batch),
+            case.state(module, batch),
+        )
+        lengths = [1 + (3 * k) % steps for k in range(batch)]
+        ways = _ways(case, module, x, state, lengths=lengths, extras=extras)
+        compare(module, [x, *state], ways, f"{name}, {batch} rows")
+
+
 @pytest.mark.parametrize("name", ["brc", "gilr", "lru", "min_lstm", "rg_lru", "sru", "unicornn"])
 def test_vectors_side_by_side(name: str, threads: int) -> None:
     """Rows long enough that several vectors are computed together, then single ones, then a part of one."""
@@ -201,10 +222,6 @@ def test_backward_twice_over_one_graph() -> None:
     (first,) = torch.autograd.grad(output.sum(), x, retain_graph=True)
     (second,) = torch.autograd.grad(output.sum(), x)
     assert torch.equal(first, second)
-
-
-def _plan(name: str) -> Plan:
-    return Plan(CELLS[name], layout(CELLS[name], 5, 24), dict.fromkeys(CELLS[name].below, 24))
 
 
 @pytest.mark.parametrize("name", [name for name in CELLS if not _plan(name).products])

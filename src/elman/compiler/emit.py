@@ -173,7 +173,7 @@ class _Emitter:
             products = Group(names, transposed, part.width, blocks, added=gates)
             name, table = self._group(products, count, group, accumulator, segments, given)
             tables.append(table)
-            calls.append(f"multiply(c, {name}, acc, row, rows, block, units);")
+            calls.append(f"multiply<PIECES>(c, {name}, acc, row, rows, block, units);")
         if leaves:
             names = tuple(self._graph.nodes[index].name for index in leaves)
             segments = [self._buffer("input", self._input_size)]
@@ -181,9 +181,10 @@ class _Emitter:
             inputs = Group(names, False, part.width, blocks, inputs=True)
             name, table = self._group(inputs, count, leaves, accumulator, segments, given)
             tables.append(table)
-            calls.append(f"inputs(c, {name}, acc, row, rows, block, units);")
+            calls.append(f"inputs<PIECES>(c, {name}, acc, row, rows, block, units);")
         passes = (f"pass_of({blocks * n})" for n in self._vectors[first:])
         wide = functools.reduce(lambda a, b: f"larger({a}, {b})", passes, "1")
+        groups = [f"&group{n}" for n in range(first, len(self._kernel.groups))]
         transposes = any(self._graph.nodes[index].op == "transposed" for index in part.products)
         stages, kept = self._expressions.stages(part, accumulator)
         reads, writes = self._streams(part)
@@ -197,8 +198,9 @@ class _Emitter:
             f"single = {int(part.width == 1)}, transposes = {int(transposes)}, widest = {wide}, "
             f"sums = {len(part.sums)}, first_sum = {first_sum}, stages = {len(stages)}, kept = {kept}, "
             f"reads = {len(reads)}, streams = {len(streams)} }};\n"
+            f"    static constexpr const Group *groups[] = {{{', '.join([*groups, '0'])}}};\n"
             f"    static constexpr int stream[] = {{{', '.join(map(str, [*streams, 0]))}}};\n"
-            f"    INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, "
+            f"    template <bool PIECES> INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, "
             f"int64_t units) {{\n{''.join(f'        {call}' + chr(10) for call in calls)}    }}\n"
             + point(stages)
             + "};\n"

@@ -45,6 +45,7 @@ def _near_cache() -> int:
 
 
 NEAR = _near_cache()
+PIECE = 256 << 10  # bytes of a block's matrices that several tiles of rows take at once; see parts.h
 
 
 def split_rows(size: int, numbers: int, exchanged: int, workers: int) -> int:
@@ -213,7 +214,7 @@ class Table:
                 *(len(clock) // 3 if clock else 0, sink.array(clock) if clock else 0),
                 fixed.tools.tiles,
                 *(threads.pool() or (0, 0, 0)),
-                *(0, 0),  # the meeting, and the turn
+                *(0, 0, PIECE),  # the meeting, the turn
             ),
         )
 

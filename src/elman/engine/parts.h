@@ -53,6 +53,7 @@ struct Call {
     int (*team_size)();
     Arrivals *meeting;
     int64_t turn;                // how many steps are taken to have been before the first: see Context::down
+    int64_t piece_bytes;         // see tiles_by_pieces
 };
 
 // ---- one thread's view of a step --------------------------------------------------------------------------------
@@ -67,6 +68,7 @@ struct Context {
     int64_t following;                             // rows from this step's first to the next one's, about
     bool down;     // whether blocks of units are taken from the last to the first, so that a step begins with the matrices
                    // that the one before it has left in the near caches
+    int64_t piece, pieces;  // which part of their depth products are summed over, of how many
     uint64_t due;  // of a clock's runs of units, those that are due at this step in any of this thread's rows
 };
 
@@ -138,14 +140,22 @@ struct Group {
 // come nearer, a share of them with each tile: else its first tile waits for memory, which stands idle during the others.
 enum { FAR = 2 << 20 };
 
-// The products of some rows and one block, to `acc`, [rows, blocks, total], as far as there are units.
-INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
+INLINE int64_t depth_of(const Context &c, const Group &g) {
+    int64_t depth = 0;
+    for (int s = 0; s < g.segment_count; ++s) depth += c.p[g.segments[s]] ? c.call->buffers[g.segments[s]].width : 0;
+    return depth;
+}
+
+// The products of some rows and one block, to `acc`, [rows, blocks, total], as far as there are units; where PIECES over one of
+// the pieces of the depth.
+template <bool PIECES> INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
     const Call &k = *c.call;
     const int64_t *range = k.ranges[g.number];
     const bool clocked = CLOCK >= 0 && g.transposed && k.runs;  // the gradients of units that are not due are zero
-    int64_t depth = 0, count = 0;
-    for (int s = 0; s < g.segment_count; ++s) depth += c.p[g.segments[s]] ? k.buffers[g.segments[s]].width : 0;
-    const int64_t begin = range ? range[2 * block] : 0, end = range ? range[2 * block + 1] : depth;
+    const int64_t depth = depth_of(c, g);
+    auto piece_at = [&](int64_t piece) { return PIECES ? depth * piece / c.pieces : depth * piece; };
+    int64_t count = 0, begin = PIECES ? piece_at(c.piece) : 0, end = PIECES ? piece_at(c.piece + 1) : depth;
+    if (range) begin = larger(begin, range[2 * block]), end = smaller(end, range[2 * block + 1]);
     Stretch stretches[g.segment_count * (clocked ? k.runs : 1)];
     int64_t start = 0;
     for (int s = 0; s < g.segment_count; ++s) {
@@ -180,20 +190,20 @@ INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int6
     const int fitting = rows == 1 ? together_of(pass, 1) : rows == 2 ? together_of(pass, 2) : 1;
     const real *w = k.weights[g.number] + block * all * depth * LANES;
     const int64_t size = all * depth * (int64_t)VECTOR_BYTES;
-    // The next step, where it turns, begins with the block that this one ends with.
-    const int64_t next = c.down ? block - 1 : block < last_block || SUMS == 0 ? block + 1 : first_block;
+    // What is wanted next. The next step, where it turns, begins with the block that this one ends with.
+    const int64_t piece = PIECES && c.piece + 1 < c.pieces ? c.piece + 1 : 0;
+    const int64_t next = piece ? block : c.down ? block - 1 : block < last_block || SUMS == 0 ? block + 1 : first_block;
     const bool tiles = rows >= FETCHING_ROWS && 2 * rows + 1 < c.rows;  // at least three: for two it costs more than it gives
     const bool far = tiles && size * number > FAR && first_block <= next && next <= last_block;
-    const char *next_block = 0;
-    int64_t share = 0;  // of each of its vectors
-    if (far) {
-        next_block = (const char *)k.weights[g.number] + next * size + size * row / c.rows;
-        share = VECTOR_BYTES * rows / c.rows;
-    }
     auto tile = [&](int done, int wide, int together) {
-        const Next next = {next_block + done * depth * share, wide * share};
+        Next wanted = {};
+        if (far) {
+            const int64_t from = piece_at(piece), bytes = (piece_at(piece + 1) - from) * wide * VECTOR_BYTES;
+            wanted.at = (const char *)(k.weights[g.number] + ((next * all + done) * depth + from * wide) * LANES) + bytes * row / c.rows;
+            wanted.advance = wide * (VECTOR_BYTES * rows / c.rows);
+        }
         const Tile tile = k.tiles[tile_number(wide, (int)rows, together, far)];
-        tile(acc, apart, g.places + done, stretches, count, w + done * depth * LANES, depth, &next);
+        tile(acc, apart, g.places + done, stretches, count, w + done * depth * LANES, depth, &wanted, PIECES && c.piece);
     };
     for (int p = 0, together, passes = wanted < full ? wanted : full; p < passes; p += together) {
         together = fitting < passes - p ? fitting : passes - p;
@@ -204,9 +214,10 @@ INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int6
 
 // Products with the input that no other product is added to: done here where there are matrices, or read from where they
 // have been done before the loop, with the biases added already.
-INLINE void inputs(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
+template <bool PIECES> INLINE void inputs(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
     const bool here = c.call->weights[g.number] != 0;
-    if (here) multiply(c, g, acc, row, rows, block, units);
+    if (here) multiply<PIECES>(c, g, acc, row, rows, block, units);
+    if (PIECES && c.piece) return;
     for (int b = 0; b < g.blocks; ++b) {
         const int64_t unit = (block * g.blocks + b) * LANES, left = units - unit;
         if (left <= 0) break;
@@ -325,22 +336,66 @@ INLINE int64_t strip_of_points(const Context &c, int64_t row, int64_t first, int
     return end;
 }
 
-// The products of some rows and one block, to `acc`, with a row's streams on their way meanwhile.
-template <class Part>
+// The products of some rows and one block, to `acc`, with a row's streams on their way meanwhile; see `multiply`.
+template <class Part, bool PIECES>
 static void products_of(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
     const int64_t first = block * Part::blocks * LANES;
-    if (Part::streams && (Part::blocks * VECTOR_BYTES >= 64 || first * sizeof(real) % 64 == 0)) fetch_rows<Part>(c, row, rows, first);
-    if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::multiply_all(c, acc, row, rows, block, units);
-    else __builtin_memset(acc, 0, rows * Part::blocks * Part::count * sizeof(V));
+    const bool begins = !PIECES || c.piece == 0;
+    if (begins && Part::streams && (Part::blocks * VECTOR_BYTES >= 64 || first * sizeof(real) % 64 == 0)) fetch_rows<Part>(c, row, rows, first);
+    if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::template multiply_all<PIECES>(c, acc, row, rows, block, units);
+    else if (begins) __builtin_memset(acc, 0, rows * Part::blocks * Part::count * sizeof(V));
+}
+
+// The expressions of some rows and one block of units.
+template <class Part>
+INLINE void points_of_block(const Context &c, int64_t row, int64_t rows, int64_t block, int64_t units, const V *acc) {
+    for (int b = 0; b < Part::blocks; ++b) {
+        const int64_t unit = (block * Part::blocks + b) * LANES;
+        if (unit < units) points_of<Part>(c, row, rows, unit, units, acc + b * Part::count, Part::blocks * Part::count);
+    }
 }
 
 // A part for some rows and one block of units.
 template <class Part> static void tile(const Context &c, int64_t row, int64_t rows, int64_t block, int64_t units) {
     V acc[MOST_ROWS * Part::blocks * Part::count];
-    products_of<Part>(c, acc, row, rows, block, units);
-    for (int b = 0; b < Part::blocks; ++b) {
-        const int64_t unit = (block * Part::blocks + b) * LANES;
-        if (unit < units) points_of<Part>(c, row, rows, unit, units, acc + b * Part::count, Part::blocks * Part::count);
+    products_of<Part, false>(c, acc, row, rows, block, units);
+    points_of_block<Part>(c, row, rows, block, units, acc);
+}
+
+// The bytes of the matrices of one block of units, those of the group that has most.
+template <class Part> INLINE int64_t panel_bytes(const Context &c) {
+    int64_t most = 0;
+    for (const Group *const *g = Part::groups; *g; ++g) most = larger(most, depth_of(c, **g) * (*g)->blocks * (*g)->count * VECTOR_BYTES);
+    return most;
+}
+
+// A part for several tiles of rows, where the matrices of a block would push each other out of the near cache from one tile to
+// the next: a piece of their depth for all tiles, then the next one.
+enum { SUMS_AT_ONCE = 1024 };
+template <class Part>
+static __attribute__((noinline)) void tiles_by_pieces(const Context &given, int64_t first, int64_t last, int64_t units, int64_t pieces) {
+    enum { SUMMED = Part::blocks * Part::count, MOST = rows_of(Part::widest), ROWS = larger(SUMS_AT_ONCE / SUMMED, MOST) };
+    V acc[ROWS * SUMMED];
+    Context c = given;
+    c.pieces = pieces;
+    for (int64_t shares = (given.rows + ROWS - 1) / ROWS, share = 0; share < shares; ++share) {
+        const int64_t begun = given.rows * share / shares;
+        c.rows = given.rows * (share + 1) / shares - begun;
+        c.row_first = given.row_first + begun;
+        for (int i = 0; i < BUFFERS; ++i) c.p[i] = given.p[i] + begun * c.s[i];
+        const int64_t tiles = (c.rows + MOST - 1) / MOST;
+        auto each = [&](auto f) {
+            for (int64_t t = 0; t < tiles; ++t) {
+                const int64_t row = c.rows * t / tiles;
+                f(row, c.rows * (t + 1) / tiles - row, acc + row * SUMMED);
+            }
+        };
+        for (int64_t i = first; i < last; ++i) {
+            const int64_t block = c.down ? first + last - 1 - i : i;
+            for (c.piece = 0; c.piece < pieces; ++c.piece)
+                each([&](int64_t row, int64_t rows, V *to) { products_of<Part, true>(c, to, row, rows, block, units); });
+            each([&](int64_t row, int64_t rows, V *sums) { points_of_block<Part>(c, row, rows, block, units, sums); });
+        }
     }
 }
 
@@ -354,7 +409,7 @@ template <class Part> static void tiles_of_row(const Context &c, int64_t first, 
         const int64_t from = c.down ? first + last - done - n : done, end = (from + n) * Part::blocks * LANES;
         for (int64_t i = 0; i < n; ++i) {
             const int64_t at = c.down ? n - 1 - i : i;
-            products_of<Part>(c, acc + at * SUMMED, 0, 1, from + at, units);
+            products_of<Part, false>(c, acc + at * SUMMED, 0, 1, from + at, units);
         }
         const int64_t present = end < units ? end : units;
         const int64_t start = from * Part::blocks * LANES;
@@ -385,7 +440,8 @@ template <class Part> static void run_part(const Context &c) {
     } else {
         if (!Part::single && c.rows == 1) return tiles_of_row<Part>(c, first, last, units);
         constexpr int most = rows_of(Part::widest);
-        const int64_t tiles = (c.rows + most - 1) / most;
+        const int64_t tiles = (c.rows + most - 1) / most, pieces = (panel_bytes<Part>(c) - 1) / c.call->piece_bytes + 1;
+        if (tiles > 1 && pieces > 1) return tiles_by_pieces<Part>(c, first, last, units, pieces);
         for (int64_t i = first; i < last; ++i)
             for (int64_t t = 0; t < tiles; ++t) {
                 const int64_t from = c.rows * t / tiles, to = c.rows * (t + 1) / tiles;

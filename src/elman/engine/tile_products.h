@@ -13,7 +13,7 @@ constexpr int chains_of(int sums) {
 
 template <int PASS, int ROWS, int TOGETHER, bool FETCHING>
 static void tile(V *to, int64_t apart, const int32_t *places, const Stretch *stretches, int64_t count, const real *weights,
-                 int64_t depth, const Next *next) {
+                 int64_t depth, const Next *next, bool add) {
     constexpr int chains = chains_of(ROWS * TOGETHER * PASS);
     V sum[chains][ROWS][TOGETHER * PASS];
 #pragma GCC unroll 32
@@ -57,15 +57,19 @@ static void tile(V *to, int64_t apart, const int32_t *places, const Stretch *str
             if constexpr (chains > 1) steps(Number<1>{});
         }
     }
+    auto each = [&](auto f) {
 #pragma GCC unroll 32
-    for (int r = 0; r < ROWS; ++r)
+        for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 32
-        for (int i = 0; i < TOGETHER * PASS; ++i) {
-            V v = sum[0][r][i];
+            for (int i = 0; i < TOGETHER * PASS; ++i) f(to[r * apart + places[i]], r, i);
+    };
+    if (__builtin_expect(add, 0)) each([&](V &at, int r, int i) { sum[0][r][i] += at; });
+    each([&](V &at, int r, int i) {
+        V v = sum[0][r][i];
 #pragma GCC unroll 32
-            for (int k = 1; k < chains; ++k) v += sum[k][r][i];
-            to[r * apart + places[i]] = v;
-        }
+        for (int k = 1; k < chains; ++k) v += sum[k][r][i];
+        at = v;
+    });
 }
 
 template <int N> constexpr Tile tile_of() {

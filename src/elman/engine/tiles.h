@@ -17,9 +17,10 @@ struct Next {
 };
 
 // to[row * apart + places[i]] = the sum over stretches of operand[row][k] * weights[i / pass][k][i % pass], for so many passes
-// whose weights are `depth` steps long. `next` is read by those alone that fetch, of FETCHING_ROWS rows or more.
+// whose weights are `depth` steps long; where `add`, it is added to what is there. `next` is read by those alone that fetch, of
+// FETCHING_ROWS rows or more.
 typedef void (*Tile)(V *to, int64_t apart, const int32_t *places, const Stretch *stretches, int64_t count, const real *weights,
-                     int64_t depth, const Next *next);
+                     int64_t depth, const Next *next, bool add);
 
 enum { MOST_ROWS = 8, FETCHING_ROWS = 3, MOST_TOGETHER = 4, TILES = 2 * MOST_PASS * MOST_ROWS * MOST_TOGETHER };
 

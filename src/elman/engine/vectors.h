@@ -23,7 +23,8 @@ enum { LANES = VECTOR_BYTES / sizeof(real), REGISTERS = VECTOR_BYTES == 64 ? 32 
 // A kernel computes `all` vectors of a row in passes over its operand, each of so many of them, the last perhaps of fewer.
 // Sixteen registers hold 6 x 2 accumulators or 4 x 3.
 enum { MOST_PASS = REGISTERS == 32 ? 8 : 3 };
-constexpr int larger(int a, int b) { return a > b ? a : b; }
+template <class N> constexpr N larger(N a, N b) { return a > b ? a : b; }
+template <class N> constexpr N smaller(N a, N b) { return a < b ? a : b; }
 constexpr int pass_of(int all) {
     const int passes = (all + MOST_PASS - 1) / MOST_PASS;
     return all <= MOST_PASS ? all : REGISTERS == 32 ? (all + passes - 1) / passes : all % 2 ? 3 : 2;
