@@ -35,14 +35,17 @@ static void tile(V *to, int64_t apart, const int32_t *places, const Stretch *str
                 for (; until - a >= n; a += n, w += n * PASS * LANES)
 #pragma GCC unroll 32
                     for (int k = 0; k < n; ++k) {
-                        if constexpr (ROWS == 1 && PASS % 2)  // the processor's own look-ahead follows even numbers of lines
+#ifdef ODD_STEPS_LOST
+                        if constexpr (ROWS == 1 && PASS % 2)
 #pragma GCC unroll 32
                             for (int i = 0; i < PASS; ++i) __builtin_prefetch(w + ((AHEAD_STEPS + k) * PASS + i) * LANES);
+#endif
                         V b[TOGETHER * PASS];
 #pragma GCC unroll 32
                         for (int i = 0; i < TOGETHER * PASS; ++i) {
                             V v = load(w + k * PASS * LANES + i / PASS * depth * (PASS * LANES) + i % PASS * LANES);
-                            if (ROWS > 1) KEEP(v);
+                            // Three rows by eight would need 33 registers: one vector is then read again.
+                            if (ROWS > 1 && (i || (ROWS + 1) * TOGETHER * PASS < REGISTERS)) KEEP(v);
                             b[i] = v;
                         }
 #pragma GCC unroll 32
