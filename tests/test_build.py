@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from elman.compiler import build
+from elman.engine import products
+
 RUN = """
 import torch, elman
 torch.manual_seed(0)
@@ -35,6 +38,15 @@ def test_processes_at_once_share_a_cache(tmp_path: Path) -> None:
     assert [run.returncode for run in runs] == [0, 0, 0]
     assert len(set(results)) == 1
     assert len(list(tmp_path.glob("*.so"))) == len(list(tmp_path.iterdir())) > 0
+
+
+def test_what_is_compiled_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = set()
+    for has in (False, True):
+        for trait in ("divides_quickly", "loses_odd_steps"):
+            monkeypatch.setattr(build, trait, lambda has=has: has)
+        names.add(build.load(products._SOURCE, "float")._name)
+    assert len(names) == 2
 
 
 def test_a_killed_build_leaves_nothing_that_is_used(tmp_path: Path) -> None:

@@ -200,8 +200,8 @@ class _Emitter:
             f"reads = {len(reads)}, streams = {len(streams)} }};\n"
             f"    static constexpr const Group *groups[] = {{{', '.join([*groups, '0'])}}};\n"
             f"    static constexpr int stream[] = {{{', '.join(map(str, [*streams, 0]))}}};\n"
-            f"    template <bool PIECES> INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, "
-            f"int64_t units) {{\n{''.join(f'        {call}' + chr(10) for call in calls)}    }}\n"
+            f"    template <bool PIECES> INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t rows, "
+            f"int64_t block, int64_t units) {{\n{''.join(f'        {call}' + chr(10) for call in calls)}    }}\n"
             + point(stages)
             + "};\n"
         )

@@ -100,7 +100,7 @@ def _fixed(kernel: Kernel, dtype: torch.dtype, isa: str) -> _Fixed:
     return _Fixed(kernel, dtype, isa)
 
 
-# Where among the words of a `Call` (see parts.h) its steps, its buffers, its turn and all its addresses stand.
+# Where among the words of a `Call` (see buffers.h) its steps, its buffers, its turn and all its addresses stand.
 _FIRST, _LAST, _BUFFERS, TURN = 5, 6, 11, 27
 _CALL = (8, 9, 10, 11, 12, 13, 14, 16, 18, 19, 21)
 

@@ -1,241 +1,6 @@
-// The parts of a compiled cell's step: where they find their numbers, the products that feed them, and the pointwise
-// expressions on top. Buffers are row-major, one row after the other; the last vector of a row whose width is not a
-// multiple of LANES is read and written in part.
+// The parts of a compiled cell's step: the products that feed them, and the pointwise expressions on top.
 
-#include "functions.h"
-#include "draws.h"
-#include "tiles.h"
-
-// How a buffer's row for batch row b at step t is found.
-enum Kind {
-    STEP,     // [N, *]: packed like the input; caller's or result's rows of this step
-    PREVIOUS, // [B + N, *]: a state's sequence with the initial state first; the row before the step. Where time runs
-              // backwards [N + B, *], the initial state last
-    NEXT,     // the same buffer; the row after the step
-    ENTERED,  // as PREVIOUS, or where some rows may start afresh, a scratch [B, *] for the steps at which they do
-    CARRY,    // [2, B, *]: gradient of a state handed back in time; read this step
-    HANDED,   // the same buffer; written for the step before
-    BATCH,    // [B, *]: scratch
-    UNITS,    // [*]: per-unit values, the same for all rows
-    TOTALS,   // [threads, *]: per-unit totals over rows, and what is computed before the first step; one for each thread
-    ABSENT,   // not given: reads as zero
-};
-
-struct Buffer {
-    real *base;
-    int64_t stride;  // elements from row to row
-    int64_t kind;
-    int64_t width;   // units in use
-};
-
-struct Call {
-    int64_t steps, batch, threads, backward;
-    int64_t split_rows;          // at steps of so many rows or fewer, threads share out the units instead of the rows
-    int64_t first, last;         // the steps to run, of all `steps`
-    int64_t reverse;             // whether time runs from each row's last step to its first
-    const int64_t *batch_sizes;  // [steps]
-    const int64_t *offsets;      // [steps]: packed row at which a step starts
-    const uint8_t *reset;        // [N] or null
-    Buffer *buffers;
-    const real **weights;        // packed matrices, one for each group of products
-    const int64_t **ranges;      // for each group: null, or begin and end of the non-zero columns of each block
-    real *sums;                  // [sums, threads, batch, LANES]: partial row sums
-    int64_t states;              // triples (previous, entered, initial) for resets
-    const int64_t *entering;     // [states, 3]: buffers PREVIOUS, ENTERED, and UNITS with the default
-    int64_t carries;             // triples (carry, final gradient, gradient of the default)
-    const int64_t *finals;       // [carries, 3]: buffers CARRY, BATCH, and TOTALS or ABSENT
-    const Draw *draws;           // the random choices
-    int64_t runs;                // of units with one period each; 0: all units are due at every step
-    const int64_t *clock;        // [runs, 3]: first unit, end, period
-    const Tile *tiles;           // see tiles.h
-    Parallel parallel;
-    int (*thread_number)();
-    int (*team_size)();
-    Arrivals *meeting;
-    int64_t turn;                // how many steps are taken to have been before the first: see Context::down
-    int64_t piece_bytes;         // see tiles_by_pieces
-};
-
-// ---- one thread's view of a step --------------------------------------------------------------------------------
-
-struct Context {
-    Call *call;
-    int64_t thread, rows, blocks_of, block_parts;  // rows of this thread; which share of the unit blocks it takes
-    int64_t row_first;                             // batch row of local row 0
-    real *p[BUFFERS];
-    int64_t s[BUFFERS];
-    int64_t time;                                  // the step, of all
-    int64_t following;                             // rows from this step's first to the next one's, about
-    bool down;     // whether blocks of units are taken from the last to the first, so that a step begins with the matrices
-                   // that the one before it has left in the near caches
-    int64_t piece, pieces;  // which part of their depth products are summed over, of how many
-    uint64_t due;  // of a clock's runs of units, those that are due at this step in any of this thread's rows
-};
-
-// Whether any of some units is due. CLOCK is the buffer of the step index where the cell has a clock, else negative.
-INLINE bool due(const Context &c, int64_t first, int64_t end) {
-    if (CLOCK < 0 || c.call->runs == 0) return true;
-    for (int64_t r = 0; r < c.call->runs; ++r) {
-        const int64_t *run = c.call->clock + 3 * r;
-        if ((c.due >> r & 1) && run[0] < end && first < run[1]) return true;
-    }
-    return false;
-}
-
-// A vector of a row; unless WHOLE, only `left` of its units are there.
-template <bool WHOLE> INLINE V read(const Context &c, int buffer, int64_t row, int64_t unit, int64_t left) {
-    const real *p = c.p[buffer] + row * c.s[buffer] + unit;
-    return WHOLE ? load(p) : load_part(p, left);
-}
-INLINE V read_one(const Context &c, int buffer, int64_t row) { return splat(c.p[buffer][row * c.s[buffer]]); }
-template <bool WHOLE> INLINE V read_if(const Context &c, int buffer, int64_t row, int64_t unit, int64_t left) {
-    return c.p[buffer] ? read<WHOLE>(c, buffer, row, unit, left) : V{};
-}
-template <bool WHOLE> INLINE void write(const Context &c, int buffer, int64_t row, int64_t unit, int64_t left, V v) {
-    real *p = c.p[buffer] + row * c.s[buffer] + unit;
-    WHOLE ? store(p, v) : store_part(p, v, left);
-}
-template <bool WHOLE> INLINE void total(const Context &c, int buffer, int64_t unit, int64_t left, V v) {
-    real *p = c.p[buffer] + unit;
-    WHOLE ? store(p, load(p) + v) : store_part(p, load_part(p, left) + v, left);
-}
-INLINE real *sum_at(const Context &c, int sum, int64_t thread, int64_t row) {
-    const Call &k = *c.call;
-    return k.sums + ((sum * k.threads + thread) * k.batch + c.row_first + row) * LANES;
-}
-template <bool WHOLE> INLINE void sum(const Context &c, int index, int64_t row, int64_t left, V v) {
-    if (!WHOLE) v = (V)((Integers)v & first_lanes(left));
-    real *p = sum_at(c, index, c.thread, row);
-    store(p, load(p) + v);
-}
-// Not inline, since a part may read eight of them and does so once a row.
-static __attribute__((noinline)) V read_sum(const Context &c, int index, int64_t row) {
-    V v = load(sum_at(c, index, c.block_parts > 1 ? 0 : c.thread, row));
-    for (int64_t i = 1; i < c.block_parts; ++i) v += load(sum_at(c, index, i, row));
-    real s = 0;
-    for (int i = 0; i < LANES; ++i) s += v[i];
-    return splat(s);
-}
-
-INLINE Integers draw(const Context &c, int number, int64_t row, int64_t unit) {
-    return __builtin_convertvector(chosen(c.call->draws[number], c.row_first + row, c.time, unit), Integers);
-}
-
-INLINE Integers draw_one(const Context &c, int number, int64_t row) { return draw(c, number, row, 0)[0] - Integers{}; }
-
-// ---- products ---------------------------------------------------------------------------------------------------
-
-// Matrices that one loop over an operand multiplies by. The operand's columns are those of the buffers `segments` that are
-// there, one after the other. Vector v of a block of units belongs to matrix v % count and to vector v / count of the
-// block's units.
-struct Group {
-    int number, transposed, blocks, count, total;  // of `total` products of the part
-    int segment_count;
-    const int *segments;
-    const int32_t *places;  // where among the part's products, [blocks, total], each vector belongs
-    const int *given;       // null, or for each product with the input the buffer it is in if done before, else its bias
-};
-
-// Bytes of a group's matrices from which on no near cache holds them. While tiles of one block are computed, the next block's
-// come nearer, a share of them with each tile: else its first tile waits for memory, which stands idle during the others.
-enum { FAR = 2 << 20 };
-
-INLINE int64_t depth_of(const Context &c, const Group &g) {
-    int64_t depth = 0;
-    for (int s = 0; s < g.segment_count; ++s) depth += c.p[g.segments[s]] ? c.call->buffers[g.segments[s]].width : 0;
-    return depth;
-}
-
-// The products of some rows and one block, to `acc`, [rows, blocks, total], as far as there are units; where PIECES over one of
-// the pieces of the depth.
-template <bool PIECES> INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
-    const Call &k = *c.call;
-    const int64_t *range = k.ranges[g.number];
-    const bool clocked = CLOCK >= 0 && g.transposed && k.runs;  // the gradients of units that are not due are zero
-    const int64_t depth = depth_of(c, g);
-    auto piece_at = [&](int64_t piece) { return PIECES ? depth * piece / c.pieces : depth * piece; };
-    int64_t count = 0, begin = PIECES ? piece_at(c.piece) : 0, end = PIECES ? piece_at(c.piece + 1) : depth;
-    if (range) begin = larger(begin, range[2 * block]), end = smaller(end, range[2 * block + 1]);
-    Stretch stretches[g.segment_count * (clocked ? k.runs : 1)];
-    int64_t start = 0;
-    for (int s = 0; s < g.segment_count; ++s) {
-        const int buffer = g.segments[s];
-        const int64_t width = c.p[buffer] ? k.buffers[buffer].width : 0;
-        const int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
-        auto stretch = [&](int64_t first, int64_t last) {
-            if (first < last) stretches[count++] = {c.p[buffer] + row * c.s[buffer] + first, c.s[buffer], start + first, last - first};
-        };
-        if (!clocked) stretch(from, to);
-        else
-            for (int64_t r = 0; r < k.runs; ++r)
-                if (c.due >> r & 1) {
-                    const int64_t first = k.clock[3 * r];
-                    while (r + 1 < k.runs && (c.due >> (r + 1) & 1)) ++r;
-                    const int64_t last = k.clock[3 * r + 1];
-                    stretch(first < from ? from : first, last < to ? last : to);
-                }
-        start += width;
-    }
-    const int64_t number = (units + g.blocks * LANES - 1) / (g.blocks * LANES);  // of blocks, of which this thread has
-    const int64_t first_block = number * c.blocks_of / c.block_parts, last_block = number * (c.blocks_of + 1) / c.block_parts - 1;
-    // Where threads share out the units, most of the operand comes from the other ones: all of its lines together.
-    if (c.block_parts > 1 && block == (c.down ? last_block : first_block))
-        for (int64_t i = 0; i < count; ++i)
-            for (int64_t r = 0; r < rows; ++r)
-                for (int64_t k = 0; k < stretches[i].count; k += 64 / sizeof(real))
-                    __builtin_prefetch(stretches[i].operand + r * stretches[i].stride + k);
-    const int all = g.blocks * g.count, pass = pass_of(all), full = all / pass, apart = g.blocks * g.total;
-    const int64_t vectors = ((units + LANES - 1) / LANES - block * g.blocks) * g.count;
-    const int wanted = vectors < all ? (int)(vectors + pass - 1) / pass : full + (all % pass > 0);  // passes
-    const int fitting = rows == 1 ? together_of(pass, 1) : rows == 2 ? together_of(pass, 2) : 1;
-    const real *w = k.weights[g.number] + block * all * depth * LANES;
-    const int64_t size = all * depth * (int64_t)VECTOR_BYTES;
-    // What is wanted next. The next step, where it turns, begins with the block that this one ends with.
-    const int64_t piece = PIECES && c.piece + 1 < c.pieces ? c.piece + 1 : 0;
-    const int64_t next = piece ? block : c.down ? block - 1 : block < last_block || SUMS == 0 ? block + 1 : first_block;
-    const bool tiles = rows >= FETCHING_ROWS && 2 * rows + 1 < c.rows;  // at least three: for two it costs more than it gives
-    const bool far = tiles && size * number > FAR && first_block <= next && next <= last_block;
-    auto tile = [&](int done, int wide, int together) {
-        Next wanted = {};
-        if (far) {
-            const int64_t from = piece_at(piece), bytes = (piece_at(piece + 1) - from) * wide * VECTOR_BYTES;
-            wanted.at = (const char *)(k.weights[g.number] + ((next * all + done) * depth + from * wide) * LANES) + bytes * row / c.rows;
-            wanted.advance = wide * (VECTOR_BYTES * rows / c.rows);
-        }
-        const Tile tile = k.tiles[tile_number(wide, (int)rows, together, far)];
-        tile(acc, apart, g.places + done, stretches, count, w + done * depth * LANES, depth, &wanted, PIECES && c.piece);
-    };
-    for (int p = 0, together, passes = wanted < full ? wanted : full; p < passes; p += together) {
-        together = fitting < passes - p ? fitting : passes - p;
-        tile(p * pass, pass, together);
-    }
-    if (wanted > full) tile(full * pass, all % pass, 1);
-}
-
-// Products with the input that no other product is added to: done here where there are matrices, or read from where they
-// have been done before the loop, with the biases added already.
-template <bool PIECES> INLINE void inputs(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
-    const bool here = c.call->weights[g.number] != 0;
-    if (here) multiply<PIECES>(c, g, acc, row, rows, block, units);
-    if (PIECES && c.piece) return;
-    for (int b = 0; b < g.blocks; ++b) {
-        const int64_t unit = (block * g.blocks + b) * LANES, left = units - unit;
-        if (left <= 0) break;
-        for (int i = 0; i < g.count; ++i) {
-            V *to = acc + g.places[b * g.count + i];
-            const int from = g.given[i];
-            if (here) {
-                const V bias = left < LANES ? read<false>(c, from, 0, unit, left) : read<true>(c, from, 0, unit, left);
-                for (int64_t r = 0; r < rows; ++r) to[r * g.blocks * g.total] += bias;
-            } else if (left < LANES)
-                for (int64_t r = 0; r < rows; ++r) to[r * g.blocks * g.total] = read<false>(c, from, row + r, unit, left);
-            else
-                for (int64_t r = 0; r < rows; ++r) to[r * g.blocks * g.total] = read<true>(c, from, row + r, unit, left);
-        }
-    }
-}
-
-// ---- parts ------------------------------------------------------------------------------------------------------
+#include "groups.h"
 
 // The pointwise expressions of a part, `point`, are statements for N vectors side by side, of one row or (DOWN) of as many
 // rows, so that the processor has several chains of operations to work on: it looks no further ahead than one or two long
@@ -309,8 +74,8 @@ template <class Part> INLINE void fetch_rows(const Context &c, int64_t row, int6
     }
 }
 
-// The expressions of up to STRIP vectors of a row, or of all where there are no stages; gives the end. A single whole vector is treated as one that is not whole where parts have
-// products or are many: it is a third of what is compiled.
+// The expressions of up to STRIP vectors of a row, or of all where there are no stages; gives the end. A single whole vector is
+// treated as one that is not whole where parts have products or are many: it is a third of what is compiled.
 enum { STRIP = 8, FEW_PARTS = 6 };
 template <class Part>
 INLINE int64_t strip_of_points(const Context &c, int64_t row, int64_t first, int64_t last, const V *acc, const real *const *streams) {
@@ -365,15 +130,19 @@ template <class Part> static void tile(const Context &c, int64_t row, int64_t ro
 // The bytes of the matrices of one block of units, those of the group that has most.
 template <class Part> INLINE int64_t panel_bytes(const Context &c) {
     int64_t most = 0;
-    for (const Group *const *g = Part::groups; *g; ++g) most = larger(most, depth_of(c, **g) * (*g)->blocks * (*g)->count * VECTOR_BYTES);
+    for (const Group *const *each = Part::groups; *each; ++each) {
+        const Group &g = **each;
+        most = larger(most, depth_of(c, g) * g.blocks * g.count * VECTOR_BYTES);
+    }
     return most;
 }
 
-// A part for several tiles of rows, where the matrices of a block would push each other out of the near cache from one tile to
-// the next: a piece of their depth for all tiles, then the next one.
+// A part for several tiles of rows, where a block's matrices and those of the next one, which come nearer meanwhile, would push
+// each other out of the near cache: one piece of their depth for all tiles, then the next piece.
 enum { SUMS_AT_ONCE = 1024 };
 template <class Part>
-static __attribute__((noinline)) void tiles_by_pieces(const Context &given, int64_t first, int64_t last, int64_t units, int64_t pieces) {
+static __attribute__((noinline)) void tiles_by_pieces(const Context &given, int64_t first, int64_t last, int64_t units,
+                                                      int64_t pieces) {
     enum { SUMMED = Part::blocks * Part::count, MOST = rows_of(Part::widest), ROWS = larger(SUMS_AT_ONCE / SUMMED, MOST) };
     V acc[ROWS * SUMMED];
     Context c = given;
