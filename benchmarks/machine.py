@@ -102,6 +102,29 @@ EXPORT int run(Job *job, int kind, int workers) {{
 """
 
 
+# The engine's own tiles, of numbers that come from the second-level cache: a matrix of PANELS blocks of DEPTH steps.
+_TILES = """
+#include "tile_products.h"
+struct Job { real *data; int64_t bytes, repeats; Parallel parallel; int (*number)(); real result[64]; };
+enum { DEPTH = 512, PANELS = 4, ACROSS = ABREAST, HIGH = ACCUMULATORS / ABREAST };
+static void tiles(void *argument) {
+    Job &job = *(Job *)argument;
+    const real *operand = job.data + job.number() * (job.bytes / sizeof(real)), *matrix = operand + HIGH * DEPTH;
+    static const int32_t places[] = {0, 1, 2, 3, 4, 5, 6, 7};
+    const Stretch stretch = {operand, DEPTH, 0, DEPTH};
+    V sums[HIGH * ACROSS];
+    for (int64_t r = 0; r < job.repeats; ++r)
+        for (int64_t i = 0; i < PANELS; ++i)
+            tile<ACROSS, HIGH, 1, false>(sums, ACROSS, places, &stretch, 1, matrix + i * DEPTH * ACROSS * LANES, DEPTH, 0, false);
+    job.result[job.number()] = sums[0][0];
+}
+EXPORT int run(Job *job, int kind, int workers) {
+    job->parallel(tiles, job, workers, 0);
+    return 2 * PANELS * DEPTH * HIGH * ACROSS * LANES;
+}
+"""
+
+
 class _Job(ctypes.Structure):
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -135,6 +158,22 @@ def peak_gflops(workers: int) -> float:
     repeats = 2_000_000
     seconds, per_repeat = _best(0, 0, repeats, workers)
     return per_repeat * repeats * workers / seconds / 1e9
+
+
+def tiles_gflops(workers: int) -> float:
+    """What the engine's tiles do at most, in GFLOP/s, of random numbers from each core's own cache, for a second.
+
+    Some processors lower their clock where multiply-adds come with loads: then this is less than the peak.
+    """
+    library = build.load(_TILES, "float")
+    pool = threads.pool()
+    assert pool is not None
+    data = torch.randn(workers, 1 << 18)
+    job = _Job(data.data_ptr(), data[0].nbytes, 5_000, pool[0], pool[1])
+    flops, start = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - start) < 1:
+        flops += library.run(ctypes.byref(job), 0, workers) * job.repeats * workers
+    return flops / seconds / 1e9
 
 
 def read_bandwidth(bytes_each: int, workers: int) -> float:
