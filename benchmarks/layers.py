@@ -515,12 +515,9 @@ def main() -> None:
     print(
         f"\n{datetime.date.today()}, {model.partition(':')[2].strip()}, {workers} threads, {build.instruction_set()}, "
     )
-    print(
-        f"torch {torch.__version__}. Multiply-add peak {peak:.0f} GFLOP/s, of numbers in registers; the engine's tiles"
-    )
-    print(
-        f"alone, of numbers from the second-level cache, {machine.tiles_gflops(workers):.0f}. Reads by {workers} threads together:"
-    )
+    print(f"torch {torch.__version__}. Multiply-add peak {peak:.0f} GFLOP/s, of numbers in registers; the engine's")
+    print(f"tiles alone, of numbers from the second-level cache, {machine.tiles_gflops(workers):.0f}.")
+    print(f"Reads by {workers} threads together: ", end="")
     print(", ".join(f"{kb} kB each {machine.read_bandwidth(kb * 1024, workers):.0f} GB/s" for kb in (512, 4096)) + ".")
     if workers > 1:
         print(f"One thread sees what another wrote after {machine.handover_ns():.0f} ns.")

@@ -114,8 +114,10 @@ static void tiles(void *argument) {
     const Stretch stretch = {operand, DEPTH, 0, DEPTH};
     V sums[HIGH * ACROSS];
     for (int64_t r = 0; r < job.repeats; ++r)
-        for (int64_t i = 0; i < PANELS; ++i)
-            tile<ACROSS, HIGH, 1, false>(sums, ACROSS, places, &stretch, 1, matrix + i * DEPTH * ACROSS * LANES, DEPTH, 0, false);
+        for (int64_t i = 0; i < PANELS; ++i) {
+            const real *panel = matrix + i * DEPTH * ACROSS * LANES;
+            tile<ACROSS, HIGH, 1, false>(sums, ACROSS, places, &stretch, 1, panel, DEPTH, 0, false);
+        }
     job.result[job.number()] = sums[0][0];
 }
 EXPORT int run(Job *job, int kind, int workers) {
