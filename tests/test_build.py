@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from elman.compiler import build
-from elman.engine import products
 
 RUN = """
 import torch, elman
@@ -41,12 +40,13 @@ def test_processes_at_once_share_a_cache(tmp_path: Path) -> None:
 
 
 def test_what_is_compiled_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    traits = ("divides_quickly", "loses_odd_steps")
     names = set()
-    for has in (False, True):
-        for trait in ("divides_quickly", "loses_odd_steps"):
-            monkeypatch.setattr(build, trait, lambda has=has: has)
-        names.add(build.load(products._SOURCE, "float")._name)
-    assert len(names) == 2
+    for present in (None, *traits):
+        for trait in traits:
+            monkeypatch.setattr(build, trait, lambda has=trait == present: has)
+        names.add(build.load('#include "tile_products.h"\n', "float")._name)
+    assert len(names) == 3
 
 
 def test_a_killed_build_leaves_nothing_that_is_used(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ class Table:
                 *(len(clock) // 3 if clock else 0, sink.array(clock) if clock else 0),
                 fixed.tools.tiles,
                 *(threads.pool() or (0, 0, 0)),
-                *(0, 0, PIECE),  # the meeting, the turn
+                *(0, 0, PIECE),  # the meeting, the turn, and what tiles take at once
             ),
         )
 
