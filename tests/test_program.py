@@ -11,7 +11,7 @@ from torch import Tensor
 import elman
 from elman.engine import backward, forward, program
 from elman.engine.packing import Packing
-from elman.engine.program import Program
+from elman.engine.program import Program, run_all
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def test_a_program_finds_its_tensors_at_each_run() -> None:
     for _ in range(2):
         given = torch.randn(3, 2, dtype=torch.float64)
         made = written.make(packing)
-        written.run(packing, {"x": given}, made)
+        run_all(packing, (written, {"x": given}, made))
         expected = torch.cat([given[1:], torch.tensor([[-0.5, -0.5], [7.0, 7.0]], dtype=torch.float64)])
         assert torch.equal(made["y"], expected)
 
@@ -53,7 +53,7 @@ def test_a_ragged_program_serves_any_lengths(reverse: bool) -> None:
     steps = slice(0, ragged.steps)
     before = written.before(steps, ragged.total, reverse, 3, sequence, written.given("reset"), default)
     rows, last = written.result("rows", ragged.total, 3), written.result("last", 4, 3)
-    written.call("copy", written._library.copy, array("q", (rows, before, 4)), (0, 1))  # one number: of the first row
+    written.call("copy", written.library.copy, array("q", (rows, before, 4)), (0, 1))  # one number: of the first row
     if not reverse:
         written.ends(False, 3, sequence, last)
     for packing in batches:
@@ -62,7 +62,7 @@ def test_a_ragged_program_serves_any_lengths(reverse: bool) -> None:
         tensors = {"sequence": given, "default": torch.tensor([9.0, 8, 7]), "reset": reset.to(torch.uint8)}
         tensors |= {"sizes": packing.sizes, "offsets": packing.offsets}
         made = written.make(packing)
-        written.run(packing, tensors, made)
+        run_all(packing, (written, tensors, made))
         assert made["rows"].shape == (packing.total, 3)
         index = (packing.next_steps if reverse else packing.previous_steps)[0]
         assert made["rows"][0, 0] == (9.0 if reset[0] else given[index, 0])

@@ -13,6 +13,7 @@ from elman.engine.form import Form, gates_width, widened
 from elman.engine.gradients import Products
 from elman.engine.kernel import Kind, chunks
 from elman.engine.packing import Packing
+from elman.engine.program import run_all
 from elman.engine.written import Block, Written, clock_runs
 
 
@@ -124,19 +125,34 @@ class Backward(Written):
         before = first * block.width if kept else 0
         return at + (before + start - block.start) * self.itemsize, block.width
 
-    def run(self, packing: Packing, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The gradients of the inputs, by the names of `Scene.names`; those that are absent are zero."""
-        made = self.program.make(packing)
+    def views(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of what a run makes, the gradients that it writes themselves."""
         found = {n[2:]: v for n, v in made.items() if n.startswith("d.")}
         half = self.packing.steps & 1 if self.form.reverse else 1
-        for n in self.handed:  # views, sooner made before the jobs; see `Forward.run`
+        for n in self.handed:
             whole = made.get(f"d.state.{n}")
             found[f"state.{n}"] = made[f"carry.{n}"][half * self.batch :][: self.batch] if whole is None else whole
-        self.program.run(packing, tensors, made)
+        return found
+
+    def rest(self, found: dict[str, Tensor], made: dict[str, Tensor]) -> None:
+        """Behind a run, add the other gradients to those."""
         found |= {f"parameter.{n}": made[f"total.{n}"][:, : self.shapes[n][0]].sum(0) for n in self.totals}
         found |= {f"default.{n}": made[f"fresh.{n}"][:, : self.widths[n]].sum(0) for n in self.fresh}
         self.products.give(found, made)
-        return found
+
+
+def run(packing: Packing, *runs: tuple[Backward, Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Run programs of one layer's directions on what each is given.
+
+    Returns:
+        Of each the gradients of the inputs, by the names of `Scene.names`; those that are absent are zero.
+    """
+    made = [backward.program.make(packing) for backward, _ in runs]
+    found = [backward.views(m) for (backward, _), m in zip(runs, made, strict=True)]  # before the jobs; see forward.py
+    run_all(packing, *((b.program, given, m) for (b, given), m in zip(runs, made, strict=True)))
+    for (backward, _), gradients, m in zip(runs, found, made, strict=True):
+        backward.rest(gradients, m)
+    return found
 
 
 Due = dict[int, list[tuple[Tensor, int, int]]]

@@ -1,6 +1,7 @@
 """The cpu engine: compiled kernels for any cell, forward and backward, and the large products around them."""
 
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,10 +12,10 @@ from torch import Tensor
 from elman.compiler import build
 from elman.compiler.graph import CannotCompile
 from elman.compiler.plan import Plan
-from elman.engine import reference
-from elman.engine.backward import backward_of
+from elman.engine import backward, forward, reference
+from elman.engine.backward import Backward, backward_of
 from elman.engine.call import Direction, DirectionResult, LayerCall
-from elman.engine.form import Scene, default_names, form_of, parameter_names, state_names, tensors_of
+from elman.engine.form import Scene, abreast, default_names, form_of, parameter_names, state_names, tensors_of
 from elman.engine.forward import forward_of
 from elman.engine.products import tools
 from elman.engine.program import REALS
@@ -118,19 +119,41 @@ def plan_of(call: LayerCall) -> Plan:
 
 def run(call: LayerCall) -> list[DirectionResult]:
     """Run a layer; see `LayerCall` for shapes."""
-    plan = plan_of(call)
-    return [_run_direction(call, plan, direction) for direction in call.directions]
+    found: list[DirectionResult] = []
+    for scenes, inputs in scenes_of(call, plan_of(call)):
+        tensors = [v for given in inputs for v in given.values()]
+        run = _Recurrence.apply if scenes[0].training else _without_gradients
+        results = run(scenes, *tensors)
+        counts = [scene.wanted + len(scene.plan.layout.states) for scene in scenes]
+        for scene, own in zip(scenes, _shared_out(results, counts), strict=True):
+            found.append(DirectionResult(tuple(own[: scene.wanted]), tuple(own[scene.wanted :])))
+    return found
 
 
-def _run_direction(call: LayerCall, plan: Plan, direction: Direction) -> DirectionResult:
-    scene, inputs = scene_of(call, plan, direction)
-    run = _Recurrence.apply if scene.training else _without_gradients
-    results = run(scene, *inputs.values())
-    return DirectionResult(tuple(results[: scene.wanted]), tuple(results[scene.wanted :]))
+Scenes = Sequence[Scene]
 
 
-def scene_of(call: LayerCall, plan: Plan, direction: Direction) -> tuple[Scene, dict[str, Tensor]]:
-    """What a run of one direction knows, and the tensors that it is given, by `Scene.names`."""
+def scenes_of(call: LayerCall, plan: Plan) -> list[tuple[Scenes, list[dict[str, Tensor]]]]:
+    """What runs of a call's directions know, and the tensors that each is given, by `Scene.names`.
+
+    Directions that are one operation stand together: all, unless gradients are wanted of one alone.
+    """
+    given = [_inputs_of(call, direction) for direction in call.directions]
+    recorded = torch.is_grad_enabled()
+    training = [recorded and any(v.requires_grad for v in inputs.values()) for inputs in given]
+    wanted = len(call.layout.states) if call.every_state else 1
+    together = len(set(training)) == 1
+    at_once = together and abreast(call)
+    scenes = [
+        Scene(call, plan, direction.reverse, tuple(inputs), wanted, trained, direction.draws, at_once)
+        for direction, inputs, trained in zip(call.directions, given, training, strict=True)
+    ]
+    if together:
+        return [(scenes, given)]
+    return [([scene], [inputs]) for scene, inputs in zip(scenes, given, strict=True)]
+
+
+def _inputs_of(call: LayerCall, direction: Direction) -> dict[str, Tensor]:
     inputs = {"input": call.input}
     inputs |= zip(parameter_names(call.layout), direction.parameters.values(), strict=True)
     if direction.state is not None:
@@ -143,30 +166,42 @@ def scene_of(call: LayerCall, plan: Plan, direction: Direction) -> tuple[Scene, 
         inputs |= {f"extra.{k}": v for k, v in call.extras.items()}
     if direction.below:
         inputs |= {f"below.{k}": v for k, v in direction.below.items()}
-    wanted = len(call.layout.states) if call.every_state else 1
-    training = torch.is_grad_enabled() and any(v.requires_grad for v in inputs.values())
-    return Scene(call, plan, direction.reverse, tuple(inputs), wanted, training, direction.draws), inputs
+    return inputs
 
 
-def _without_gradients(scene: Scene, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return _forward(scene, dict(zip(scene.names, tensors, strict=True)))[0]
+def _shared_out(items: Sequence[Any], counts: Sequence[int]) -> list[Sequence[Any]]:
+    """So many of some items each, one after the other."""
+    ends = list(itertools.accumulate(counts, initial=0))
+    return [items[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _forward(scene: Scene, inputs: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """The results, and what backward needs beside the inputs."""
-    tensors = tensors_of(scene, inputs)
-    results, made = forward_of(form_of(scene, tensors)).run(scene.call.packing, tensors)
-    return results, {n: v for n, v in made.items() if not n.startswith("final.")}
+def _by_name(scenes: Scenes, tensors: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """What each direction is given, by `Scene.names`."""
+    own = _shared_out(tensors, [len(scene.names) for scene in scenes])
+    return [dict(zip(scene.names, given, strict=True)) for scene, given in zip(scenes, own, strict=True)]
+
+
+def _without_gradients(scenes: Scenes, *tensors: Tensor) -> Sequence[Tensor]:
+    return _forward(scenes, tensors)[0]
+
+
+def _forward(scenes: Scenes, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """The results of each direction, and what backward needs of each beside the inputs."""
+    given = [tensors_of(*pair) for pair in zip(scenes, _by_name(scenes, tensors), strict=True)]
+    programs = [forward_of(form_of(*pair)) for pair in zip(scenes, given, strict=True)]
+    made = forward.run(scenes[0].call.packing, *zip(programs, given, strict=True))
+    kept = [{n: v for n, v in all_made.items() if not n.startswith("final.")} for _, all_made in made]
+    return [v for results, _ in made for v in results], kept
 
 
 def _backward(
     scene: Scene,
     inputs: Mapping[str, Tensor],
     kept: Mapping[str, Tensor],
-    gradients: tuple[Tensor | None, ...],
+    gradients: Sequence[Tensor | None],
     over: bool,
-) -> dict[str, Tensor]:
-    """The gradients of the inputs, by name; those that are absent are zero.
+) -> tuple[Backward, dict[str, Tensor]]:
+    """The program that gives the gradients of the inputs, and what it is given.
 
     Args:
         over: whether to write over what is kept; see `may_write_over`.
@@ -182,60 +217,88 @@ def _backward(
             tensors[f"gradient.{k}"] = gradient
         strides.append(None if gradient is None else gradient.stride(0))
     form = form._replace(gradients=tuple(strides), through=inputs["input"].requires_grad, over=over)
-    return backward_of(form, tensors).run(scene.call.packing, tensors)
+    return backward_of(form, tensors), tensors
 
 
 class _Recurrence(torch.autograd.Function):
-    """One direction of a layer as one differentiable operation."""
+    """The directions of a layer as one differentiable operation."""
 
     @staticmethod
-    def forward(ctx: Any, scene: Scene, *tensors: Tensor) -> Any:
-        results, kept = _forward(scene, dict(zip(scene.names, tensors, strict=True)))
+    def forward(ctx: Any, scenes: Scenes, *tensors: Tensor) -> Any:
+        results, kept = _forward(scenes, tensors)
         ctx.set_materialize_grads(False)
-        if scene.plan.integer:
+        if scenes[0].plan.integer:
             ctx.mark_non_differentiable(*(v for v in results if not v.is_floating_point()))
-        ctx.scene = scene
-        ctx.kept_names = tuple(kept)
-        ctx.own = kept["saved"].data_ptr() if "saved" in kept else 0
-        ctx.save_for_backward(*tensors, *kept.values())
-        return results
+        ctx.scenes, ctx.count = scenes, len(tensors)
+        ctx.kept_names = [tuple(one) for one in kept]
+        ctx.own = [Own(one) for one in kept]
+        ctx.save_for_backward(*tensors, *(v for one in kept for v in one.values()))
+        return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        scene = ctx.scene
-        tensors = ctx.saved_tensors
-        count = len(scene.names)
-        inputs = dict(zip(scene.names, tensors[:count], strict=True))
+        scenes = ctx.scenes
+        saved = ctx.saved_tensors
+        inputs = _by_name(scenes, saved[: ctx.count])
+        given = _shared_out(gradients, [s.wanted + len(s.plan.layout.states) for s in scenes])
+        # A direction that nothing is wanted of has no gradients.
+        used = [k for k, own in enumerate(given) if any(g is not None for g in own)]
+        found: list[dict[str, Tensor | None]] = [{} for _ in scenes]
         if torch.is_grad_enabled():
-            return (None, *through_reference(scene, inputs, gradients))
-        kept = dict(zip(ctx.kept_names, tensors[count:], strict=True))
-        over = may_write_over(ctx, scene.plan, kept.get("saved"))
-        found = _backward(scene, inputs, kept, gradients, over)
+            for k in used:
+                found[k] = dict(zip(inputs[k], through_reference(scenes[k], inputs[k], given[k]), strict=True))
+        else:
+            values = _shared_out(saved[ctx.count :], [len(names) for names in ctx.kept_names])
+            runs = []
+            for k in used:
+                kept = dict(zip(ctx.kept_names[k], values[k], strict=True))
+                over = may_write_over(ctx.own[k], scenes[k].plan, kept.get("saved"))
+                runs.append(_backward(scenes[k], inputs[k], kept, given[k], over))
+            for k, gradients_of in zip(used, backward.run(scenes[0].call.packing, *runs), strict=True):
+                found[k] |= gradients_of
+        sum_of_inputs(found, in_place=not torch.is_grad_enabled())
+        named = [(one, n) for scene, one in zip(scenes, found, strict=True) for n in scene.names]
         return (
             None,
-            *(found.get(n) if need else None for n, need in zip(scene.names, ctx.needs_input_grad[1:], strict=True)),
+            *(one.get(n) if need else None for (one, n), need in zip(named, ctx.needs_input_grad[1:], strict=True)),
         )
 
 
-def may_write_over(ctx: Any, plan: Plan, saved: Tensor | None) -> bool:
+def sum_of_inputs(found: Sequence[dict[str, Any]], in_place: bool) -> None:
+    """Put the gradients of the input, which all directions read, together in the first that has one."""
+    having = [one for one in found if one.get("input") is not None]
+    for one in having[1:]:
+        total, more = having[0]["input"], one.pop("input")
+        having[0]["input"] = total.add_(more) if in_place else total + more
+
+
+class Own:
+    """Of one direction, what `may_write_over` looks at."""
+
+    def __init__(self, kept: Mapping[str, Tensor]) -> None:
+        self.address = kept["saved"].data_ptr() if "saved" in kept else 0
+        self.spent = False
+
+
+def may_write_over(own: Own, plan: Plan, saved: Tensor | None) -> bool:
     """Whether the backward pass that is under way may write over what was saved for it, because no other one follows.
 
     Args:
-        ctx: whose `own` is the address of the memory in which it was saved; what hooks put in its place is theirs.
+        own: of what was saved, before hooks might put something of theirs in its place.
+        saved: what there is of it now.
 
     Raises:
         RuntimeError: one before did.
     """
-    if getattr(ctx, "spent", False):
+    if own.spent:
         raise RuntimeError("what this layer saved is gone: a backward pass before did not retain the graph")
     # torch has no public way to ask; without this one nothing is written over.
     keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-    spent: bool = plan.over and saved is not None and saved.data_ptr() == ctx.own and not keeps_graph()
-    ctx.spent = spent
-    return spent
+    own.spent = plan.over and saved is not None and saved.data_ptr() == own.address and not keeps_graph()
+    return own.spent
 
 
-def through_reference(scene: Scene, inputs: Mapping[str, Tensor], gradients: tuple[Tensor | None, ...]) -> list[Any]:
+def through_reference(scene: Scene, inputs: Mapping[str, Tensor], gradients: Sequence[Tensor | None]) -> list[Any]:
     """The gradients by way of the reference engine, so that they can be differentiated again."""
     names = tuple(inputs)
 

@@ -217,8 +217,9 @@ def choose(sink: Sink, rows: int, threshold: int, batch: int, width: int, to: in
     """
     once = Packing.dense(1, batch, torch.device("cpu"))
     values = sink.constant(torch.tensor([1.0, 0.0], dtype=dtype))
-    words = (rows, False, threshold, 1, width, threads.for_work(batch * width * 64), *sink.sizes(once))
-    job = array("q", (*words, values, 0, to, 0, *(threads.pool() or (0, 0, 0)), *_NO_KEYS))
+    workers, *pool = sink.team(batch * width * 64)
+    words = (rows, False, threshold, 1, width, workers, *sink.sizes(once))
+    job = array("q", (*words, values, 0, to, 0, *pool, *_NO_KEYS))
     sink.call("mask", address_of(_library(dtype).elman_mask), job, (0, 6, 7, 8, 10))
 
 

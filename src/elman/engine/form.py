@@ -30,6 +30,7 @@ class Scene:
     wanted: int
     training: bool
     draws: Mapping[str, Tensor]
+    abreast: bool
 
 
 class Form(NamedTuple):
@@ -38,6 +39,8 @@ class Form(NamedTuple):
     Attributes:
         names: of the tensors that a run is given.
         strides: of the input.
+        workers: threads that it has.
+        abreast: whether it runs at once with the layer's other direction, which has as many; see `abreast`.
         gradients: of each of the forward run's results, elements from row to row of its gradient, or None; empty in a
             forward run.
         through: whether the input's gradient is wanted.
@@ -53,10 +56,28 @@ class Form(NamedTuple):
     strides: tuple[int, ...]
     dtype: torch.dtype
     workers: int
+    abreast: bool
     isa: str
     gradients: tuple[int | None, ...] = ()
     through: bool = False
     over: bool = False
+
+
+# The rows from which matrices are read by so many at a time that they may come from afar.
+MANY_ROWS = 32
+
+
+def abreast(call: LayerCall) -> bool:
+    """Whether a layer's two directions run at once, each on half of the threads.
+
+    Then no thread of one waits for one of the other, and with two threads none for any. But where few rows are computed
+    and both threads share out a direction's units, each reads only half of the matrices, which the cores' own caches
+    may hold where the whole is too much for them; measured, see docs/engine.md.
+    """
+    if len(call.directions) != 2 or threads.count() % 2:
+        return False
+    size = sum(m.output * m.input for m in call.layout.products.values()) * call.input.dtype.itemsize
+    return size <= (2 * NEAR if call.packing.batch >= MANY_ROWS else NEAR)
 
 
 def form_of(scene: Scene, tensors: Mapping[str, Tensor]) -> Form:
@@ -71,7 +92,8 @@ def form_of(scene: Scene, tensors: Mapping[str, Tensor]) -> Form:
         tuple(tensors),
         x.stride(),
         x.dtype,
-        threads.count(),
+        threads.count() // 2 if scene.abreast else threads.count(),
+        scene.abreast,
         build.instruction_set(),
     )
 
@@ -125,7 +147,8 @@ def default_names(layout: Layout) -> tuple[str, ...]:
     return tuple(f"default.{e.name}" for e, _ in layout.states)
 
 
-# The bytes of a cell's matrices up to which, and the rows of a batch from which, the loop multiplies by the input too.
+# The bytes of a cell's matrices up to which, and the rows of a batch from which, the loop multiplies by the input too;
+# where directions run at once, half as many bytes, since each has half of the cores.
 WITHIN_BYTES, WITHIN_ROWS = 2 * NEAR, 12
 
 
@@ -137,7 +160,8 @@ def multiplies_within(form: Form) -> bool:
     """
     layout, kernel = form.plan.layout, form.plan.training if form.training else form.plan.inference
     width = sum(m.output * m.input for m in layout.products.values()) + gates_width(layout) * layout.input_size
-    fits = width * form.dtype.itemsize <= WITHIN_BYTES and form.packing.batch >= WITHIN_ROWS
+    most = WITHIN_BYTES // 2 if form.abreast else WITHIN_BYTES
+    fits = width * form.dtype.itemsize <= most and form.packing.batch >= WITHIN_ROWS
     return fits and not kernel.ahead and form.strides == (layout.input_size, 1)
 
 

@@ -11,6 +11,7 @@ from elman.engine.form import Form, gates_width, widened
 from elman.engine.kernel import Kind
 from elman.engine.packing import Packing
 from elman.engine.products import Matrix
+from elman.engine.program import run_all
 from elman.engine.written import Written
 
 
@@ -110,18 +111,8 @@ class Forward(Written):
                     self.table.place(f"x.{gate}", memory[k] + start * size - before, block.width, Kind.STEP)
             self.table.run(steps)
 
-    def run(self, packing: Packing, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """The wanted sequences, [N, width] each, then the final states, [B, width]; and all that was made."""
-        made = self.program.make(packing)
-        if self.plan.integer:
-            self.program.run(packing, tensors, made)
-            return self._results(made), made
-        # Views are sooner made before the jobs: behind them the caches no longer hold what Python needs for it.
-        results = self._results(made)
-        self.program.run(packing, tensors, made)
-        return results, made
-
-    def _results(self, made: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def results(self, made: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """The wanted sequences, [N, width] each, then the final states, [B, width], of what was made."""
         sequences, finals = [], []
         for k, (entry, _) in enumerate(self.layout.states):
             sequence = made[f"sequence.{entry.name}"]
@@ -132,6 +123,18 @@ class Forward(Written):
                     sequence = sequence[: -self.batch] if self.form.reverse else sequence[self.batch :]
                 sequences.append(sequence if entry.dtype == "float" else sequence.to(torch.int64))
         return (*sequences, *finals)
+
+
+Made = dict[str, Tensor]
+
+
+def run(packing: Packing, *runs: tuple[Forward, Mapping[str, Tensor]]) -> list[tuple[tuple[Tensor, ...], Made]]:
+    """Run programs of one layer's directions on what each is given: of each its results, and all that was made."""
+    made = [forward.program.make(packing) for forward, _ in runs]
+    # Views are sooner made before the jobs: behind them the caches no longer hold what Python needs for it.
+    results = [f.results(m) if not f.plan.integer else () for (f, _), m in zip(runs, made, strict=True)]
+    run_all(packing, *((f.program, given, m) for (f, given), m in zip(runs, made, strict=True)))
+    return [(r or f.results(m), m) for (f, _), r, m in zip(runs, results, made, strict=True)]
 
 
 def forward_of(form: Form) -> Forward:

@@ -1,7 +1,6 @@
 """A compiled kernel and its memory: buffers by name, matrices packed as the kernel reads them."""
 
 import functools
-import os
 from array import array
 from collections.abc import Mapping
 from enum import IntEnum
@@ -12,7 +11,6 @@ from torch.nn import functional as F
 
 from elman.compiler import build
 from elman.compiler.emit import Group, Kernel
-from elman.engine import threads
 from elman.engine.packing import Packing, Ragged
 from elman.engine.products import Matrix, tools
 from elman.engine.program import REALS, Function, Sink, address_of
@@ -36,15 +34,9 @@ class Kind(IntEnum):
 SPLIT_FROM = 1 << 17  # bytes of matrices from which sharing them out repays meeting after each part of a step
 
 
-def _near_cache() -> int:
-    """Bytes of a core's own cache, the second level; 1 MB where the system does not say."""
-    try:
-        return max(os.sysconf("SC_LEVEL2_CACHE_SIZE"), 1 << 18)
-    except (AttributeError, ValueError, OSError):
-        return 1 << 20
-
-
-NEAR = _near_cache()
+# Bytes of matrices that count as near. The limits that are multiples of it were found good where a core's own cache has
+# 1 MB, and where it has 2: docs/engine.md.
+NEAR = 1 << 20
 PIECE = 256 << 10  # bytes of a block's matrices that several tiles of rows take at once; see parts.h
 
 
@@ -213,7 +205,7 @@ class Table:
                 sink.array(self._draws, range(0, len(self._draws), 3)),
                 *(len(clock) // 3 if clock else 0, sink.array(clock) if clock else 0),
                 fixed.tools.tiles,
-                *(threads.pool() or (0, 0, 0)),
+                *sink.team()[1:],
                 *(0, 0, PIECE),  # the meeting, the turn, and what tiles take at once
             ),
         )

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from elman.compiler import build
-from elman.engine import threads
 from elman.engine.program import REALS, Sink, Words, address_of
 
 Matrix = tuple[int, int, int, int]  # address, rows, columns, and elements from row to row
@@ -48,7 +47,6 @@ class Tools:
         self._sample = library.elman_sample
         self._workspace = functools.lru_cache(maxsize=1024)(library.elman_workspace)
         self._packed_size = functools.lru_cache(maxsize=1024)(library.elman_packed_size)
-        self._pool = threads.pool() or (0, 0, 0)
 
     def group_size(self, segments: Segments, width: int, unit_blocks: int, transposed: bool) -> int:
         """Bytes that `pack_group` writes."""
@@ -75,9 +73,9 @@ class Tools:
             sink.array(array("q", [m[3] for m in matrices])),
             sink.array(array("q", [m[1 if transposed else 2] for m in matrices])),
         )
-        workers = threads.for_work(count * width * depth)
+        workers, *pool = sink.team(count * width * depth)
         sizes = (count, len(segments), unit_blocks, width, depth, transposed, workers)
-        sink.call("pack", self._pack, array("q", (*sizes, *columns, to, *self._pool)), _PACKING)
+        sink.call("pack", self._pack, array("q", (*sizes, *columns, to, *pool)), _PACKING)
 
     def packed_right(self, sink: Sink, b: Matrix, transposed: bool) -> int:
         """The address, in scratch memory, of the right-hand side of many products, packed once.
@@ -90,8 +88,8 @@ class Tools:
         depth, width = (columns, rows) if transposed else (rows, columns)
         strides = (1, stride) if transposed else (stride, 1)
         to = sink.take(self._packed_size(depth, width) * self.itemsize)
-        workers = threads.for_work(rows * columns)
-        words = (0, width, depth, workers, 0, 0, 0, address, *strides, *(0, 0, 0, 0, 0, to, 0, 0, 0, 0), *self._pool, 0)
+        workers, *pool = sink.team(rows * columns)
+        words = (0, width, depth, workers, 0, 0, 0, address, *strides, *(0, 0, 0, 0, 0, to, 0, 0, 0, 0), *pool, 0)
         sink.call("pack", self._pack_right, array("q", words), _PRODUCT)
         return to
 
@@ -125,17 +123,18 @@ class Tools:
             chosen: address of [K], the columns of A and rows of B to take, or 0 for the first K.
         """
         rows, columns, depth = sizes
-        workers = threads.for_work(rows * columns * depth)
+        workers, *pool = sink.team(rows * columns * depth)
         options = (bias, add, add_sums, packed, sums, column_sums, chosen)
         with sink.within():
             workspace = sink.take(self._workspace(rows, 0 if packed else columns, workers) * self.itemsize)
-            words = (rows, columns, depth, workers, *a, *b, *c, *options, workspace, *self._pool, 0)
+            words = (rows, columns, depth, workers, *a, *b, *c, *options, workspace, *pool, 0)
             sink.call("multiply", self._multiply, array("q", words), _PRODUCT)
 
     def transpose(self, sink: Sink, source: Matrix, to: int, stride: int) -> None:
         """Write a matrix [M, N] transposed, with so many elements from row to row."""
         address, rows, columns, step = source
-        words = (rows, columns, threads.for_work(rows * columns), address, step, to, stride, *self._pool)
+        workers, *pool = sink.team(rows * columns)
+        words = (rows, columns, workers, address, step, to, stride, *pool)
         sink.call("transpose", self._transpose, array("q", words), _TRANSPOSITION)
 
     @staticmethod

@@ -1,10 +1,9 @@
 // Runs a program, and the small jobs that programs have beside kernels and products; see program.py.
 
-#include <stdint.h>
 #include <string.h>
 #include <time.h>
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
+#include "crews.h"
 
 enum : int64_t { OFFSET_BITS = 44, ZERO_OFFSET = (int64_t)1 << 43, TOTAL = -((int64_t)1 << 41), STEPS = -((int64_t)1 << 40) };
 
@@ -48,6 +47,31 @@ EXPORT int elman_program(const Program *program) {
     return 0;
 }
 
+// Programs that are run at once, each by its own threads; see crews.h.
+struct Abreast {
+    int64_t threads;
+    Pool pool;
+    int64_t count;
+    const Program *const *programs;
+    Crew *crews;
+    Count *done;
+};
+static void abreast(const Abreast &j, int64_t thread, int64_t team) {
+    by_crews(j.count, j.crews, j.done, thread, team, [&](int64_t i) { elman_program(j.programs[i]); });
+}
+EXPORT int elman_abreast(Abreast *job) {
+    Crew crews[job->count];
+    Count done[job->threads];
+    memset(crews, 0, sizeof(crews));
+    memset(done, 0, sizeof(done));
+    job->crews = crews;
+    job->done = done;
+    return shared_out<Abreast, abreast>(job);
+}
+
+// What the jobs of such programs call to share out their work.
+EXPORT Pool elman_crew = {crew_parallel, crew_number, crew_size};
+
 struct Copy {
     char *to;
     const char *from;
@@ -70,29 +94,6 @@ EXPORT int elman_fill(const Fill *job) {
     return 0;
 }
 
-typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
-
-// torch's threads.
-struct Team {
-    int64_t threads;
-    Parallel parallel;
-    int (*thread_number)();
-    int (*team_size)();
-};
-
-// Calls share(job, thread, threads) on each thread.
-template <class Job, void (*SHARE)(const Job &, int64_t, int64_t)> static void by_thread(void *argument) {
-    const Job &job = *(const Job *)argument;
-    const bool alone = job.team.threads < 2;
-    SHARE(job, alone ? 0 : job.team.thread_number(), alone ? 1 : job.team.team_size());
-}
-template <class Job, void (*SHARE)(const Job &, int64_t, int64_t)> static int together(Job *job) {
-    const Team &team = job->team;
-    if (team.threads > 1) team.parallel(by_thread<Job, SHARE>, job, (unsigned)team.threads, 0);
-    else by_thread<Job, SHARE>(job);
-    return 0;
-}
-
 // How a batch is packed: rows sorted by length, step after step.
 struct Packing {
     int64_t steps, batch;
@@ -103,7 +104,8 @@ struct Packing {
 // The states before some steps, one after the other, out of a state's sequence. That has the initial state first, or
 // where time runs backwards, last.
 struct Before {
-    Team team;
+    int64_t threads;
+    Pool pool;
     Packing packing;
     int64_t first, last, reverse, width;
     const real *sequence;
@@ -129,7 +131,7 @@ static void before(const Before &j, int64_t thread, int64_t team) {
             if (j.reset[p.offsets[t] + row]) memcpy(to + row * w, j.otherwise, w * sizeof(real));
     }
 }
-EXPORT int elman_before(Before *job) { return together<Before, before>(job); }
+EXPORT int elman_before(Before *job) { return shared_out<Before, before>(job); }
 
 // Of each row what belongs to its last step, [batch, width].
 struct Ends {
@@ -153,7 +155,8 @@ EXPORT int elman_ends(const Ends *job) {
 
 // Between a padded batch, [T, batch, *], and its packed rows.
 struct Rows {
-    Team team;
+    int64_t threads;
+    Pool pool;
     Packing packing;
     int64_t bytes;         // of a row
     int64_t padded_steps;  // T; steps past a row's length are passed over, or zero
@@ -190,4 +193,4 @@ static void rows(const Rows &j, int64_t thread, int64_t team) {
         }
     }
 }
-EXPORT int elman_rows(Rows *job) { return together<Rows, rows>(job); }
+EXPORT int elman_rows(Rows *job) { return shared_out<Rows, rows>(job); }

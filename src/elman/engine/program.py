@@ -51,6 +51,9 @@ class Sink(Protocol):
     def sizes(self, packing: Packing | Ragged) -> tuple[int, int]:
         """The addresses of a packing's `sizes` and `offsets`."""
 
+    def team(self, operations: int = -1) -> threads.Team:
+        """The threads for so many operations, below zero very many, and the functions of their pool."""
+
     def array(self, words: Words, addresses: Sequence[int] = ()) -> int:
         """The address of words, some of which are addresses."""
 
@@ -99,6 +102,10 @@ class AtOnce:
         self.held.append(packing)
         return packing.places
 
+    def team(self, operations: int = -1) -> threads.Team:
+        """See `Sink`."""
+        return threads.team(operations)
+
     def array(self, words: Words, addresses: Sequence[int] = ()) -> int:
         """See `Sink`."""
         self.held.append(words)
@@ -116,11 +123,18 @@ class Program:
         dtype: of all numbers.
         packing: of the batches; where it is ragged, its `total` and `steps` may stand as words, and as the rows of
             results (also with something added) and of scratch memory.
+        workers: threads.
+        abreast: whether it runs at once with others, each with so many threads; see :func:`run_all`.
     """
 
-    def __init__(self, dtype: torch.dtype, packing: Packing | Ragged) -> None:
+    def __init__(
+        self, dtype: torch.dtype, packing: Packing | Ragged, workers: int | None = None, abreast: bool = False
+    ) -> None:
         self._packing = packing
-        self._library = library(dtype)
+        self.library = library(dtype)
+        self.abreast = abreast
+        self._workers = threads.count() if workers is None else workers
+        self._pool = self.library.crew if abreast else threads.team()[1:]
         self._words = array("q")
         self._addresses = array("q")
         self._counts = array("q")
@@ -201,6 +215,10 @@ class Program:
             return self.constant(packing.sizes), self.constant(packing.offsets)
         return self.given("sizes"), self.given("offsets")
 
+    def team(self, operations: int = -1) -> threads.Team:
+        """See `Sink`."""
+        return (self._workers if threads.worth(operations) else 1, *self._pool)
+
     @contextmanager
     def within(self) -> Iterator[None]:
         """See `Sink`."""
@@ -231,13 +249,13 @@ class Program:
 
     def copy(self, to: int, source: int, count: int) -> None:
         """Copy so many numbers."""
-        self.call("copy", self._library.copy, array("q", (to, source, count * self.itemsize)), (0, 1))
+        self.call("copy", self.library.copy, array("q", (to, source, count * self.itemsize)), (0, 1))
 
     def fill(self, to: int, count: int, value: float = 0.0) -> None:
         """Write so many equal numbers."""
         assert count >= 0
         (bits,) = struct.unpack("q", struct.pack("d", value))
-        self.call("fill", self._library.fill, array("q", (to, count, bits)), (0,))
+        self.call("fill", self.library.fill, array("q", (to, count, bits)), (0,))
 
     def before(
         self, steps: slice, count: int, reverse: bool, width: int, sequence: int, reset: int, otherwise: int
@@ -250,15 +268,15 @@ class Program:
             reset: [N] uint8, or 0. otherwise: the state there, [width].
         """
         to = self.numbers(count, width)
-        team, sizes = threads.team(count * width), self._steps()
+        team, sizes = self.team(count * width), self._steps()
         words = (*team, *sizes, steps.start, steps.stop, reverse, width, sequence, reset, otherwise, to)
-        self.call("copy", self._library.before, array("q", words), (6, 7, 12, 13, 14, 15))
+        self.call("copy", self.library.before, array("q", words), (6, 7, 12, 13, 14, 15))
         return to
 
     def ends(self, carried: bool, width: int, source: int, to: int) -> None:
         """Write of each row what belongs to its last step, [B, width], from a sequence or a carry."""
         words = (*self._steps(), carried, width, source, to)
-        self.call("copy", self._library.ends, array("q", words), (2, 3, 6, 7))
+        self.call("copy", self.library.ends, array("q", words), (2, 3, 6, 7))
 
     def _steps(self) -> tuple[int, int, int, int]:
         """The words of a `Packing` in program.cpp."""
@@ -294,13 +312,18 @@ class Program:
         """The results of each run, where they always have the same shapes."""
         return memory.Tensors(self._shapes, self._dtype, self._margins)
 
-    def run(self, packing: Packing, tensors: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
-        """Run all jobs.
+    @property
+    def scratch(self) -> int:
+        """Bytes that a run needs no longer than it runs."""
+        return self._most + 8 * len(self._words)
+
+    def words(
+        self, packing: Packing, tensors: Mapping[str, Tensor], made: Mapping[str, Tensor], start: int
+    ) -> "tuple[Words, Words, Words | None]":
+        """The words of a run, those of its regions, and where it writes what each job takes; see :func:`run_all`.
 
         Args:
-            packing: of the batch.
-            tensors: what is given, by name, contiguous but where the program knows of strides.
-            made: what :meth:`make` gave.
+            start: where its scratch memory is.
         """
         regions = self._regions[:]
         for name, region in self._given:
@@ -309,16 +332,52 @@ class Program:
             regions[region] = made[name].data_ptr() - front
         for region, source, size in self._behind:
             regions[region] = regions[source] + packing.total * size
-        regions[_SCRATCH] = start = memory.scratch.all_of(self._most + 8 * len(self._words))
+        regions[_SCRATCH] = start
         regions[_WORDS] = words = start + self._most
         times = array("q", bytes(8 * len(self._kinds))) if spent is not None else None
         job = array("q", self._head)
         job.extend((regions.buffer_info()[0], words, 0 if times is None else times.buffer_info()[0]))
         job.extend((packing.total, packing.steps))
-        self._library.run(job.buffer_info()[0])
+        return job, regions, times
+
+    def took(self, times: "Words | None") -> None:
+        """Add up what each job of a run has taken."""
         if spent is not None and times is not None:
             for kind, time in zip(self._kinds, times, strict=True):
                 spent[kind] = spent.get(kind, 0) + time
+
+
+Run = tuple[Program, Mapping[str, Tensor], Mapping[str, Tensor]]
+
+
+def run_all(packing: Packing, *runs: Run) -> None:
+    """Run all jobs of programs; of those that are to run abreast at once, else one program after the other.
+
+    Args:
+        packing: of the batch.
+        runs: of each program what is given, by name, contiguous but where it knows of strides, and what :meth:`make`
+            gave.
+    """
+    abreast = len(runs) > 1 and runs[0][0].abreast
+    if len(runs) != 1 and not abreast:
+        for one in runs:
+            run_all(packing, one)
+        return
+    apart = [-(-program.scratch // _LINE) * _LINE + (_APART if abreast else 0) for program, _, _ in runs]
+    start = memory.scratch.all_of(sum(apart))
+    jobs = []
+    for (program, tensors, made), size in zip(runs, apart, strict=True):
+        jobs.append(program.words(packing, tensors, made, start))
+        start += size
+    library = runs[0][0].library
+    if abreast:
+        programs = array("q", [words.buffer_info()[0] for words, _, _ in jobs])
+        job = array("q", (*threads.team(), len(programs), programs.buffer_info()[0], 0, 0))
+        library.abreast(job.buffer_info()[0])
+    else:
+        library.run(jobs[0][0].buffer_info()[0])
+    for (program, _, _), (_, _, times) in zip(runs, jobs, strict=True):
+        program.took(times)
 
 
 class _Library:
@@ -326,8 +385,10 @@ class _Library:
         source = Path(__file__).with_name("program.cpp").read_text()
         library = build.load(source, REALS[dtype])
         self.run = library.elman_program
+        self.abreast = library.elman_abreast
         self.rows = library.elman_rows
-        self.run.argtypes = self.rows.argtypes = [ctypes.c_void_p]
+        self.run.argtypes = self.abreast.argtypes = self.rows.argtypes = [ctypes.c_void_p]
+        self.crew: tuple[int, int, int] = tuple((ctypes.c_int64 * 3).in_dll(library, "elman_crew"))
         self.copy, self.fill = address_of(library.elman_copy), address_of(library.elman_fill)
         self.before, self.ends = address_of(library.elman_before), address_of(library.elman_ends)
 

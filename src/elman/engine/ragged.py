@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.engine import cpu, memory, reference
+from elman.engine import backward, cpu, forward, memory, reference
 from elman.engine.backward import Backward, backward_of
 from elman.engine.call import Direction, LayerCall
 from elman.engine.form import Form, Scene, form_of, tensors_of
@@ -31,24 +31,24 @@ class RaggedLayer:
 
     def __init__(self, call: LayerCall, enters: bool, leaves: bool) -> None:
         self._enters, self._leaves = enters, leaves
-        plan = cpu.plan_of(call)
+        ((scenes, inputs),) = cpu.scenes_of(call, cpu.plan_of(call))
         self._directions: list[_Direction] = []
-        for direction in call.directions:
-            scene, inputs = cpu.scene_of(call, plan, direction)
-            form = form_of(scene, tensors_of(scene, inputs))
+        for scene, given in zip(scenes, inputs, strict=True):
+            form = form_of(scene, tensors_of(scene, given))
             # Of the call only what all such calls have in common.
             scene.call = replace(call, input=call.input.new_empty(0, call.input.shape[1]), directions=())
             self._directions.append(_Direction(scene, form))
         self._widths = [width for _, width in call.layout.states]
         self._parameters = len(call.layout.parameters)
-        self._training = any(d.scene.training for d in self._directions)
+        self._training = scenes[0].training
 
     @staticmethod
     def fits(call: LayerCall) -> bool:
         """Whether such calls can be made ready: nothing that differs from call to call but lengths."""
         plan = cpu.plan_of(call)
         special = call.reset is not None or call.extras or any(d.below or d.default or d.draws for d in call.directions)
-        return not (special or plan.integer or plan.structured or plan.clock or call.packing.is_dense)
+        of_cell = plan.integer or plan.structured or plan.clock
+        return not (special or of_cell or call.packing.is_dense) and len(cpu.scenes_of(call, plan)) == 1
 
     def run(
         self, packing: Packing, steps: int, x: Tensor, parameters: Sequence[Tensor], states: Sequence[Tensor]
@@ -70,14 +70,12 @@ class RaggedLayer:
         self, packing: Packing, steps: int, tensors: Sequence[Tensor]
     ) -> tuple[list[Tensor], Tensor, list[dict[str, Tensor]]]:
         """The results, the packed input, and what each direction made."""
-        given = tensors[0]
-        x = packed(packing, given) if self._enters else given.contiguous()
-        sequences, made, finals = [], [], []
-        for index, direction in enumerate(self._directions):
-            results, all_made = direction.forward(packing, self.given(packing, index, x, tensors))
-            sequences.append(results[0])
-            finals.append(results[1:])
-            made.append({n: v for n, v in all_made.items() if not n.startswith("final.")})
+        x = packed(packing, tensors[0]) if self._enters else tensors[0].contiguous()
+        given = [self.given(packing, index, x, tensors) for index in range(len(self._directions))]
+        programs = [direction.forward(packing) for direction in self._directions]
+        results = forward.run(packing, *zip(programs, given, strict=True))
+        sequences, finals = [of_one[0] for of_one, _ in results], [of_one[1:] for of_one, _ in results]
+        made = [{n: v for n, v in one.items() if not n.startswith("final.")} for _, one in results]
         width = sum(v.shape[1] for v in sequences)
         if self._leaves:
             output = memory.empty_like(x, steps, packing.batch, width)
@@ -121,10 +119,8 @@ class RaggedLayer:
             over: for each direction, whether to write over what is kept; see `cpu.may_write_over`.
         """
         output, *finals = gradients
-        start, parts = 0, []
+        start, width, runs = 0, self._widths[0], []
         for index, direction in enumerate(self._directions):
-            given = self.given(packing, index, x, tensors)
-            width = self._widths[0]
             own: list[Tensor | None] = [None]
             if output is not None:
                 columns = output[..., start : start + width]
@@ -133,12 +129,13 @@ class RaggedLayer:
             for final in finals:
                 entry = None if final is None else final[index]
                 own.append(entry if entry is None or packing.order is None else entry.index_select(0, packing.order))
-            parts.append(direction.backward(packing, given | kept[index], own, needed[0], over[index]))
+            given = self.given(packing, index, x, tensors) | kept[index]
+            runs.append(direction.backward(packing, given, own, needed[0], over[index]))
+        parts = backward.run(packing, *runs)
         found: list[Tensor | None] = [None]
         if needed[0]:
+            cpu.sum_of_inputs(parts, in_place=True)
             total = parts[0]["input"]
-            for part in parts[1:]:
-                total = total.add_(part["input"])
             found = [unpacked(packing, total, tensors[0].shape[0]) if self._enters else total]
         for part, direction in zip(parts, self._directions, strict=True):
             found += [part.get(name) for name in direction.scene.names[1 : 1 + self._parameters]]
@@ -179,13 +176,14 @@ class _Direction:
         self._forward: dict[Ragged, Forward] = {}
         self._backward: dict[Any, Backward] = {}
 
-    def forward(self, packing: Packing, tensors: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    def forward(self, packing: Packing) -> Forward:
+        """The program of a forward run."""
         program = self._forward.get(packing.ragged)
         if program is None:
             program = forward_of(self._form._replace(packing=packing))
             if program.form.packing.kept:
                 self._forward[packing.ragged] = program
-        return program.run(packing, tensors)
+        return program
 
     def backward(
         self,
@@ -194,7 +192,8 @@ class _Direction:
         gradients: Sequence[Tensor | None],
         through: bool,
         over: bool,
-    ) -> dict[str, Tensor]:
+    ) -> tuple[Backward, dict[str, Tensor]]:
+        """The program of a backward run, and what it is given."""
         strides: list[int | None] = []
         for k, gradient in enumerate(gradients):
             if gradient is None:
@@ -211,7 +210,7 @@ class _Direction:
             program = backward_of(form, tensors)
             if program.form.packing.kept:
                 self._backward[key] = program
-        return program.run(packing, tensors)
+        return program, tensors
 
 
 class _Run(torch.autograd.Function):
@@ -221,7 +220,7 @@ class _Run(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.layer, ctx.packing, ctx.steps, ctx.count = layer, packing, steps, len(tensors)
         ctx.names = [list(one) for one in made]
-        ctx.own = [_Own(one) for one in made]
+        ctx.own = [cpu.Own(one) for one in made]
         ctx.save_for_backward(*tensors, x, *(v for one in made for v in one.values()))
         return tuple(results)
 
@@ -240,13 +239,6 @@ class _Run(torch.autograd.Function):
             over = [cpu.may_write_over(own, plan, k.get("saved")) for own, k in zip(ctx.own, kept, strict=True)]
             found = layer.backward(ctx.packing, tensors, x, kept, gradients, needed, over)
         return (None, None, None, *found)
-
-
-class _Own:
-    """What `cpu.may_write_over` looks at, of one direction."""
-
-    def __init__(self, made: dict[str, Tensor]) -> None:
-        self.own = made["saved"].data_ptr() if "saved" in made else 0
 
 
 def packed(packing: Packing, padded: Tensor) -> Tensor:

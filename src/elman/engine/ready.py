@@ -1,4 +1,4 @@
-"""A direction of a layer, ready to run on one form of call: nothing that the form decides is looked at again.
+"""A layer, ready to run on one form of call: nothing that the form decides is looked at again.
 
 What runs for a call follows from shapes, strides and options, which the general way through `cpu.run` works out each
 time. Python takes longer for that than a small layer takes to run. So a form of call that comes again is kept as a
@@ -12,109 +12,132 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.engine import cpu, memory
+from elman.engine import backward, cpu, memory
 from elman.engine.backward import Backward, backward_of
-from elman.engine.call import Direction, LayerCall
-from elman.engine.form import form_of, tensors_of
+from elman.engine.call import LayerCall
+from elman.engine.form import Scene, form_of, tensors_of
 from elman.engine.forward import forward_of
+from elman.engine.program import Run, run_all
+
+Draws = Sequence[Mapping[str, Tensor]]
 
 
 class Ready:
-    """Runs of one direction of a layer.
+    """Runs of one layer.
 
     Args:
         call: one like those to come, which the cpu engine can run. It needs `fits`.
-        direction: of the call.
     """
 
-    def __init__(self, call: LayerCall, direction: Direction) -> None:
-        scene, inputs = cpu.scene_of(call, cpu.plan_of(call), direction)
-        self._form = form_of(scene, tensors_of(scene, inputs))
-        # Of the call only what all such calls have in common.
-        scene.call = replace(call, input=call.input.new_empty(0, call.input.shape[1]), directions=())
-        scene.draws = {}
-        self.scene = scene
-        self.count = len(inputs)
-        self._program = forward_of(self._form)
-        self._backward: dict[tuple[int | bool | None, ...], Backward] = {}
-        packing = call.packing
-        self.steps, self.batch = packing.steps, packing.batch
-        self._saves = tuple(f"sequence.{entry.name}" for entry, _ in call.layout.states)
-        rows = {"sequence": (self.steps + self._program.whole, self.batch), "final": (1, self.batch)}
-        results = self._program.program.results()
-        shapes = [(*rows.get(name.partition(".")[0], (packing.total,)), *rest) for name, (_, *rest), _ in results]
-        self._made = [name for name, _, _ in results]
-        self._finals = [name for name in self._made if name.startswith("final.")]
-        self._tensors = memory.Tensors(shapes, self._form.dtype, [margins for _, _, margins in results])
+    def __init__(self, call: LayerCall) -> None:
+        ((scenes, inputs),) = cpu.scenes_of(call, cpu.plan_of(call))
+        self.directions = [_Direction(call, *pair) for pair in zip(scenes, inputs, strict=True)]
+        self.packing, self.training = call.packing, scenes[0].training
 
     @staticmethod
     def fits(call: LayerCall) -> bool:
         """Whether such calls can be made ready: dense batches without anything that differs from call to call."""
         plan = cpu.plan_of(call)
         special = call.reset is not None or call.extras or any(d.below or d.default for d in call.directions)
+        of_cell = plan.integer or plan.structured or plan.clock
         as_it_is = call.input.is_contiguous() or not plan.reads_input
-        return as_it_is and not (special or plan.integer or plan.structured or plan.clock) and call.packing.is_dense
+        return as_it_is and not (special or of_cell) and call.packing.is_dense and len(cpu.scenes_of(call, plan)) == 1
 
-    def run(self, tensors: Sequence[Tensor], draws: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        """The sequence of the first state, [T, B, width], then the final states, [1, B, width] each.
+    def run(self, x: Tensor, own: Sequence[Tensor], draws: Draws) -> Sequence[Tensor]:
+        """Of each direction the sequence of the first state, [T, B, width], then the final states, [1, B, width] each.
 
         Args:
-            tensors: by `Scene.names`: the input [T, B, I], parameters, states [1, B, width]; with the strides of the
-                call that this was made from.
-            draws: for each random choice, the table that `draws.rows` gives.
+            x: the input, [T, B, I].
+            own: by `Scene.names`, what each direction is given beside the input: parameters, then states
+                [1, B, width]; with the strides of the call that this was made from.
+            draws: for each direction and random choice, the table that `draws.rows` gives.
         """
-        if self.scene.training:
-            return _Run.apply(self, draws, *tensors)  # type: ignore[no-untyped-call, no-any-return]
-        return self.forward(tensors, draws)[0]
+        if self.training:
+            return _Run.apply(self, draws, x, *own)  # type: ignore[no-untyped-call, no-any-return]
+        return self.forward(x, own, draws)[0]
 
-    def forward(
-        self, tensors: Sequence[Tensor], draws: Mapping[str, Tensor]
-    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """See `run`; and all that was made."""
-        made = dict(zip(self._made, self._tensors.make(), strict=True))
-        sequence = made[self._saves[0]]
-        if self._program.whole:
-            sequence = sequence.narrow(0, 0 if self.scene.reverse else 1, self.steps)
-        results = (sequence, *[made[name] for name in self._finals])
-        self._program.program.run(self.scene.call.packing, self._by_name(tensors, draws), made)
-        return results, made
+    def forward(self, x: Tensor, own: Sequence[Tensor], draws: Draws) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        """See `run`; and all that each direction made."""
+        results: list[Tensor] = []
+        runs: list[Run] = []
+        all_made: list[dict[str, Tensor]] = []
+        for direction, given in zip(self.directions, self.by_name(x, own, draws), strict=True):
+            made = direction.make()
+            results += direction.results(made)
+            runs.append((direction.program, given, made))
+            all_made.append(made)
+        run_all(self.packing, *runs)
+        return results, all_made
 
-    def _by_name(self, tensors: Sequence[Tensor], draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = dict(zip(self.scene.names, tensors, strict=True))
-        for name, table in draws.items():
-            found[f"draws.{name}"] = table
+    def by_name(self, x: Tensor, own: Sequence[Tensor], draws: Draws) -> Sequence[dict[str, Tensor]]:
+        """What each direction is given, by name."""
+        found: list[dict[str, Tensor]] = []
+        start = 0
+        for direction, tables in zip(self.directions, draws, strict=True):
+            end = start + direction.count
+            given = dict(zip(direction.scene.names, (x, *own[start:end]), strict=True))
+            for name, table in tables.items():
+                given[f"draws.{name}"] = table
+            found.append(given)
+            start = end
         return found
 
-    def kept(self, made: Mapping[str, Tensor]) -> list[Tensor]:
-        """What backward needs of all that was made."""
-        return [made[name] for name in (*self._saves, "saved") if name in made]
+
+class _Direction:
+    """One direction of a layer, and its programs."""
+
+    def __init__(self, call: LayerCall, scene: Scene, inputs: Mapping[str, Tensor]) -> None:
+        self._form = form_of(scene, tensors_of(scene, inputs))
+        # Of the call only what all such calls have in common.
+        scene.call = replace(call, input=call.input.new_empty(0, call.input.shape[1]), directions=())
+        scene.draws = {}
+        self.scene = scene
+        self.count = len(inputs) - 1
+        forward = forward_of(self._form)
+        self.program, self._whole = forward.program, forward.whole
+        self._backward: dict[tuple[int | bool | None, ...], Backward] = {}
+        self._steps, self._batch = steps, batch = call.packing.steps, call.packing.batch
+        self._saves = tuple(f"sequence.{entry.name}" for entry, _ in call.layout.states)
+        rows = {"sequence": (steps + self._whole, batch), "final": (1, batch)}
+        results = self.program.results()
+        shapes = [(*rows.get(name.partition(".")[0], (call.packing.total,)), *rest) for name, (_, *rest), _ in results]
+        self._made = [name for name, _, _ in results]
+        self._finals = [name for name in self._made if name.startswith("final.")]
+        self._tensors = memory.Tensors(shapes, self._form.dtype, [margins for _, _, margins in results])
+
+    def make(self) -> dict[str, Tensor]:
+        """All that a forward run makes, before it has written it."""
+        return dict(zip(self._made, self._tensors.make(), strict=True))
+
+    def results(self, made: Mapping[str, Tensor]) -> list[Tensor]:
+        """Of it, what `Ready.run` gives."""
+        sequence = made[self._saves[0]]
+        if self._whole:
+            sequence = sequence.narrow(0, 0 if self.scene.reverse else 1, self._steps)
+        return [sequence, *[made[name] for name in self._finals]]
+
+    def kept(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of it, what backward needs."""
+        return {name: made[name] for name in (*self._saves, "saved") if name in made}
 
     def backward(
-        self,
-        tensors: Sequence[Tensor],
-        draws: Mapping[str, Tensor],
-        kept: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
-        through: bool,
-        over: bool,
-    ) -> dict[str, Tensor]:
-        """The gradients of what `run` was given, by `Scene.names`; those that are absent are zero.
+        self, given: dict[str, Tensor], gradients: Sequence[Tensor | None], through: bool, over: bool
+    ) -> tuple[Backward, dict[str, Tensor]]:
+        """The backward program, and what it is given.
 
         Args:
-            tensors, draws, kept: see `run` and `kept`.
-            gradients: of the results of `run`.
+            given: what the forward run was given, and `kept`.
+            gradients: of `results`.
             through: whether the input's is wanted.
             over: whether to write over what is kept; see `cpu.may_write_over`.
         """
-        given = self._by_name(tensors, draws)
-        given |= zip((*self._saves, "saved"), kept, strict=False)
         strides: list[int | None] = []
         for k, gradient in enumerate(gradients):
             if gradient is None:
                 strides.append(None)
                 continue
             apart, row, step = gradient.stride()
-            if step != 1 or (apart != row * self.batch and self.steps > 1) or (k and not gradient.is_contiguous()):
+            if step != 1 or (apart != row * self._batch and self._steps > 1) or (k and not gradient.is_contiguous()):
                 gradient = gradient.contiguous()
                 row = gradient.shape[2]
             given[f"gradient.{k}"] = gradient
@@ -124,10 +147,13 @@ class Ready:
         if program is None:
             form = self._form._replace(gradients=tuple(strides), through=through, over=over)
             program = self._backward[key] = backward_of(form, given)
-        found = program.run(self.scene.call.packing, given)
+        return program, given
+
+    def shaped(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients as the caller has what they are of."""
         for name, gradient in found.items():
             if name == "input":
-                found[name] = gradient.view(self.steps, self.batch, gradient.shape[1])
+                found[name] = gradient.view(self._steps, self._batch, gradient.shape[1])
             elif name.startswith("state."):
                 found[name] = gradient.unsqueeze(0)
         return found
@@ -135,36 +161,58 @@ class Ready:
 
 class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, ready: Ready, draws: Mapping[str, Tensor], *tensors: Tensor) -> Any:
-        results, made = ready.forward(tensors, draws)
+    def forward(ctx: Any, ready: Ready, draws: Draws, x: Tensor, *own: Tensor) -> Any:
+        results, made = ready.forward(x, own, draws)
         ctx.set_materialize_grads(False)
+        kept = [direction.kept(one) for direction, one in zip(ready.directions, made, strict=True)]
         ctx.ready, ctx.draws = ready, draws
-        ctx.own = made["saved"].data_ptr() if "saved" in made else 0
-        ctx.save_for_backward(*tensors, *ready.kept(made))
-        return results
+        ctx.own = [cpu.Own(one) for one in kept]
+        ctx.names = [tuple(one) for one in kept]
+        ctx.save_for_backward(x, *own, *[v for one in kept for v in one.values()])
+        return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         ready: Ready = ctx.ready
-        tensors = ctx.saved_tensors
-        given, kept = tensors[: ready.count], tensors[ready.count :]
-        if torch.is_grad_enabled():
-            return (None, None, *_through_reference(ready, ctx.draws, given, gradients))
-        over = cpu.may_write_over(ctx, ready.scene.plan, kept[-1] if ctx.own else None)
-        found = ready.backward(given, ctx.draws, kept, gradients, ctx.needs_input_grad[2], over)
-        needed = zip(ready.scene.names, ctx.needs_input_grad[2:], strict=True)
-        return (None, None, *(found.get(name) if need else None for name, need in needed))
+        directions, saved = ready.directions, iter(ctx.saved_tensors)
+        x = next(saved)
+        own = [next(saved) for direction in directions for _ in range(direction.count)]
+        each = len(gradients) // len(directions)
+        again = torch.is_grad_enabled()
+        found: list[dict[str, Any]] = [{} for _ in directions]
+        runs, used = [], []
+        for k, given in enumerate(ready.by_name(x, own, ctx.draws)):
+            direction, wanted = directions[k], gradients[k * each : (k + 1) * each]
+            kept = {name: next(saved) for name in ctx.names[k]}
+            if all(g is None for g in wanted):
+                continue
+            if again:
+                found[k] = _through_reference(direction.scene, ctx.draws[k], given, wanted)
+                continue
+            over = cpu.may_write_over(ctx.own[k], direction.scene.plan, kept.get("saved"))
+            runs.append(direction.backward(given | kept, wanted, ctx.needs_input_grad[2], over))
+            used.append(k)
+        if runs:
+            for k, one in zip(used, backward.run(ready.packing, *runs), strict=True):
+                found[k] = directions[k].shaped(one)
+        cpu.sum_of_inputs(found, in_place=not again)
+        total = next((one["input"] for one in found if "input" in one), None)
+        names = [(one, n) for d, one in zip(directions, found, strict=True) for n in d.scene.names[1:]]
+        rest = zip(names, ctx.needs_input_grad[3:], strict=True)
+        return (
+            None,
+            None,
+            total if ctx.needs_input_grad[2] else None,
+            *(one.get(name) if need else None for (one, name), need in rest),
+        )
 
 
 def _through_reference(
-    ready: Ready, draws: Mapping[str, Tensor], tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
-) -> list[Any]:
+    scene: Scene, draws: Mapping[str, Tensor], given: Mapping[str, Tensor], gradients: Sequence[Tensor | None]
+) -> dict[str, Any]:
     """The gradients by way of the reference engine, so that they can be differentiated again."""
-    scene = replace(ready.scene, draws=draws)
-    flat = [v.flatten(0, 1) if v.dim() == 3 else v for v in tensors]
-    found = cpu.through_reference(
-        scene,
-        dict(zip(scene.names, flat, strict=True)),
-        tuple(None if g is None else g.flatten(0, 1) for g in gradients),
-    )
-    return [None if g is None else g.view(v.shape) for g, v in zip(found, tensors, strict=True)]
+    named = {name: given[name] for name in scene.names}
+    flat = {name: v.flatten(0, 1) if v.dim() == 3 else v for name, v in named.items()}
+    wanted = tuple(None if g is None else g.flatten(0, 1) for g in gradients)
+    found = cpu.through_reference(replace(scene, draws=draws), flat, wanted)
+    return {n: g.view(v.shape) for (n, v), g in zip(named.items(), found, strict=True) if g is not None}

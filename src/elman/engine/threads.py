@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+Team = tuple[int, int, int, int]  # threads, and the addresses of a pool's functions; see pool.h
+
 
 @functools.cache
 def pool() -> tuple[int, int, int] | None:
@@ -30,11 +32,11 @@ def count() -> int:
     return torch.get_num_threads() if pool() else 1
 
 
-def for_work(operations: int) -> int:
-    """Threads that repay their start; below zero there are many operations, whose number is not known."""
-    return count() if not 0 <= operations <= 1 << 15 else 1
+def worth(operations: int) -> bool:
+    """Whether so many repay the start of threads; below zero there are many, whose number is not known."""
+    return not 0 <= operations <= 1 << 15
 
 
-def team(operations: int) -> tuple[int, int, int, int]:
-    """The words of a `Team` (see program.cpp)."""
-    return (for_work(operations), *(pool() or (0, 0, 0)))
+def team(operations: int = -1) -> "Team":
+    """The threads for so many operations, and the functions of the pool."""
+    return (count() if worth(operations) else 1, *(pool() or (0, 0, 0)))

@@ -79,7 +79,7 @@ class Written:
         self.itemsize = form.dtype.itemsize
         self.gates_width = gates_width(plan.layout)
         self.clock = clock_runs(plan)
-        self.program = Program(form.dtype, form.packing)
+        self.program = Program(form.dtype, form.packing, form.workers, form.abreast)
         self.table = Table(kernel, form.dtype, self.batch, self.program, form.workers)
         self.resets = "reset" in form.names
         self.within = multiplies_within(form)

@@ -152,7 +152,7 @@ class _Route(_Way):
     def __init__(self, module: "Recurrent", calls: list[LayerCall]) -> None:
         super().__init__(module, calls)
         self._packing = calls[0].packing
-        self._levels = [[Ready(call, direction) for direction in call.directions] for call in calls]
+        self._levels = [Ready(call) for call in calls]
         self._whole = self._places == 1
         self._read_once = self._stack.directions == 1 and self._stack.wiring.plain
 
@@ -170,9 +170,10 @@ class _Route(_Way):
             x = wiring.enter(x, packing, noise)
         finals: list[Sequence[Tensor]] = []
         start = place = 0
-        for level, directions in enumerate(self._levels):
-            outputs = []
-            for index, ready in enumerate(directions):
+        for level, ready in enumerate(self._levels):
+            given: list[Tensor] = []
+            draws: list[Mapping[str, Tensor]] = []
+            for index in range(stack.directions):
                 slots = stack.slots[level][index]
                 taken = parameters[start : start + len(slots)]
                 own = states if self._whole else [v[place : place + 1] for v in states]
@@ -184,11 +185,14 @@ class _Route(_Way):
                             thinned(stack, level, index, noise, p) if name == "weight_hh" else p
                             for (name, _), p in zip(slots, taken, strict=True)
                         ]
-                output, *final = ready.run((x, *taken, *own), drawn_now)
-                outputs.append(output)
-                finals.append(final)
+                given += (*taken, *own)
+                draws.append(drawn_now)
                 start += len(slots)
                 place += 1
+            results = ready.run(x, given, draws)
+            each = 1 + len(self._states)
+            outputs = list(results[::each])
+            finals += [results[at + 1 : at + each] for at in range(0, len(results), each)]
             output = merged(outputs, stack.options.merge)
             x = output if wiring.trivial else wiring.leave(level, x, output, packing, noise, named)
         last = finals[0] if self._whole else [torch.cat(entry) for entry in zip(*finals, strict=True)]
