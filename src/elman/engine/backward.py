@@ -72,7 +72,12 @@ class Backward(Written):
         table, program, wanted = self.table, self.program, self.form.wanted
         for k, (entry, width) in enumerate(self.layout.states):
             stride = self.form.gradients[k] if k < wanted else None
-            if stride is not None:
+            if stride is not None and k == 0 and self.form.output is not None and not self.packing.is_dense:
+                start, whole = self.form.output
+                at, columns = program.numbers(self.total, width), program.given("gradient.0") + start * self.itemsize
+                program.rows(width, columns, whole, at, unpack=False)
+                table.place(f"sequence.{entry.name}", at, width, Kind.STEP)
+            elif stride is not None:
                 table.place(f"sequence.{entry.name}", program.given(f"gradient.{k}"), stride, Kind.STEP)
             if self.form.gradients[wanted + k] is not None and entry.dtype != "int64":
                 table.place(f"final.{entry.name}", program.given(f"gradient.{wanted + k}"), width, Kind.BATCH)

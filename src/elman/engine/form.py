@@ -45,6 +45,8 @@ class Form(NamedTuple):
             forward run.
         through: whether the input's gradient is wanted.
         over: whether a backward run may write over what the forward run saved.
+        output: where the first state's sequence is wanted too: the first column and the width of the caller's
+            [T, B, width]; in a backward run its gradient comes like that, unless batches are dense.
     """
 
     plan: Plan
@@ -61,6 +63,7 @@ class Form(NamedTuple):
     gradients: tuple[int | None, ...] = ()
     through: bool = False
     over: bool = False
+    output: tuple[int, int] | None = None
 
 
 # The rows from which matrices are read by so many at a time that they may come from afar.

@@ -51,6 +51,11 @@ class Forward(Written):
                 program.copy(final, sequences[n] + last, self.batch * width)
             else:
                 program.ends(False, width, sequences[n], final)
+        if form.output is not None:
+            entry, width = self.layout.states[0]
+            start, whole = form.output
+            columns, packed = program.given("output") + start * self.itemsize, self.first_output(width)
+            program.rows(width, columns, whole, sequences[entry.name] + packed, unpack=True)
 
     def inputs(self) -> dict[str, Matrix]:
         """See `Written.inputs`."""

@@ -213,6 +213,11 @@ class Packing:
             found[row] = place
         return _integers(found)
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """`order` where there is one, else [B] int64 of the caller's order, on the CPU."""
+        return torch.arange(self.batch) if self.order is None else self.order.cpu()
+
     def move(self, padded: Tensor, packed: Tensor, unpack: bool) -> None:
         """Copy the rows of [T, B, *] to those of [N, *], or back with zeros past each row's length.
 
@@ -308,12 +313,33 @@ def _copied(packing: Packing, order: Tensor | None, padded: Tensor, packed: Tens
     if job is None:
         return False
     size = padded.dtype.itemsize
-    words = array("q", (*threads.team(packed.numel()), packing.steps, packing.batch, *packing.places))
-    words.extend((math.prod(packed.shape[1:]) * size, padded.shape[0], 0 if order is None else order.data_ptr()))
-    words.extend((padded.data_ptr(), padded.stride(0) * size, padded.stride(1) * size))
-    words.extend((packed.data_ptr(), unpack))
+    words = rows_words(
+        (*threads.team(packed.numel()), packing.steps, packing.batch, *packing.places),
+        math.prod(packed.shape[1:]) * size,
+        (padded.data_ptr(), padded.shape[0], padded.stride(0) * size, padded.stride(1) * size),
+        0 if order is None else order.data_ptr(),
+        packed.data_ptr(),
+        unpack,
+    )
     job(words.buffer_info()[0])
     return True
+
+
+def rows_words(
+    shared: Sequence[int], row: int, padded: tuple[int, int, int, int], order: int, packed: int, unpack: bool
+) -> "array[int]":
+    """The words of `Rows` in program.cpp; those of `ROWS_ADDRESSES` are addresses.
+
+    Args:
+        shared: the words of the threads and the packing.
+        row: bytes. padded: address, T, bytes from step to step and from row to row.
+        order, packed: addresses. unpack: whether rows go from there to the padded ones.
+    """
+    at, steps, apart, stride = padded
+    return array("q", (*shared, row, steps, order, at, apart, stride, packed, unpack))
+
+
+ROWS_ADDRESSES = (6, 7, 10, 11, 14)
 
 
 @lru_cache(maxsize=1)

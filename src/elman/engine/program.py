@@ -20,7 +20,7 @@ from torch import Tensor
 
 from elman.compiler import build
 from elman.engine import memory, threads
-from elman.engine.packing import STEPS, TOTAL, Packing, Ragged
+from elman.engine.packing import ROWS_ADDRESSES, STEPS, TOTAL, Packing, Ragged, rows_words
 
 REALS = {torch.float32: "float", torch.float64: "double"}
 
@@ -278,6 +278,19 @@ class Program:
         words = (*self._steps(), carried, width, source, to)
         self.call("copy", self.library.ends, array("q", words), (2, 3, 6, 7))
 
+    def rows(self, width: int, padded: int, stride: int, packed: int, unpack: bool) -> None:
+        """Copy rows between [T', B, *] in the caller's order and [N, width], as `Packing.move` does.
+
+        Args:
+            padded: the address of the columns there. stride: numbers from row to row there.
+        """
+        size = self.itemsize
+        shared = (*self.team(self.at_most(self._packing.total) * width), *self._steps())
+        order = 0 if self._packing.is_dense else self.given("order")
+        there = (padded, self._packing.steps, self._packing.batch * stride * size, stride * size)
+        words = rows_words(shared, width * size, there, order, packed, unpack)
+        self.call("copy", self.library.move, words, ROWS_ADDRESSES)
+
     def _steps(self) -> tuple[int, int, int, int]:
         """The words of a `Packing` in program.cpp."""
         return self._packing.steps, self._packing.batch, *self.sizes(self._packing)
@@ -391,6 +404,7 @@ class _Library:
         self.crew: tuple[int, int, int] = tuple((ctypes.c_int64 * 3).in_dll(library, "elman_crew"))
         self.copy, self.fill = address_of(library.elman_copy), address_of(library.elman_fill)
         self.before, self.ends = address_of(library.elman_before), address_of(library.elman_ends)
+        self.move = address_of(library.elman_rows)
 
 
 def library(dtype: torch.dtype) -> _Library:

@@ -17,7 +17,7 @@ from elman.engine.backward import Backward, backward_of
 from elman.engine.call import Direction, LayerCall
 from elman.engine.form import Form, Scene, form_of, tensors_of
 from elman.engine.forward import Forward, forward_of
-from elman.engine.packing import Packing, Ragged
+from elman.engine.packing import Packing
 
 
 class RaggedLayer:
@@ -72,23 +72,29 @@ class RaggedLayer:
         """The results, the packed input, and what each direction made."""
         x = packed(packing, tensors[0]) if self._enters else tensors[0].contiguous()
         given = [self.given(packing, index, x, tensors) for index in range(len(self._directions))]
-        programs = [direction.forward(packing) for direction in self._directions]
+        width = self._widths[0] * len(self._directions)
+        if self._leaves:
+            output = memory.empty_like(x, steps, packing.batch, width)
+            if steps > packing.steps:
+                output[packing.steps :].zero_()
+            for one in given:
+                one["output"] = output
+        programs = [direction.forward(packing, self._place(k)) for k, direction in enumerate(self._directions)]
         results = forward.run(packing, *zip(programs, given, strict=True))
         sequences, finals = [of_one[0] for of_one, _ in results], [of_one[1:] for of_one, _ in results]
         made = [{n: v for n, v in one.items() if not n.startswith("final.")} for _, one in results]
-        width = sum(v.shape[1] for v in sequences)
-        if self._leaves:
-            output = memory.empty_like(x, steps, packing.batch, width)
-            start = 0
-            for sequence in sequences:
-                packing.move(output[:, :, start : start + sequence.shape[1]], sequence.contiguous(), unpack=True)
-                start += sequence.shape[1]
-        elif len(sequences) == 1:
-            (output,) = sequences
-        else:
-            output = torch.cat(sequences, -1, out=memory.empty_like(x, packing.total, width))
+        if not self._leaves:
+            if len(sequences) == 1:
+                (output,) = sequences
+            else:
+                output = torch.cat(sequences, -1, out=memory.empty_like(x, packing.total, width))
         states = [_ordered(packing, [final[k] for final in finals]) for k in range(len(self._widths))]
         return [output, *states], x, made
+
+    def _place(self, index: int) -> tuple[int, int] | None:
+        """See `Form.output`."""
+        width = self._widths[0]
+        return (index * width, width * len(self._directions)) if self._leaves else None
 
     def given(self, packing: Packing, index: int, x: Tensor, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """What a direction is given, by name, of what `run` is given and the packed input."""
@@ -98,7 +104,7 @@ class RaggedLayer:
         if packing.order is not None:
             entries = [v.index_select(0, packing.order) for v in entries]
         found = dict(zip(direction.scene.names, (x, *own, *(v.contiguous() for v in entries)), strict=True))
-        found["sizes"], found["offsets"] = packing.sizes, packing.offsets
+        found["sizes"], found["offsets"], found["order"] = packing.sizes, packing.offsets, packing.rows
         return found
 
     def backward(
@@ -119,18 +125,19 @@ class RaggedLayer:
             over: for each direction, whether to write over what is kept; see `cpu.may_write_over`.
         """
         output, *finals = gradients
+        if output is not None and self._leaves:
+            output = output.contiguous()
         start, width, runs = 0, self._widths[0], []
         for index, direction in enumerate(self._directions):
             own: list[Tensor | None] = [None]
             if output is not None:
-                columns = output[..., start : start + width]
-                own = [packed(packing, columns) if self._leaves else columns]
+                own = [output if self._leaves else output[:, start : start + width]]
             start += width
             for final in finals:
                 entry = None if final is None else final[index]
                 own.append(entry if entry is None or packing.order is None else entry.index_select(0, packing.order))
             given = self.given(packing, index, x, tensors) | kept[index]
-            runs.append(direction.backward(packing, given, own, needed[0], over[index]))
+            runs.append(direction.backward(packing, given, own, needed[0], over[index], self._place(index)))
         parts = backward.run(packing, *runs)
         found: list[Tensor | None] = [None]
         if needed[0]:
@@ -173,16 +180,17 @@ class _Direction:
     def __init__(self, scene: Scene, form: Form) -> None:
         self.scene = scene
         self._form = form
-        self._forward: dict[Ragged, Forward] = {}
+        self._forward: dict[Any, Forward] = {}
         self._backward: dict[Any, Backward] = {}
 
-    def forward(self, packing: Packing) -> Forward:
-        """The program of a forward run."""
-        program = self._forward.get(packing.ragged)
+    def forward(self, packing: Packing, output: tuple[int, int] | None) -> Forward:
+        """The program of a forward run; see `Form.output`."""
+        key = (packing.ragged, output)
+        program = self._forward.get(key)
         if program is None:
-            program = forward_of(self._form._replace(packing=packing))
+            program = forward_of(self._form._replace(packing=packing, output=output))
             if program.form.packing.kept:
-                self._forward[packing.ragged] = program
+                self._forward[key] = program
         return program
 
     def backward(
@@ -192,6 +200,7 @@ class _Direction:
         gradients: Sequence[Tensor | None],
         through: bool,
         over: bool,
+        output: tuple[int, int] | None,
     ) -> tuple[Backward, dict[str, Tensor]]:
         """The program of a backward run, and what it is given."""
         strides: list[int | None] = []
@@ -199,14 +208,16 @@ class _Direction:
             if gradient is None:
                 strides.append(None)
                 continue
-            if k or gradient.stride(1) != 1:
+            if k or gradient.stride(-1) != 1:
                 gradient = gradient.contiguous()
             tensors[f"gradient.{k}"] = gradient
-            strides.append(gradient.stride(0))
-        key = (packing.ragged, *strides, through, over)
+            strides.append(gradient.stride(-2))
+        key = (packing.ragged, *strides, through, over, output)
         program = self._backward.get(key)
         if program is None:
-            form = self._form._replace(packing=packing, gradients=tuple(strides), through=through, over=over)
+            form = self._form._replace(
+                packing=packing, gradients=tuple(strides), through=through, over=over, output=output
+            )
             program = backward_of(form, tensors)
             if program.form.packing.kept:
                 self._backward[key] = program

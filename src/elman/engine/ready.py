@@ -27,12 +27,20 @@ class Ready:
 
     Args:
         call: one like those to come, which the cpu engine can run. It needs `fits`.
+        beside: whether the outputs of two directions are wanted side by side.
     """
 
-    def __init__(self, call: LayerCall) -> None:
+    def __init__(self, call: LayerCall, beside: bool) -> None:
         ((scenes, inputs),) = cpu.scenes_of(call, cpu.plan_of(call))
-        self.directions = [_Direction(call, *pair) for pair in zip(scenes, inputs, strict=True)]
-        self.packing, self.training = call.packing, scenes[0].training
+        packing, width = call.packing, call.layout.states[0][1]
+        whole = width * len(scenes)
+        self.directions = [
+            _Direction(call, scene, given, (k * width, whole) if beside else None)
+            for k, (scene, given) in enumerate(zip(scenes, inputs, strict=True))
+        ]
+        self.packing, self.training, self.width = packing, scenes[0].training, width
+        shape = (packing.steps, packing.batch, whole)
+        self.output = memory.Tensors([shape], call.input.dtype) if beside else None
 
     @staticmethod
     def fits(call: LayerCall) -> bool:
@@ -44,13 +52,16 @@ class Ready:
         return as_it_is and not (special or of_cell) and call.packing.is_dense and len(cpu.scenes_of(call, plan)) == 1
 
     def run(self, x: Tensor, own: Sequence[Tensor], draws: Draws) -> Sequence[Tensor]:
-        """Of each direction the sequence of the first state, [T, B, width], then the final states, [1, B, width] each.
+        """The sequences of the first state, [T, B, width], then each direction's final states, [1, B, width] each.
 
         Args:
             x: the input, [T, B, I].
             own: by `Scene.names`, what each direction is given beside the input: parameters, then states
                 [1, B, width]; with the strides of the call that this was made from.
             draws: for each direction and random choice, the table that `draws.rows` gives.
+
+        Returns:
+            One sequence for each direction, or one for both, side by side.
         """
         if self.training:
             return _Run.apply(self, draws, x, *own)  # type: ignore[no-untyped-call, no-any-return]
@@ -58,16 +69,33 @@ class Ready:
 
     def forward(self, x: Tensor, own: Sequence[Tensor], draws: Draws) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         """See `run`; and all that each direction made."""
-        results: list[Tensor] = []
+        outputs = [] if self.output is None else self.output.make()
+        finals: list[Tensor] = []
         runs: list[Run] = []
         all_made: list[dict[str, Tensor]] = []
         for direction, given in zip(self.directions, self.by_name(x, own, draws), strict=True):
             made = direction.make()
-            results += direction.results(made)
+            if self.output is None:
+                outputs.append(direction.sequence(made))
+            else:
+                given["output"] = outputs[0]
+            finals += direction.finals(made)
             runs.append((direction.program, given, made))
             all_made.append(made)
         run_all(self.packing, *runs)
-        return results, all_made
+        return [*outputs, *finals], all_made
+
+    def gradients(self, given: Sequence[Tensor | None]) -> list[list[Tensor | None]]:
+        """Of each direction those of its sequence and its final states, from those of what `run` gives."""
+        count, width = len(self.directions), self.width
+        if self.output is None:
+            outputs, finals = list(given[:count]), given[count:]
+        else:
+            whole, *finals = given
+            columns = [(k * width, (k + 1) * width) for k in range(count)]
+            outputs = [None if whole is None else whole[..., start:end] for start, end in columns]
+        each = len(finals) // count
+        return [[output, *finals[k * each : (k + 1) * each]] for k, output in enumerate(outputs)]
 
     def by_name(self, x: Tensor, own: Sequence[Tensor], draws: Draws) -> Sequence[dict[str, Tensor]]:
         """What each direction is given, by name."""
@@ -86,8 +114,10 @@ class Ready:
 class _Direction:
     """One direction of a layer, and its programs."""
 
-    def __init__(self, call: LayerCall, scene: Scene, inputs: Mapping[str, Tensor]) -> None:
-        self._form = form_of(scene, tensors_of(scene, inputs))
+    def __init__(
+        self, call: LayerCall, scene: Scene, inputs: Mapping[str, Tensor], output: tuple[int, int] | None
+    ) -> None:
+        self._form = form_of(scene, tensors_of(scene, inputs))._replace(output=output)
         # Of the call only what all such calls have in common.
         scene.call = replace(call, input=call.input.new_empty(0, call.input.shape[1]), directions=())
         scene.draws = {}
@@ -109,12 +139,14 @@ class _Direction:
         """All that a forward run makes, before it has written it."""
         return dict(zip(self._made, self._tensors.make(), strict=True))
 
-    def results(self, made: Mapping[str, Tensor]) -> list[Tensor]:
-        """Of it, what `Ready.run` gives."""
-        sequence = made[self._saves[0]]
-        if self._whole:
-            sequence = sequence.narrow(0, 0 if self.scene.reverse else 1, self._steps)
-        return [sequence, *[made[name] for name in self._finals]]
+    def sequence(self, made: Mapping[str, Tensor]) -> Tensor:
+        """Of it, the sequence of the first state."""
+        found = made[self._saves[0]]
+        return found.narrow(0, 0 if self.scene.reverse else 1, self._steps) if self._whole else found
+
+    def finals(self, made: Mapping[str, Tensor]) -> list[Tensor]:
+        """Of it, the final states."""
+        return [made[name] for name in self._finals]
 
     def kept(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of it, what backward needs."""
@@ -127,7 +159,7 @@ class _Direction:
 
         Args:
             given: what the forward run was given, and `kept`.
-            gradients: of `results`.
+            gradients: of the sequence and the final states.
             through: whether the input's is wanted.
             over: whether to write over what is kept; see `cpu.may_write_over`.
         """
@@ -177,12 +209,13 @@ class _Run(torch.autograd.Function):
         directions, saved = ready.directions, iter(ctx.saved_tensors)
         x = next(saved)
         own = [next(saved) for direction in directions for _ in range(direction.count)]
-        each = len(gradients) // len(directions)
         again = torch.is_grad_enabled()
         found: list[dict[str, Any]] = [{} for _ in directions]
         runs, used = [], []
-        for k, given in enumerate(ready.by_name(x, own, ctx.draws)):
-            direction, wanted = directions[k], gradients[k * each : (k + 1) * each]
+        for k, (given, wanted) in enumerate(
+            zip(ready.by_name(x, own, ctx.draws), ready.gradients(gradients), strict=True)
+        ):
+            direction = directions[k]
             kept = {name: next(saved) for name in ctx.names[k]}
             if all(g is None for g in wanted):
                 continue

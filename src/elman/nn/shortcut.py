@@ -152,7 +152,8 @@ class _Route(_Way):
     def __init__(self, module: "Recurrent", calls: list[LayerCall]) -> None:
         super().__init__(module, calls)
         self._packing = calls[0].packing
-        self._levels = [Ready(call) for call in calls]
+        self._beside = self._stack.directions == 2 and self._stack.options.merge == "concatenate"
+        self._levels = [Ready(call, self._beside) for call in calls]
         self._whole = self._places == 1
         self._read_once = self._stack.directions == 1 and self._stack.wiring.plain
 
@@ -190,10 +191,9 @@ class _Route(_Way):
                 start += len(slots)
                 place += 1
             results = ready.run(x, given, draws)
-            each = 1 + len(self._states)
-            outputs = list(results[::each])
-            finals += [results[at + 1 : at + each] for at in range(0, len(results), each)]
-            output = merged(outputs, stack.options.merge)
+            count, each = 1 if self._beside else stack.directions, len(self._states)
+            output = merged(results[:count], stack.options.merge)
+            finals += [results[at : at + each] for at in range(count, len(results), each)]
             x = output if wiring.trivial else wiring.leave(level, x, output, packing, noise, named)
         last = finals[0] if self._whole else [torch.cat(entry) for entry in zip(*finals, strict=True)]
         return (x.transpose(0, 1) if module.batch_first else x), self._state(last)
