@@ -47,6 +47,7 @@ class Form(NamedTuple):
         over: whether a backward run may write over what the forward run saved.
         output: where the first state's sequence is wanted too: the first column and the width of the caller's
             [T, B, width]; in a backward run its gradient comes like that, unless batches are dense.
+        enters: where the input is the caller's [T, B, I], numbers from step to step and from row to row there.
     """
 
     plan: Plan
@@ -64,6 +65,7 @@ class Form(NamedTuple):
     through: bool = False
     over: bool = False
     output: tuple[int, int] | None = None
+    enters: tuple[int, int] | None = None
 
 
 # The rows from which matrices are read by so many at a time that they may come from afar.

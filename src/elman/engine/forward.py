@@ -55,7 +55,7 @@ class Forward(Written):
             entry, width = self.layout.states[0]
             start, whole = form.output
             columns, packed = program.given("output") + start * self.itemsize, self.first_output(width)
-            program.rows(width, columns, whole, sequences[entry.name] + packed, unpack=True)
+            program.rows(width, columns, self.batch * whole, whole, sequences[entry.name] + packed, unpack=True)
 
     def inputs(self) -> dict[str, Matrix]:
         """See `Written.inputs`."""
@@ -68,7 +68,7 @@ class Forward(Written):
             found[f"x.{gate}"] = (self.parameter("weight_ih", rows.start), rows.stop - rows.start, columns, columns)
             bias = self.parameter("bias_ih", rows.start) if layout.input_bias else none
             self.table.place(f"x.{gate}", bias, 0, Kind.UNITS)
-        self.table.place("input", self.program.given("input"), columns, Kind.STEP)
+        self.table.place("input", self.input, columns, Kind.STEP)
         return found
 
     def _sequence(self, entry: StateEntry, width: int) -> int:
@@ -89,8 +89,8 @@ class Forward(Written):
     def _stretches(self) -> None:
         """Stretch by stretch of time, the products with the input, then the loop."""
         program, size = self.program, self.itemsize
-        columns, strides = self.layout.input_size, self.form.strides
-        x, biased = program.given("input"), self.layout.input_bias
+        columns, strides = self.layout.input_size, self.input_strides
+        x, biased = self.input, self.layout.input_bias
         stretches = self.stretches(self.gates_width * size, backward=False)
         longest = max(entries.stop - entries.start for _, entries in stretches)
         memory = [self.kept[b] if b.kept else program.numbers(longest, b.width) for b in self.blocks]

@@ -72,8 +72,8 @@ class Products:
                 else:
                     self._add_due(group, d, run.due[entries.start], operand, target, add)
                     self._begun.add(number)
-        strides = run.form.strides
-        start = self._program.given("input") + entries.start * strides[0] * self._size
+        strides = run.input_strides
+        start = run.input + entries.start * strides[0] * self._size
         for k, block in enumerate(run.blocks):
             number, width = -1 - k, block.width
             target = self._target(number, None, width, self._columns, block.start)
@@ -241,7 +241,7 @@ class Products:
         elif kind == "state":
             start = run.sequences[rest] + (run.batch * width * size if run.form.reverse else 0)
         elif kind == "raw":
-            start, strides = program.given("input"), run.form.strides
+            start, strides = run.input, run.input_strides
         else:
             start = program.given(node.name)
         return start + first * strides[0] * size, strides[0], strides[1], width

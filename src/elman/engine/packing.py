@@ -218,15 +218,17 @@ class Packing:
         """`order` where there is one, else [B] int64 of the caller's order, on the CPU."""
         return torch.arange(self.batch) if self.order is None else self.order.cpu()
 
-    def move(self, padded: Tensor, packed: Tensor, unpack: bool) -> None:
+    def move(self, padded: Tensor, packed: Tensor, more: Tensor | None = None, *, unpack: bool) -> None:
         """Copy the rows of [T, B, *] to those of [N, *], or back with zeros past each row's length.
 
         Args:
             padded: each row contiguous, the rows of all steps at equal distances. packed: contiguous.
+            more: as `packed`, to add to it on the way back.
         """
-        if _copied(self, self.order, padded, packed, unpack):
+        if _copied(self, self.order, padded, packed, unpack, more):
             return
         if unpack:
+            packed = packed if more is None else packed + more
             padded.zero_().flatten(0, 1).index_copy_(0, self._padded_places, packed)
         else:
             torch.index_select(padded.flatten(0, 1), 0, self._padded_places, out=packed)
@@ -307,9 +309,11 @@ def _integers(values: Sequence[int]) -> Tensor:
     return torch.frombuffer(array("q", values), dtype=torch.int64)
 
 
-def _copied(packing: Packing, order: Tensor | None, padded: Tensor, packed: Tensor, unpack: bool) -> bool:
+def _copied(
+    packing: Packing, order: Tensor | None, padded: Tensor, packed: Tensor, unpack: bool, more: Tensor | None = None
+) -> bool:
     """Copy rows as `Packing.move` does, in compiled code; whether there is such."""
-    job = _rows_function() if padded.is_cpu else None
+    job = _rows_function(torch.float32 if more is None else more.dtype) if padded.is_cpu else None
     if job is None:
         return False
     size = padded.dtype.itemsize
@@ -320,34 +324,41 @@ def _copied(packing: Packing, order: Tensor | None, padded: Tensor, packed: Tens
         0 if order is None else order.data_ptr(),
         packed.data_ptr(),
         unpack,
+        0 if more is None else more.data_ptr(),
     )
     job(words.buffer_info()[0])
     return True
 
 
 def rows_words(
-    shared: Sequence[int], row: int, padded: tuple[int, int, int, int], order: int, packed: int, unpack: bool
+    shared: Sequence[int],
+    row: int,
+    padded: tuple[int, int, int, int],
+    order: int,
+    packed: int,
+    unpack: bool,
+    more: int = 0,
 ) -> "array[int]":
     """The words of `Rows` in program.cpp; those of `ROWS_ADDRESSES` are addresses.
 
     Args:
         shared: the words of the threads and the packing.
         row: bytes. padded: address, T, bytes from step to step and from row to row.
-        order, packed: addresses. unpack: whether rows go from there to the padded ones.
+        order, packed, more: addresses. unpack: whether rows go from there to the padded ones.
     """
     at, steps, apart, stride = padded
-    return array("q", (*shared, row, steps, order, at, apart, stride, packed, unpack))
+    return array("q", (*shared, row, steps, order, at, apart, stride, packed, unpack, more))
 
 
-ROWS_ADDRESSES = (6, 7, 10, 11, 14)
+ROWS_ADDRESSES = (6, 7, 10, 11, 14, 16)
 
 
-@lru_cache(maxsize=1)
-def _rows_function() -> Any:
-    """The compiled function that moves rows, or None where nothing can be compiled."""
+@lru_cache(maxsize=4)
+def _rows_function(dtype: torch.dtype) -> Any:
+    """The compiled function that moves rows, and adds those of a dtype; None where nothing can be compiled."""
     from elman.engine.program import library
 
     try:
-        return library(torch.float32).rows
+        return library(dtype).rows
     except build.BuildError:
         return None  # the layers say so

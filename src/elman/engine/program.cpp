@@ -165,6 +165,7 @@ struct Rows {
     int64_t step_stride, row_stride;  // bytes
     char *packed;
     int64_t unpack;
+    const char *more;      // null, or as `packed`: to be added on the way back
 };
 static void rows(const Rows &j, int64_t thread, int64_t team) {
     const Packing &p = j.packing;
@@ -187,8 +188,12 @@ static void rows(const Rows &j, int64_t thread, int64_t team) {
                 memset(padded, 0, j.bytes);
                 continue;
             }
-            char *packed = j.packed + (p.offsets[t] + row) * j.bytes;
-            if (j.unpack) memcpy(padded, packed, j.bytes);
+            const int64_t at = (p.offsets[t] + row) * j.bytes;
+            char *packed = j.packed + at;
+            if (j.more)
+                for (int64_t i = 0; i < j.bytes / (int64_t)sizeof(real); ++i)
+                    ((real *)padded)[i] = ((const real *)packed)[i] + ((const real *)(j.more + at))[i];
+            else if (j.unpack) memcpy(padded, packed, j.bytes);
             else memcpy(packed, padded, j.bytes);
         }
     }

@@ -278,16 +278,16 @@ class Program:
         words = (*self._steps(), carried, width, source, to)
         self.call("copy", self.library.ends, array("q", words), (2, 3, 6, 7))
 
-    def rows(self, width: int, padded: int, stride: int, packed: int, unpack: bool) -> None:
+    def rows(self, width: int, padded: int, apart: int, stride: int, packed: int, unpack: bool) -> None:
         """Copy rows between [T', B, *] in the caller's order and [N, width], as `Packing.move` does.
 
         Args:
-            padded: the address of the columns there. stride: numbers from row to row there.
+            padded: the address of the columns there. apart, stride: numbers from step to step and row to row there.
         """
         size = self.itemsize
         shared = (*self.team(self.at_most(self._packing.total) * width), *self._steps())
         order = 0 if self._packing.is_dense else self.given("order")
-        there = (padded, self._packing.steps, self._packing.batch * stride * size, stride * size)
+        there = (padded, self._packing.steps, apart * size, stride * size)
         words = rows_words(shared, width * size, there, order, packed, unpack)
         self.call("copy", self.library.move, words, ROWS_ADDRESSES)
 

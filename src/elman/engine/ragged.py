@@ -5,7 +5,7 @@ Here rows go from the caller's [T, B, *] to packed ones and back within one oper
 the highest; the directions' outputs are written side by side, and final states where the caller wants them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -69,8 +69,9 @@ class RaggedLayer:
     def forward(
         self, packing: Packing, steps: int, tensors: Sequence[Tensor]
     ) -> tuple[list[Tensor], Tensor, list[dict[str, Tensor]]]:
-        """The results, the packed input, and what each direction made."""
-        x = packed(packing, tensors[0]) if self._enters else tensors[0].contiguous()
+        """The results, the input as programs read it, and what each direction made."""
+        x = tensors[0]
+        x = x if x.is_contiguous() or (self._enters and x.stride(2) == 1) else x.contiguous()
         given = [self.given(packing, index, x, tensors) for index in range(len(self._directions))]
         width = self._widths[0] * len(self._directions)
         if self._leaves:
@@ -79,7 +80,10 @@ class RaggedLayer:
                 output[packing.steps :].zero_()
             for one in given:
                 one["output"] = output
-        programs = [direction.forward(packing, self._place(k)) for k, direction in enumerate(self._directions)]
+        programs = [
+            one.forward(packing, output=self._place(k), enters=self._entering(x))
+            for k, one in enumerate(self._directions)
+        ]
         results = forward.run(packing, *zip(programs, given, strict=True))
         sequences, finals = [of_one[0] for of_one, _ in results], [of_one[1:] for of_one, _ in results]
         made = [{n: v for n, v in one.items() if not n.startswith("final.")} for _, one in results]
@@ -96,8 +100,12 @@ class RaggedLayer:
         width = self._widths[0]
         return (index * width, width * len(self._directions)) if self._leaves else None
 
+    def _entering(self, x: Tensor) -> tuple[int, int] | None:
+        """See `Form.enters`."""
+        return (x.stride(0), x.stride(1)) if self._enters else None
+
     def given(self, packing: Packing, index: int, x: Tensor, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What a direction is given, by name, of what `run` is given and the packed input."""
+        """What a direction is given, by name, of what `run` is given; `x` is the input as programs read it."""
         direction, count = self._directions[index], self._parameters
         own = tensors[1 + index * count : 1 + (index + 1) * count]
         entries = [v[index] for v in tensors[1 + len(self._directions) * count :]]
@@ -137,13 +145,16 @@ class RaggedLayer:
                 entry = None if final is None else final[index]
                 own.append(entry if entry is None or packing.order is None else entry.index_select(0, packing.order))
             given = self.given(packing, index, x, tensors) | kept[index]
-            runs.append(direction.backward(packing, given, own, needed[0], over[index], self._place(index)))
+            form = {"output": self._place(index), "enters": self._entering(x)}
+            runs.append(direction.backward(packing, given, own, through=needed[0], over=over[index], **form))
         parts = backward.run(packing, *runs)
         found: list[Tensor | None] = [None]
         if needed[0]:
-            cpu.sum_of_inputs(parts, in_place=True)
-            total = parts[0]["input"]
-            found = [unpacked(packing, total, tensors[0].shape[0]) if self._enters else total]
+            if self._enters:
+                found = [_unpacked(packing, [part["input"] for part in parts], len(x))]
+            else:
+                cpu.sum_of_inputs(parts, in_place=True)
+                found = [parts[0]["input"]]
         for part, direction in zip(parts, self._directions, strict=True):
             found += [part.get(name) for name in direction.scene.names[1 : 1 + self._parameters]]
         for k in range(len(tensors) - len(found)):
@@ -180,29 +191,17 @@ class _Direction:
     def __init__(self, scene: Scene, form: Form) -> None:
         self.scene = scene
         self._form = form
-        self._forward: dict[Any, Forward] = {}
-        self._backward: dict[Any, Backward] = {}
+        self._programs: dict[Any, Any] = {}
 
-    def forward(self, packing: Packing, output: tuple[int, int] | None) -> Forward:
-        """The program of a forward run; see `Form.output`."""
-        key = (packing.ragged, output)
-        program = self._forward.get(key)
-        if program is None:
-            program = forward_of(self._form._replace(packing=packing, output=output))
-            if program.form.packing.kept:
-                self._forward[key] = program
-        return program
+    def forward(self, packing: Packing, **special: Any) -> Forward:
+        """The program of a forward run, whose form differs in so far from the layer's."""
+        found: Forward = self._kept(packing, forward_of, special)
+        return found
 
     def backward(
-        self,
-        packing: Packing,
-        tensors: dict[str, Tensor],
-        gradients: Sequence[Tensor | None],
-        through: bool,
-        over: bool,
-        output: tuple[int, int] | None,
+        self, packing: Packing, tensors: dict[str, Tensor], gradients: Sequence[Tensor | None], **special: Any
     ) -> tuple[Backward, dict[str, Tensor]]:
-        """The program of a backward run, and what it is given."""
+        """The program of a backward run, and what it is given; see `forward`."""
         strides: list[int | None] = []
         for k, gradient in enumerate(gradients):
             if gradient is None:
@@ -212,16 +211,17 @@ class _Direction:
                 gradient = gradient.contiguous()
             tensors[f"gradient.{k}"] = gradient
             strides.append(gradient.stride(-2))
-        key = (packing.ragged, *strides, through, over, output)
-        program = self._backward.get(key)
+        special["gradients"] = tuple(strides)
+        return self._kept(packing, lambda form: backward_of(form, tensors), special), tensors
+
+    def _kept(self, packing: Packing, written: Callable[[Form], Any], special: dict[str, Any]) -> Any:
+        key = (packing.ragged, *special.values())
+        program = self._programs.get(key)
         if program is None:
-            form = self._form._replace(
-                packing=packing, gradients=tuple(strides), through=through, over=over, output=output
-            )
-            program = backward_of(form, tensors)
+            program = written(self._form._replace(packing=packing, **special))
             if program.form.packing.kept:
-                self._backward[key] = program
-        return program, tensors
+                self._programs[key] = program
+        return program
 
 
 class _Run(torch.autograd.Function):
@@ -252,19 +252,10 @@ class _Run(torch.autograd.Function):
         return (None, None, None, *found)
 
 
-def packed(packing: Packing, padded: Tensor) -> Tensor:
-    """[T, B, width] in the caller's order to [N, width]; no gradients."""
-    if not padded[:1, :1].is_contiguous():
-        padded = padded.contiguous()
-    found = memory.empty_like(padded, packing.total, padded.shape[2])
-    packing.move(padded, found, unpack=False)
-    return found
-
-
-def unpacked(packing: Packing, rows: Tensor, steps: int) -> Tensor:
-    """[N, width] to [T, B, width] in the caller's order, zero past each row's length; no gradients."""
-    found = memory.empty_like(rows, steps, packing.batch, rows.shape[1])
-    packing.move(found, rows.contiguous(), unpack=True)
+def _unpacked(packing: Packing, parts: Sequence[Tensor], steps: int) -> Tensor:
+    """The sum of one or two [N, width] as [T, B, width] in the caller's order, zero past each row's length."""
+    found = memory.empty_like(parts[0], steps, packing.batch, parts[0].shape[1])
+    packing.move(found, *(part.contiguous() for part in parts), unpack=True)
     return found
 
 

@@ -57,6 +57,7 @@ class Written:
 
     Attributes:
         program: where the jobs are written down.
+        input, input_strides: where the input's packed rows are, and their strides.
         table: of the kernel.
         within: whether a forward kernel multiplies by the input itself; see `multiplies_within`.
         slots: for gates the node that is saved over their product with the input; see `Plan.slots`.
@@ -80,6 +81,7 @@ class Written:
         self.gates_width = gates_width(plan.layout)
         self.clock = clock_runs(plan)
         self.program = Program(form.dtype, form.packing, form.workers, form.abreast)
+        self.input, self.input_strides = self._packed_input()
         self.table = Table(kernel, form.dtype, self.batch, self.program, form.workers)
         self.resets = "reset" in form.names
         self.within = multiplies_within(form)
@@ -88,6 +90,15 @@ class Written:
         self.slots = plan.slots if form.training and not self.within else {}
         self.blocks = _blocks(self.layout, frozenset(self.slots))
         self.kept: dict[Block, int] = {}  # where the rows of blocks are that stay
+
+    def _packed_input(self) -> tuple[int, tuple[int, ...]]:
+        """The address of the input's packed rows, and their strides."""
+        form, program, columns = self.form, self.program, self.layout.input_size
+        if form.enters is None:
+            return program.given("input"), form.strides
+        rows = program.numbers(self.total, columns)
+        program.rows(columns, program.given("input"), *form.enters, rows, unpack=False)
+        return rows, (columns, 1)
 
     def prepare(self, backward: bool) -> None:
         """Make the kernel ready to run."""
@@ -198,7 +209,8 @@ class Written:
         for n in self.form.names:
             key = "raw" if n == "input" else n
             if n.partition(".")[0] in ("extra", "below", "input") and key in self.table:
-                self.table.place(key, self.program.given(n), self.kernel.buffers[key], Kind.STEP)
+                at = self.input if n == "input" else self.program.given(n)
+                self.table.place(key, at, self.kernel.buffers[key], Kind.STEP)
 
 
 _RUNS = 64  # of units that a kernel can tell apart by their periods
