@@ -11,7 +11,7 @@ from torch import Tensor
 import elman
 from elman.engine import backward, forward, program
 from elman.engine.packing import Packing
-from elman.engine.program import Program, run_all
+from elman.engine.program import Program, Source, run_all
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,7 @@ def test_a_ragged_program_serves_any_lengths(reverse: bool) -> None:
     rows, last = written.result("rows", ragged.total, 3), written.result("last", 4, 3)
     written.call("copy", written.library.copy, array("q", (rows, before, 4)), (0, 1))  # one number: of the first row
     if not reverse:
-        written.ends(False, 3, sequence, last)
+        written.ends(Source.SEQUENCE, 3, sequence, last)
     for packing in batches:
         given = torch.randn(4 + packing.total, 3)
         reset = torch.rand(packing.total) < 0.5

@@ -13,7 +13,7 @@ from elman.engine.form import Form, gates_width, widened
 from elman.engine.gradients import Products
 from elman.engine.kernel import Kind, chunks
 from elman.engine.packing import Packing
-from elman.engine.program import run_all
+from elman.engine.program import Source, run_all
 from elman.engine.written import Block, Written, clock_runs
 
 
@@ -65,7 +65,7 @@ class Backward(Written):
         if form.reverse and not self.packing.is_dense:
             for n, carry in self.handed.items():
                 width = self.widths[n]
-                program.ends(True, width, carry, program.result(f"d.state.{n}", self.batch, width))
+                program.ends(Source.CARRIED, width, carry, program.result(f"d.state.{n}", self.batch, width))
 
     def _flows(self) -> None:
         """Give the table the gradients that enter from outside, and memory for those handed from step to step."""

@@ -47,6 +47,8 @@ class Form(NamedTuple):
         over: whether a backward run may write over what the forward run saved.
         output: where the first state's sequence is wanted too: the first column and the width of the caller's
             [T, B, width]; in a backward run its gradient comes like that, unless batches are dense.
+        finals: where final states are wanted in the caller's order, and not in packed order: the place of this
+            direction in [directions, B, width].
         enters: where the input is the caller's [T, B, I], numbers from step to step and from row to row there.
     """
 
@@ -65,6 +67,7 @@ class Form(NamedTuple):
     through: bool = False
     over: bool = False
     output: tuple[int, int] | None = None
+    finals: int | None = None
     enters: tuple[int, int] | None = None
 
 

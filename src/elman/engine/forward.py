@@ -11,7 +11,7 @@ from elman.engine.form import Form, gates_width, widened
 from elman.engine.kernel import Kind
 from elman.engine.packing import Packing
 from elman.engine.products import Matrix
-from elman.engine.program import run_all
+from elman.engine.program import Source, run_all
 from elman.engine.written import Written
 
 
@@ -45,12 +45,17 @@ class Forward(Written):
         else:
             self.table.run(slice(0, self.packing.steps))
         for n, width in self.widths.items():
+            if form.finals is not None:
+                how = Source.STANDING if form.reverse else Source.SEQUENCE
+                to = program.given(f"ends.{n}") + form.finals * self.batch * width * self.itemsize
+                program.ends(how, width, sequences[n], to, ordered=True)
+                continue
             final = program.result(f"final.{n}", self.batch, width)
             if self.packing.is_dense or form.reverse:
                 last = 0 if form.reverse else self.total * width * self.itemsize
                 program.copy(final, sequences[n] + last, self.batch * width)
             else:
-                program.ends(False, width, sequences[n], final)
+                program.ends(Source.SEQUENCE, width, sequences[n], final)
         if form.output is not None:
             entry, width = self.layout.states[0]
             start, whole = form.output
@@ -117,12 +122,13 @@ class Forward(Written):
             self.table.run(steps)
 
     def results(self, made: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """The wanted sequences, [N, width] each, then the final states, [B, width], of what was made."""
+        """The wanted sequences, [N, width] each, then the final states that were made, [B, width]."""
         sequences, finals = [], []
         for k, (entry, _) in enumerate(self.layout.states):
             sequence = made[f"sequence.{entry.name}"]
-            final = made[f"final.{entry.name}"]
-            finals.append(final if entry.dtype == "float" else final.to(torch.int64))
+            if self.form.finals is None:
+                final = made[f"final.{entry.name}"]
+                finals.append(final if entry.dtype == "float" else final.to(torch.int64))
             if k < self.form.wanted:
                 if self.whole:
                     sequence = sequence[: -self.batch] if self.form.reverse else sequence[self.batch :]

@@ -134,21 +134,26 @@ static void before(const Before &j, int64_t thread, int64_t team) {
 EXPORT int elman_before(Before *job) { return shared_out<Before, before>(job); }
 
 // Of each row what belongs to its last step, [batch, width].
+enum Source : int64_t {
+    SEQUENCE,  // of a state, with the initial state first
+    CARRIED,   // [2, batch, width], by the parity of lengths
+    STANDING,  // [batch, width]
+};
 struct Ends {
     Packing packing;
-    int64_t carried;   // whether the source is a carry, [2, batch, width], by the parity of lengths; else it is a
-                       // state's sequence with the initial state first
+    Source source;
     int64_t width;
     const real *from;
     real *to;
+    const int64_t *order;  // null, or [batch]: the row of the result that each packed one is
 };
 EXPORT int elman_ends(const Ends *job) {
     const Ends &j = *job;
     const Packing &p = j.packing;
     for (int64_t t = 0; t < p.steps; ++t) {
-        const int64_t first = t + 1 < p.steps ? p.sizes[t + 1] : 0, rows = p.sizes[t] - first;
-        const int64_t start = (j.carried ? (t + 1) % 2 * p.batch : p.batch + p.offsets[t]) + first;
-        memcpy(j.to + first * j.width, j.from + start * j.width, rows * j.width * sizeof(real));
+        const int64_t begin = j.source == SEQUENCE ? p.batch + p.offsets[t] : j.source == CARRIED ? (t + 1) % 2 * p.batch : 0;
+        for (int64_t row = t + 1 < p.steps ? p.sizes[t + 1] : 0; row < p.sizes[t]; ++row)
+            memcpy(j.to + (j.order ? j.order[row] : row) * j.width, j.from + (begin + row) * j.width, j.width * sizeof(real));
     }
     return 0;
 }

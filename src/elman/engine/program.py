@@ -12,6 +12,7 @@ import struct
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -34,6 +35,15 @@ _ALIKE, _APART = 1 << 11, 13 * _LINE  # as in memory.cpp
 _OFFSET_BITS = 44  # see program.cpp
 _ZERO_OFFSET = 1 << 43
 _SCRATCH, _WORDS, _FIRST = 1, 2, 3  # regions; an address of 0 is none
+
+
+class Source(IntEnum):
+    """Where `Program.ends` finds it: in a state's sequence with the initial state first; in a carry, [2, B, width], by
+    the parity of the row's length; in [B, width]. As in program.cpp."""
+
+    SEQUENCE = 0
+    CARRIED = 1
+    STANDING = 2
 
 
 class Sink(Protocol):
@@ -273,10 +283,10 @@ class Program:
         self.call("copy", self.library.before, array("q", words), (6, 7, 12, 13, 14, 15))
         return to
 
-    def ends(self, carried: bool, width: int, source: int, to: int) -> None:
-        """Write of each row what belongs to its last step, [B, width], from a sequence or a carry."""
-        words = (*self._steps(), carried, width, source, to)
-        self.call("copy", self.library.ends, array("q", words), (2, 3, 6, 7))
+    def ends(self, how: "Source", width: int, source: int, to: int, ordered: bool = False) -> None:
+        """Write of each row what belongs to its last step, [B, width]; where `ordered` in the caller's order."""
+        words = (*self._steps(), how, width, source, to, self.given("order") if ordered else 0)
+        self.call("copy", self.library.ends, array("q", words), (2, 3, 6, 7, 8))
 
     def rows(self, width: int, padded: int, apart: int, stride: int, packed: int, unpack: bool) -> None:
         """Copy rows between [T', B, *] in the caller's order and [N, width], as `Packing.move` does.

@@ -19,6 +19,8 @@ from elman.engine.form import Form, Scene, form_of, tensors_of
 from elman.engine.forward import Forward, forward_of
 from elman.engine.packing import Packing
 
+_KEPT = 64  # sizes of results
+
 
 class RaggedLayer:
     """Runs of one layer on batches of one number of rows, whose lengths may differ from run to run.
@@ -39,6 +41,11 @@ class RaggedLayer:
             scene.call = replace(call, input=call.input.new_empty(0, call.input.shape[1]), directions=())
             self._directions.append(_Direction(scene, form))
         self._widths = [width for _, width in call.layout.states]
+        self._wanted = [f"ends.{entry.name}" for entry, _ in call.layout.states]
+        if leaves or len(scenes) > 1:
+            self._wanted = ["output", *self._wanted]
+        self._batch, self._dtype = call.packing.batch, call.input.dtype
+        self._tensors: dict[int, memory.Tensors] = {}
         self._parameters = len(call.layout.parameters)
         self._training = scenes[0].training
 
@@ -73,27 +80,34 @@ class RaggedLayer:
         x = tensors[0]
         x = x if x.is_contiguous() or (self._enters and x.stride(2) == 1) else x.contiguous()
         given = [self.given(packing, index, x, tensors) for index in range(len(self._directions))]
-        width = self._widths[0] * len(self._directions)
-        if self._leaves:
-            output = memory.empty_like(x, steps, packing.batch, width)
-            if steps > packing.steps:
-                output[packing.steps :].zero_()
-            for one in given:
-                one["output"] = output
+        results = self._results(steps if self._leaves else packing.total).make()
+        wanted = dict(zip(self._wanted, results, strict=True))
+        if self._leaves and steps > packing.steps:
+            wanted["output"][packing.steps :].zero_()
+        for one in given:
+            one |= wanted
         programs = [
-            one.forward(packing, output=self._place(k), enters=self._entering(x))
+            one.forward(packing, output=self._place(k), finals=k, enters=self._entering(x))
             for k, one in enumerate(self._directions)
         ]
-        results = forward.run(packing, *zip(programs, given, strict=True))
-        sequences, finals = [of_one[0] for of_one, _ in results], [of_one[1:] for of_one, _ in results]
-        made = [{n: v for n, v in one.items() if not n.startswith("final.")} for _, one in results]
-        if not self._leaves:
-            if len(sequences) == 1:
-                (output,) = sequences
-            else:
-                output = torch.cat(sequences, -1, out=memory.empty_like(x, packing.total, width))
-        states = [_ordered(packing, [final[k] for final in finals]) for k in range(len(self._widths))]
-        return [output, *states], x, made
+        found = forward.run(packing, *zip(programs, given, strict=True))
+        sequences = [sequence for (sequence,), _ in found]
+        if not self._leaves and len(sequences) > 1:
+            torch.cat(sequences, -1, out=wanted["output"])
+        if "output" not in wanted:
+            results = [*sequences, *results]
+        return results, x, [made for _, made in found]
+
+    def _results(self, rows: int) -> memory.Tensors:
+        """What makes `_wanted`; an output has [rows, B], or so many packed rows."""
+        if rows not in self._tensors:
+            if len(self._tensors) >= _KEPT:
+                self._tensors.clear()
+            count, batch = len(self._directions), self._batch
+            output = (rows, *((batch,) if self._leaves else ()), self._widths[0] * count)
+            shapes = [(count, batch, width) for width in self._widths]
+            self._tensors[rows] = memory.Tensors([output, *shapes] if "output" in self._wanted else shapes, self._dtype)
+        return self._tensors[rows]
 
     def _place(self, index: int) -> tuple[int, int] | None:
         """See `Form.output`."""
