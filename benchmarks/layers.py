@@ -298,6 +298,34 @@ def bench_clock(seconds: float) -> None:
     table(["", "time ÷ dense time"], rows)
 
 
+TWO_DIRECTIONS = ((1, 128, 128, 128), (8, 64, 256, 256), (16, 64, 128, 128), (32, 60, 100, 200), (64, 64, 512, 512))
+
+
+def bench_directions(seconds: float) -> None:
+    """Layers of two directions."""
+    print("\n## Two directions")
+    rows = []
+    for kind, (ours, theirs, _) in PAIRS.items():
+        for batch, steps, inputs, hidden in TWO_DIRECTIONS:
+            a, b = ours(inputs, hidden, bidirectional=True), theirs(inputs, hidden, bidirectional=True)
+            one = ours(inputs, hidden)
+            x = torch.randn(steps, batch, inputs, requires_grad=True)
+            row: list[object] = [kind, f"{batch}, {steps}, {inputs}, {hidden}"]
+            for way in (forward, training):
+                mine, peer, single = medians([way(a, x), way(b, x), way(one, x)], seconds)
+                row += [peer / mine, mine / single / 2]
+            rows.append(row)
+    head = [
+        "layer",
+        "B, T, I, H",
+        "forward ×",
+        "÷ 2 layers of one direction",
+        "training ×",
+        "÷ 2 layers of one direction",
+    ]
+    table(head, rows)
+
+
 def bench_lengths(seconds: float) -> None:
     """Batches of unequal lengths."""
     print("\n## Variable lengths (bidirectional, training, B = 32, T = 60, I = 100, H = 200)")
@@ -500,6 +528,7 @@ def main() -> None:
         "cells": lambda: bench_cells(seconds, peak),
         "options": lambda: bench_options(seconds),
         "clock": lambda: bench_clock(seconds),
+        "directions": lambda: bench_directions(seconds),
         "lengths": lambda: bench_lengths(seconds),
         "streaming": bench_streaming,
         "language_model": lambda: bench_language_model(seconds),
