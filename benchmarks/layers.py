@@ -344,9 +344,12 @@ def bench_lengths(seconds: float) -> None:
 
         ways = [training(a, x, lengths=lengths), training(b, x, wrap=pack), training(a, x), training(b, x)]
         mine, packed, dense, padded = medians(ways, seconds * 4)
-        rows.append([kind, packed / mine, padded / mine, mine / dense / fill])
-    print(f"\nFill: {fill:.2f}.")
-    table(["layer", "torch packed ×", "torch padded ×", "time ÷ (fill · dense time)"], rows)
+        alone, dense_alone = medians([ways[0], ways[2]], seconds * 2)
+        rows.append([kind, packed / mine, padded / mine, mine / dense / fill, alone / dense_alone / fill])
+    print(
+        f"\nFill: {fill:.2f}. The cost of lengths where torch's layers run in between, and where the two run in turns."
+    )
+    table(["layer", "torch packed ×", "torch padded ×", "time ÷ (fill · dense time)", "in turns"], rows)
 
 
 def bench_streaming() -> None:
