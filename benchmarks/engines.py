@@ -25,7 +25,7 @@ import torch
 import elman
 import script
 from elman.compiler import build
-from elman.engine import kernel, products, program
+from elman.engine import kernel, products, program, sinks
 
 VERSIONS = 8
 _SWITCH = (
@@ -55,7 +55,7 @@ class Versions:
 
     def __init__(self, folders: list[Path]) -> None:
         self._folders = folders
-        self._load, self._address_of = build.load, program.address_of
+        self._load, self._address_of = build.load, sinks.address_of
         self._switch = self._load(_SWITCH, "float")
         self._switch.switched.restype = ctypes.c_void_p
         self._switch.set.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]

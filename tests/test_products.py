@@ -8,7 +8,7 @@ from torch import Tensor
 
 from elman.engine import memory
 from elman.engine.products import matrix, tools
-from elman.engine.program import AtOnce
+from elman.engine.sinks import AtOnce
 
 SHAPES = [  # M, N, K; some with blocks of the depth that are not equally deep, and with one panel, and with one row
     (1, 1, 1),

@@ -18,7 +18,7 @@ from elman.engine.call import Direction, DirectionResult, LayerCall
 from elman.engine.form import Scene, abreast, default_names, form_of, parameter_names, state_names, tensors_of
 from elman.engine.forward import forward_of
 from elman.engine.products import tools
-from elman.engine.program import REALS
+from elman.engine.sinks import REALS
 
 name = "cpu"
 

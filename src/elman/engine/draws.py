@@ -19,7 +19,7 @@ from torch import Tensor
 from elman.compiler import build
 from elman.engine import memory, threads
 from elman.engine.packing import Packing
-from elman.engine.program import REALS, Sink, address_of
+from elman.engine.sinks import REALS, Sink, address_of
 
 _WORD = 0xFFFFFFFF
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)

@@ -13,7 +13,7 @@ from elman.compiler import build
 from elman.compiler.emit import Group, Kernel
 from elman.engine.packing import Packing, Ragged
 from elman.engine.products import Matrix, tools
-from elman.engine.program import REALS, Function, Sink, address_of
+from elman.engine.sinks import REALS, Function, Sink, address_of
 
 
 class Kind(IntEnum):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elman.compiler import build
-from elman.engine.program import REALS, Sink, Words, address_of
+from elman.engine.sinks import REALS, Sink, Words, address_of
 
 Matrix = tuple[int, int, int, int]  # address, rows, columns, and elements from row to row
 Segments = Sequence[Sequence[Matrix]]

@@ -18,7 +18,7 @@ from elman.engine.form import gates_width
 from elman.engine.kernel import TURN, Kind, Table
 from elman.engine.packing import Packing
 from elman.engine.products import matrix
-from elman.engine.program import REALS, AtOnce, Words, address_of
+from elman.engine.sinks import REALS, AtOnce, Words, address_of
 from elman.engine.written import clock_runs, patterns_of
 
 _SHARED_FROM = 1 << 19  # bytes of matrices from which a second thread repays its start

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from elman.compiler.build import BuildError
 from elman.engine import memory, products
 from elman.engine.dispatch import wanted
-from elman.engine.program import REALS, AtOnce
+from elman.engine.sinks import REALS, AtOnce
 
 CHUNK = 1 << 22  # logits held at a time: 16 MB in single precision
 COLUMNS = 1 << 12  # tokens whose weights the product packs at a time

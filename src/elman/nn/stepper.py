@@ -14,7 +14,7 @@ from elman.engine import dispatch
 from elman.engine.cpu import build_problem
 from elman.engine.draws import SILENT
 from elman.engine.products import tools
-from elman.engine.program import REALS
+from elman.engine.sinks import REALS
 from elman.engine.stepping import LayerStep, Steps
 
 if TYPE_CHECKING:
