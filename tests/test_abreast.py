@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,23 +17,16 @@ from elman.engine.kernel import NEAR
 from elman.engine.packing import Packing
 from elman.engine.program import Program, run_all
 
+pytestmark = pytest.mark.usefixtures("poison")
+
 CELLS = ["elman", "lstm", "gru_reset_before", "sru", "clockwork", "slstm", "layer_norm_lstm", "lmu", "tlstm", "janet"]
 
 
 @pytest.fixture(params=[2, 4], ids=["two threads", "four threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def poison() -> Iterator[None]:
-    """Memory from torch.empty starts as NaN, so that a kernel that reads what nobody wrote is seen."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+def threads(request: pytest.FixtureRequest, set_threads: Callable[[int], None]) -> int:
+    set_threads(request.param)
+    count: int = request.param
+    return count
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Compiled kernels against the reference, at sizes and batches that no loop likes, with one thread and with two."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +18,8 @@ from elman.engine import cpu, forward
 from elman.engine.kernel import SPLIT_FROM, split_rows
 from elman.testing import Case, compare
 
+pytestmark = pytest.mark.usefixtures("poison")
+
 CELLS = {name: cells.get(name)() for name in cells.names()}
 
 
@@ -26,21 +28,12 @@ def _plan(name: str) -> Plan:
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None]) -> int:
     # Small as the matrices are, two threads share units.
     monkeypatch.setattr("elman.engine.kernel.split_rows", lambda *_: 8 * request.param)
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def poison() -> Iterator[None]:
-    """Memory from torch.empty starts as NaN, so that a kernel that reads what nobody wrote is seen."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+    set_threads(request.param)
+    count: int = request.param
+    return count
 
 
 def _ways(case: Case, module: Recurrent, x: Tensor, state: Any, **arguments: Any) -> list[Any]:

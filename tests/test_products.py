@@ -1,6 +1,6 @@
 """The large matrix products against torch's in float64, at shapes and strides of all kinds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -28,11 +28,8 @@ SHAPES = [  # M, N, K; some with blocks of the depth that are not equally deep, 
 
 
 @pytest.fixture(params=[1, 2, 3], ids=["one thread", "two threads", "three threads"], autouse=True)
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+def threads(request: pytest.FixtureRequest, set_threads: Callable[[int], None]) -> None:
+    set_threads(request.param)
 
 
 def _close(found: Tensor, expected: Tensor, depth: int) -> bool:

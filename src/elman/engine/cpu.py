@@ -3,7 +3,7 @@
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from elman.compiler import build
 from elman.compiler.graph import CannotCompile
 from elman.compiler.plan import Plan
-from elman.engine import backward, forward, reference
+from elman.engine import backward, double_backward, forward
 from elman.engine.backward import Backward, backward_of
 from elman.engine.call import Direction, DirectionResult, LayerCall
 from elman.engine.form import Scene, abreast, default_names, form_of, parameter_names, state_names, tensors_of
@@ -246,7 +246,9 @@ class _Recurrence(torch.autograd.Function):
         found: list[dict[str, Tensor | None]] = [{} for _ in scenes]
         if torch.is_grad_enabled():
             for k in used:
-                found[k] = dict(zip(inputs[k], through_reference(scenes[k], inputs[k], given[k]), strict=True))
+                found[k] = dict(
+                    zip(inputs[k], double_backward.through_reference(scenes[k], inputs[k], given[k]), strict=True)
+                )
         else:
             values = _shared_out(saved[ctx.count :], [len(names) for names in ctx.kept_names])
             runs = []
@@ -296,61 +298,3 @@ def may_write_over(own: Own, plan: Plan, saved: Tensor | None) -> bool:
     keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
     own.spent = plan.over and saved is not None and saved.data_ptr() == own.address and not keeps_graph()
     return own.spent
-
-
-def through_reference(scene: Scene, inputs: Mapping[str, Tensor], gradients: Sequence[Tensor | None]) -> list[Any]:
-    """The gradients by way of the reference engine, so that they can be differentiated again."""
-    names = tuple(inputs)
-
-    def run(tensors: list[Tensor]) -> list[Tensor]:
-        call, _ = _as_call(scene, dict(zip(names, tensors, strict=True)))
-        (result,) = reference.run(call)
-        return [*result.sequences, *result.state]
-
-    by_name = dict(zip(names, differentiated(run, tuple(inputs.values()), gradients), strict=True))
-    return [by_name.get(n) for n in scene.names]
-
-
-def differentiated(
-    run: Callable[[list[Tensor]], list[Tensor]], tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """The gradients of tensors, which can be differentiated again, from those of what a run makes of them."""
-    with torch.enable_grad():
-        # Tensors of its own: a state may come from the same input or parameters, by a way that is not of this run.
-        own = [v.view_as(v) for v in tensors]
-        pairs = [(v, g) for v, g in zip(run(own), gradients, strict=True) if g is not None and v.requires_grad]
-        wanted = [k for k, v in enumerate(own) if v.requires_grad]
-        found = torch.autograd.grad(
-            [v for v, _ in pairs],
-            [own[k] for k in wanted],
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-    by_place = dict(zip(wanted, found, strict=True))
-    return [by_place.get(k) for k in range(len(own))]
-
-
-def _as_call(scene: Scene, inputs: Mapping[str, Tensor]) -> tuple[LayerCall, Direction]:
-    def named(kind: str) -> dict[str, Tensor]:
-        return {n.partition(".")[2]: v for n, v in inputs.items() if n.startswith(f"{kind}.")}
-
-    state, below = tuple(named("state").values()) or None, named("below")
-    direction = Direction(named("parameter"), state, scene.reverse, below, scene.draws)
-    given = named("default")
-    if given:
-        fixed = reference.default_state(scene.call.layout, 1, inputs["input"])
-        entries = scene.call.layout.states
-        direction.default = tuple(given.get(e.name, v[0]) for (e, _), v in zip(entries, fixed, strict=True))
-    call = scene.call
-    made = LayerCall(
-        call.cell,
-        call.layout,
-        call.packing,
-        inputs["input"],
-        call.reset,
-        named("extra"),
-        (direction,),
-        scene.wanted > 1 or len(call.layout.states) == 1,
-    )
-    return made, direction

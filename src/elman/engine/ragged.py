@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.engine import backward, cpu, forward, memory, reference
+from elman.engine import backward, cpu, double_backward, forward, memory, reference
 from elman.engine.backward import Backward, backward_of
 from elman.engine.call import Direction, LayerCall
 from elman.engine.form import Form, Scene, form_of, tensors_of
@@ -196,7 +196,7 @@ class RaggedLayer:
             finals = [torch.stack(entry) for entry in zip(*(result.state for result in results), strict=True)]
             return [output, *(packing.to_caller_order(final, 1) for final in finals)]
 
-        return cpu.differentiated(run, tensors, gradients)
+        return double_backward.differentiated(run, tensors, gradients)
 
 
 class _Direction:

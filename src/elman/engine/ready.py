@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.engine import backward, cpu, memory
+from elman.engine import backward, cpu, double_backward, memory
 from elman.engine.backward import Backward, backward_of
 from elman.engine.call import LayerCall
 from elman.engine.form import Scene, form_of, tensors_of
@@ -247,5 +247,5 @@ def _through_reference(
     named = {name: given[name] for name in scene.names}
     flat = {name: v.flatten(0, 1) if v.dim() == 3 else v for name, v in named.items()}
     wanted = tuple(None if g is None else g.flatten(0, 1) for g in gradients)
-    found = cpu.through_reference(replace(scene, draws=draws), flat, wanted)
+    found = double_backward.through_reference(replace(scene, draws=draws), flat, wanted)
     return {n: g.view(v.shape) for (n, v), g in zip(named.items(), found, strict=True) if g is not None}
