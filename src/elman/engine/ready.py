@@ -211,23 +211,19 @@ class _Run(torch.autograd.Function):
         own = [next(saved) for direction in directions for _ in range(direction.count)]
         again = torch.is_grad_enabled()
         found: list[dict[str, Any]] = [{} for _ in directions]
-        runs, used = [], []
+        runs = []
         for k, (given, wanted) in enumerate(
             zip(ready.by_name(x, own, ctx.draws), ready.gradients(gradients), strict=True)
         ):
             direction = directions[k]
             kept = {name: next(saved) for name in ctx.names[k]}
-            if all(g is None for g in wanted):
-                continue
             if again:
                 found[k] = _through_reference(direction.scene, ctx.draws[k], given, wanted)
                 continue
             over = cpu.may_write_over(ctx.own[k], direction.scene.plan, kept.get("saved"))
             runs.append(direction.backward(given | kept, wanted, ctx.needs_input_grad[2], over))
-            used.append(k)
-        if runs:
-            for k, one in zip(used, backward.run(ready.packing, *runs), strict=True):
-                found[k] = directions[k].shaped(one)
+        if not again:
+            found = [d.shaped(g) for d, g in zip(directions, backward.run(ready.packing, *runs), strict=True)]
         cpu.sum_of_inputs(found, in_place=not again)
         total = next((one["input"] for one in found if "input" in one), None)
         names = [(one, n) for d, one in zip(directions, found, strict=True) for n in d.scene.names[1:]]
