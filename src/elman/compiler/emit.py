@@ -75,6 +75,9 @@ def emit(schedule: Schedule, layout: Layout, biased: frozenset[str], clocked: bo
     return _Emitter(schedule, layout, biased, clocked).emit()
 
 
+_MOST_BLOCKS = 4  # of units that are computed together
+_TOGETHER = 4  # MOST_TOGETHER of tiles.h
+
 # Buffers that the header needs beside a leaf; HANDED directly after CARRY.
 _COMPANIONS = {"gradient": ("carry", "handed", "sequence", "final", "fresh"), "state": ("state", "previous", "default")}
 
@@ -127,10 +130,12 @@ class _Emitter:
         self._kernel.sums = len(self._expressions.sums)
         before = [self._before(index) for index in _same_at_all_steps(self._schedule)]
         bodies = [self._part(number, part) for number, part in enumerate(self._schedule.parts)]
-        calls = "    synchronise(c);\n".join(f"    run_part<Part{n}>(c);\n" for n in range(len(bodies)))
+        calls = "    arrive(c);\n".join(f"    run_part<Part{n}>(c);\n" for n in range(len(bodies)))
         first = "".join(f"    over_units<Once{n}>(c);\n" for n in self._expressions.once)
         clock = self._buffer("state.t", 1) if self._clocked else -1
-        sizes = f"BUFFERS = {max(1, len(self._kernel.buffers))}, CLOCK = {clock}"
+        names = [*self._kernel.buffers]
+        sizes = f"BUFFERS = {max(1, len(self._kernel.buffers))}, CLOCK = {clock}, MOST_BLOCKS = {_MOST_BLOCKS}"
+        sizes += f", INPUT = {names.index('input') if 'input' in names else -1}"
         sizes += f", PARTS = {len(self._schedule.parts)}, SUMS = {self._kernel.sums}"
         pointwise = "" if self._kernel.groups else "#define POINTWISE\n"
         head = f'{pointwise}enum {{ {sizes} }};\n#include "recurrence.h"\n\n'
@@ -157,7 +162,7 @@ class _Emitter:
         added = self._find_added(part)
         leaves = [x for x in self._inputs_of(part) if x not in added.values()] if part.products else []
         count = len(part.products) + len(leaves)
-        blocks = 1 if part.width == 1 else {1: 4, 2: 2}.get(len(part.products), 1)
+        blocks = 1 if part.width == 1 else {1: _MOST_BLOCKS, 2: _MOST_BLOCKS // 2}.get(len(part.products), 1)
         tables: list[str] = []
         calls: list[str] = []
         first = len(self._kernel.groups)
@@ -173,7 +178,7 @@ class _Emitter:
             products = Group(names, transposed, part.width, blocks, added=gates)
             name, table = self._group(products, count, group, accumulator, segments, given)
             tables.append(table)
-            calls.append(f"multiply<PIECES>(c, {name}, acc, row, rows, block, units);")
+            calls.append(f"multiply<HOW>(c, {name}, acc, row, several, block, units);")
         if leaves:
             names = tuple(self._graph.nodes[index].name for index in leaves)
             segments = [self._buffer("input", self._input_size)]
@@ -181,7 +186,7 @@ class _Emitter:
             inputs = Group(names, False, part.width, blocks, inputs=True)
             name, table = self._group(inputs, count, leaves, accumulator, segments, given)
             tables.append(table)
-            calls.append(f"inputs<PIECES>(c, {name}, acc, row, rows, block, units);")
+            calls.append(f"inputs<HOW>(c, {name}, acc, row, several, block, units);")
         passes = (f"pass_of({blocks * n})" for n in self._vectors[first:])
         wide = functools.reduce(lambda a, b: f"larger({a}, {b})", passes, "1")
         groups = [f"&group{n}" for n in range(first, len(self._kernel.groups))]
@@ -200,7 +205,7 @@ class _Emitter:
             f"reads = {len(reads)}, streams = {len(streams)} }};\n"
             f"    static constexpr const Group *groups[] = {{{', '.join([*groups, '0'])}}};\n"
             f"    static constexpr int stream[] = {{{', '.join(map(str, [*streams, 0]))}}};\n"
-            f"    template <bool PIECES> INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t rows, "
+            f"    template <How HOW> INLINE void multiply_all(const Context &c, V *acc, int64_t row, int64_t several, "
             f"int64_t block, int64_t units) {{\n{''.join(f'        {call}' + chr(10) for call in calls)}    }}\n"
             + point(stages)
             + "};\n"
@@ -221,7 +226,7 @@ class _Emitter:
             the name of its table, and the table.
         """
         first, number = len(accumulator), len(self._kernel.groups)
-        places = [b * total + first + i for b in range(group.blocks) for i in range(len(indices))]
+        places = [b * total + first + i for b in range(_TOGETHER * group.blocks) for i in range(len(indices))]
         accumulator.update({index: first + i for i, index in enumerate(indices)})
         self._kernel.groups.append(group)
         self._vectors.append(len(indices))

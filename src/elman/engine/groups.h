@@ -15,7 +15,7 @@ struct Group {
 
 // Bytes of a group's matrices from which on no near cache holds them. While tiles of one block are computed, the next block's
 // come nearer, a share of them with each tile: else its first tile waits for memory, which stands idle during the others.
-enum { FAR = 2 << 20 };
+enum { FAR = 2 << 20, NEAREST = 24 << 10, TOGETHER_BYTES = 512 << 10 };
 
 INLINE int64_t depth_of(const Context &c, const Group &g) {
     int64_t depth = 0;
@@ -23,85 +23,149 @@ INLINE int64_t depth_of(const Context &c, const Group &g) {
     return depth;
 }
 
-// The products of some rows and one block, to `acc`, [rows, blocks, total], as far as there are units; where PIECES over one of
-// the pieces of the depth.
-template <bool PIECES> INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
+// The columns of an operand's segment that no other thread may be writing: all of the input, else those of this thread's units,
+// however wide the blocks were in which threads shared units out.
+struct Columns { int64_t first, last; };
+INLINE Columns own_columns(const Context &c, int buffer, int64_t width) {
+    if (buffer == INPUT) return {0, width};
+    const uint32_t part = c.blocks_of, parts = c.block_parts;
+    uint32_t first = 0, last = width;
+    for (uint32_t units = LANES; units <= MOST_BLOCKS * LANES; units *= 2) {
+        const uint32_t blocks = ((uint32_t)width + units - 1) / units;
+        first = larger(first, blocks * part / parts * units);
+        last = smaller(last, blocks * (part + 1) / parts * units);
+    }
+    return {first, larger(first, last)};
+}
+
+// Columns [begin, end) of a group's operand, in so many stretches of at most `room`. Where `shared`, those that no other thread
+// may be writing come first.
+struct Found { int64_t count, own; };
+INLINE Found find(const Context &c, const Group &g, int64_t row, int64_t begin, int64_t end, bool shared, Stretch *stretches, int64_t room) {
     const Call &k = *c.call;
-    const int64_t *range = k.ranges[g.number];
     const bool clocked = CLOCK >= 0 && g.transposed && k.runs;  // the gradients of units that are not due are zero
-    const int64_t depth = depth_of(c, g);
-    auto piece_at = [&](int64_t piece) { return PIECES ? depth * piece / c.pieces : depth * piece; };
-    int64_t count = 0, begin = PIECES ? piece_at(c.piece) : 0, end = PIECES ? piece_at(c.piece + 1) : depth;
-    if (range) begin = larger(begin, range[2 * block]), end = smaller(end, range[2 * block + 1]);
-    Stretch stretches[g.segment_count * (clocked ? k.runs : 1)];
-    int64_t start = 0;
+    int64_t front = 0, back = room, start = 0;
     for (int s = 0; s < g.segment_count; ++s) {
         const int buffer = g.segments[s];
         const int64_t width = c.p[buffer] ? k.buffers[buffer].width : 0;
         const int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
-        auto stretch = [&](int64_t first, int64_t last) {
-            if (first < last) stretches[count++] = {c.p[buffer] + row * c.s[buffer] + first, c.s[buffer], start + first, last - first};
+        auto stretch = [&](int64_t first, int64_t last, bool others) {
+            if (first < last)
+                stretches[others ? --back : front++] = {c.p[buffer] + row * c.s[buffer] + first, c.s[buffer], start + first, last - first};
         };
-        if (!clocked) stretch(from, to);
-        else
+        if (shared) {
+            const Columns own = own_columns(c, buffer, width);
+            stretch(larger(own.first, from), smaller(own.last, to), false);
+            stretch(from, smaller(own.first, to), true);
+            stretch(larger(own.last, from), to, true);
+        } else if (clocked) {
             for (int64_t r = 0; r < k.runs; ++r)
                 if (c.due >> r & 1) {
                     const int64_t first = k.clock[3 * r];
                     while (r + 1 < k.runs && (c.due >> (r + 1) & 1)) ++r;
-                    const int64_t last = k.clock[3 * r + 1];
-                    stretch(first < from ? from : first, last < to ? last : to);
+                    stretch(larger(first, from), smaller(k.clock[3 * r + 1], to), false);
                 }
+        } else stretch(from, to, false);
         start += width;
     }
+    const Found found = {front + room - back, front};
+    while (back < room) stretches[front++] = stretches[back++];
+    return found;
+}
+
+// Others have written these columns, if there are several threads: all of their lines together.
+INLINE void fetch(const Stretch *stretches, int64_t count, int64_t rows) {
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t k = 0; k < stretches[i].count; k += 64 / sizeof(real))
+                __builtin_prefetch(stretches[i].operand + r * stretches[i].stride + k);
+}
+
+// Products are of some rows and one block of units, over their whole depth or one of its pieces, or of one row and several blocks.
+enum How { WHOLLY, BY_PIECES, OF_ROW };
+
+// The products of `several` rows or blocks, to `acc`, [rows, blocks, total], as far as there are units.
+template <How HOW> INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t several, int64_t block, int64_t units) {
+    const Call &k = *c.call;
+    const bool by_pieces = HOW == BY_PIECES, shared = HOW == OF_ROW && CLOCK < 0 && c.block_parts > 1;
+    const int64_t rows = HOW == OF_ROW ? 1 : several;
+    const int64_t *range = k.ranges[g.number];
+    const int all = g.blocks * g.count, pass = pass_of(all), full = all / pass, apart = g.blocks * g.total;
+    const int64_t depth = depth_of(c, g), few = TOGETHER_BYTES / (pass * depth * VECTOR_BYTES + 1) + 1;
+    const int fitting = HOW == OF_ROW ? smaller<int64_t>(together_of(pass, 1), few) : rows == 2 ? together_of(pass, 2) : 1;
+    const int64_t room = g.segment_count * (CLOCK < 0 ? 3 : larger<int64_t>(k.runs, 1));
+    Stretch stretches[room];
+    auto piece_at = [&](int64_t piece) { return by_pieces ? depth * piece / c.pieces : depth * piece; };
     const int64_t number = (units + g.blocks * LANES - 1) / (g.blocks * LANES);  // of blocks, of which this thread has
     const int64_t first_block = number * c.blocks_of / c.block_parts, last_block = number * (c.blocks_of + 1) / c.block_parts - 1;
-    // Where threads share out the units, most of the operand comes from the other ones: all of its lines together.
-    if (c.block_parts > 1 && block == (c.down ? last_block : first_block))
-        for (int64_t i = 0; i < count; ++i)
-            for (int64_t r = 0; r < rows; ++r)
-                for (int64_t k = 0; k < stretches[i].count; k += 64 / sizeof(real))
-                    __builtin_prefetch(stretches[i].operand + r * stretches[i].stride + k);
-    const int all = g.blocks * g.count, pass = pass_of(all), full = all / pass, apart = g.blocks * g.total;
-    const int64_t vectors = ((units + LANES - 1) / LANES - block * g.blocks) * g.count;
-    const int wanted = vectors < all ? (int)(vectors + pass - 1) / pass : full + (all % pass > 0);  // passes
-    const int fitting = rows == 1 ? together_of(pass, 1) : rows == 2 ? together_of(pass, 2) : 1;
-    const real *w = k.weights[g.number] + block * all * depth * LANES;
-    const int64_t size = all * depth * (int64_t)VECTOR_BYTES;
-    // What is wanted next. The next step, where it turns, begins with the block that this one ends with.
-    const int64_t piece = PIECES && c.piece + 1 < c.pieces ? c.piece + 1 : 0;
-    const int64_t next = piece ? block : c.down ? block - 1 : block < last_block || SUMS == 0 ? block + 1 : first_block;
-    const bool tiles = rows >= FETCHING_ROWS && 2 * rows + 1 < c.rows;  // at least three: for two it costs more than it gives
-    const bool far = tiles && size * number > FAR && first_block <= next && next <= last_block;
-    auto tile = [&](int done, int wide, int together) {
-        Next wanted = {};
-        if (far) {
-            const int64_t from = piece_at(piece), bytes = (piece_at(piece + 1) - from) * wide * VECTOR_BYTES;
-            const real *panel = k.weights[g.number] + ((next * all + done) * depth + from * wide) * LANES;
-            wanted.at = (const char *)panel + bytes * row / c.rows;
-            wanted.advance = wide * (VECTOR_BYTES * rows / c.rows);
+    // Passes of blocks one after the other are alike where no block has a smaller one, or columns of its own.
+    const int64_t alike = shared && all % pass == 0 && !range ? several : 1, turns = HOW == OF_ROW ? several / alike : 1;
+    for (int64_t turn = 0; turn < turns; ++turn) {
+        const int64_t at = c.down ? turns - 1 - turn : turn, here = block + at;
+        int64_t begin = by_pieces ? piece_at(c.piece) : 0, end = by_pieces ? piece_at(c.piece + 1) : depth;
+        if (range) begin = larger(begin, range[2 * here]), end = smaller(end, range[2 * here + 1]);
+        const Found found = find(c, g, row, begin, end, shared, stretches, room);
+        if (HOW != OF_ROW && c.block_parts > 1 && here == (c.down ? last_block : first_block)) fetch(stretches, found.count, rows);
+        const int64_t vectors = ((units + LANES - 1) / LANES - here * g.blocks) * g.count;
+        const int64_t wanted = smaller((vectors + pass - 1) / pass, alike * full + (all % pass > 0));  // passes
+        const real *w = k.weights[g.number] + here * all * depth * LANES;
+        // What is wanted next. The next step, where it turns, begins with the block that this one ends with.
+        const int64_t size = all * depth * (int64_t)VECTOR_BYTES, piece = by_pieces && c.piece + 1 < c.pieces ? c.piece + 1 : 0;
+        const int64_t next = piece ? here : c.down ? here - 1 : here < last_block || SUMS == 0 ? here + 1 : first_block;
+        const bool tiles = rows >= FETCHING_ROWS && 2 * rows + 1 < c.rows;  // at least three: for two it costs more than it gives
+        const bool far = tiles && size * number > FAR && first_block <= next && next <= last_block;
+        auto tile = [&](int64_t done, int wide, int together) {
+            Next wanted = {};
+            if (far) {
+                const int64_t from = piece_at(piece), bytes = (piece_at(piece + 1) - from) * wide * VECTOR_BYTES;
+                const real *panel = k.weights[g.number] + ((next * all + done) * depth + from * wide) * LANES;
+                wanted.at = (const char *)panel + bytes * row / c.rows;
+                wanted.advance = wide * (VECTOR_BYTES * rows / c.rows);
+            }
+            const Tile tile = k.tiles[tile_number(wide, (int)rows, together, far)];
+            const int32_t *places = g.places + done % all;
+            V *to = acc + at * apart + done / all * apart;
+            const real *matrix = w + done * depth * LANES;
+            if (shared && found.own) tile(to, apart, places, stretches, found.own, matrix, depth, &wanted, false);
+            if (shared && found.own == found.count) return;
+            if (shared && c.waits) {
+                // Meanwhile the matrices come nearer that are wanted then.
+                const char *line = (const char *)(matrix + stretches[found.own].first * wide * LANES);
+                const int64_t bytes = wide * VECTOR_BYTES, panel = depth * bytes, most = smaller<int64_t>(stretches[found.own].count, NEAREST / (bytes * together));
+                int64_t k = 0;
+                wait(c, [&] {
+                    if (k == most) return relax();
+                    for (int i = 0; i < together; ++i)
+                        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(line + i * panel + b);
+                    line += bytes, ++k;
+                });
+                fetch(stretches + found.own, found.count - found.own, 1);
+            }
+            const int64_t skipped = shared ? found.own : 0;
+            tile(to, apart, places, stretches + skipped, found.count - skipped, matrix, depth, &wanted, skipped || (by_pieces && c.piece));
+        };
+        const int64_t passes = smaller(wanted, alike * full), tiles_of_passes = (passes + fitting - 1) / fitting;
+        for (int64_t i = 0; i < tiles_of_passes; ++i) {
+            const int64_t p = (HOW == OF_ROW && c.down ? tiles_of_passes - 1 - i : i) * fitting;
+            tile(p * pass, pass, (int)smaller<int64_t>(fitting, passes - p));
         }
-        const Tile tile = k.tiles[tile_number(wide, (int)rows, together, far)];
-        tile(acc, apart, g.places + done, stretches, count, w + done * depth * LANES, depth, &wanted, PIECES && c.piece);
-    };
-    for (int p = 0, together, passes = wanted < full ? wanted : full; p < passes; p += together) {
-        together = fitting < passes - p ? fitting : passes - p;
-        tile(p * pass, pass, together);
+        if (wanted > alike * full) tile(full * pass, all % pass, 1);
     }
-    if (wanted > full) tile(full * pass, all % pass, 1);
 }
 
 // Products with the input that no other product is added to: done here where there are matrices, or read from where they
 // have been done before the loop, with the biases added already.
-template <bool PIECES>
-INLINE void inputs(const Context &c, const Group &g, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
+template <How HOW>
+INLINE void inputs(const Context &c, const Group &g, V *acc, int64_t row, int64_t several, int64_t block, int64_t units) {
     const bool here = c.call->weights[g.number] != 0;
-    if (here) multiply<PIECES>(c, g, acc, row, rows, block, units);
-    if (PIECES && c.piece) return;
-    for (int b = 0; b < g.blocks; ++b) {
+    if (here) multiply<HOW>(c, g, acc, row, several, block, units);
+    if (HOW == BY_PIECES && c.piece) return;
+    const int64_t rows = HOW == OF_ROW ? 1 : several, blocks = HOW == OF_ROW ? several * g.blocks : g.blocks;
+    for (int64_t b = 0; b < blocks; ++b) {
         const int64_t unit = (block * g.blocks + b) * LANES, left = units - unit;
         if (left <= 0) break;
         for (int i = 0; i < g.count; ++i) {
-            V *to = acc + g.places[b * g.count + i];
+            V *to = acc + b / g.blocks * g.blocks * g.total + g.places[b % g.blocks * g.count + i];
             const int from = g.given[i];
             if (here) {
                 const V bias = left < LANES ? read<false>(c, from, 0, unit, left) : read<true>(c, from, 0, unit, left);

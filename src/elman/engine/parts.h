@@ -101,14 +101,21 @@ INLINE int64_t strip_of_points(const Context &c, int64_t row, int64_t first, int
     return end;
 }
 
-// The products of some rows and one block, to `acc`, with a row's streams on their way meanwhile; see `multiply`.
-template <class Part, bool PIECES>
-static void products_of(const Context &c, V *acc, int64_t row, int64_t rows, int64_t block, int64_t units) {
-    const int64_t first = block * Part::blocks * LANES;
-    const bool begins = !PIECES || c.piece == 0;
-    if (begins && Part::streams && (Part::blocks * VECTOR_BYTES >= 64 || first * sizeof(real) % 64 == 0)) fetch_rows<Part>(c, row, rows, first);
-    if (Part::transposes || due(c, first, first + Part::blocks * LANES)) Part::template multiply_all<PIECES>(c, acc, row, rows, block, units);
-    else if (begins) __builtin_memset(acc, 0, rows * Part::blocks * Part::count * sizeof(V));
+// The products of several rows or blocks, to `acc`, with their streams on their way meanwhile; see `multiply`.
+template <class Part, How HOW>
+static void products_of(const Context &c, V *acc, int64_t row, int64_t several, int64_t block, int64_t units) {
+    enum { BLOCK = Part::blocks * LANES, SUMMED = Part::blocks * Part::count };
+    const int64_t rows = HOW == OF_ROW ? 1 : several, blocks = HOW == OF_ROW ? several : 1;
+    const bool begins = HOW != BY_PIECES || c.piece == 0;
+    for (int64_t i = 0; begins && Part::streams && i < blocks; ++i) {
+        const int64_t first = (block + i) * BLOCK;
+        if (BLOCK * sizeof(real) >= 64 || first * sizeof(real) % 64 == 0) fetch_rows<Part>(c, row, rows, first);
+    }
+    if (Part::transposes || CLOCK < 0) return Part::template multiply_all<HOW>(c, acc, row, several, block, units);
+    for (int64_t i = 0; i < blocks; ++i, acc += SUMMED)
+        if (due(c, (block + i) * BLOCK, (block + i + 1) * BLOCK))
+            Part::template multiply_all<HOW>(c, acc, row, HOW == OF_ROW ? 1 : several, block + i, units);
+        else if (begins) __builtin_memset(acc, 0, rows * SUMMED * sizeof(V));
 }
 
 // The expressions of some rows and one block of units.
@@ -123,7 +130,7 @@ INLINE void points_of_block(const Context &c, int64_t row, int64_t rows, int64_t
 // A part for some rows and one block of units.
 template <class Part> static void tile(const Context &c, int64_t row, int64_t rows, int64_t block, int64_t units) {
     V acc[MOST_ROWS * Part::blocks * Part::count];
-    products_of<Part, false>(c, acc, row, rows, block, units);
+    products_of<Part, WHOLLY>(c, acc, row, rows, block, units);
     points_of_block<Part>(c, row, rows, block, units, acc);
 }
 
@@ -162,7 +169,7 @@ static __attribute__((noinline)) void tiles_by_pieces(const Context &given, int6
         for (int64_t i = first; i < last; ++i) {
             const int64_t block = c.down ? first + last - 1 - i : i;
             for (c.piece = 0; c.piece < pieces; ++c.piece)
-                each([&](int64_t row, int64_t rows, V *to) { products_of<Part, true>(c, to, row, rows, block, units); });
+                each([&](int64_t row, int64_t rows, V *to) { products_of<Part, BY_PIECES>(c, to, row, rows, block, units); });
             each([&](int64_t row, int64_t rows, V *sums) { points_of_block<Part>(c, row, rows, block, units, sums); });
         }
     }
@@ -173,15 +180,12 @@ static __attribute__((noinline)) void tiles_by_pieces(const Context &given, int6
 template <class Part> static void tiles_of_row(const Context &c, int64_t first, int64_t last, int64_t units) {
     enum { SUMMED = Part::blocks * Part::count, AT_ONCE = SUMMED < 64 ? 64 / SUMMED : 1 };
     V acc[AT_ONCE * SUMMED];
-    for (int64_t done = first, n; done < last; done += n) {
-        n = last - done < AT_ONCE ? last - done : AT_ONCE;
-        const int64_t from = c.down ? first + last - done - n : done, end = (from + n) * Part::blocks * LANES;
-        for (int64_t i = 0; i < n; ++i) {
-            const int64_t at = c.down ? n - 1 - i : i;
-            products_of<Part, false>(c, acc + at * SUMMED, 0, 1, from + at, units);
-        }
-        const int64_t present = end < units ? end : units;
-        const int64_t start = from * Part::blocks * LANES;
+    const int64_t times = (last - first + AT_ONCE - 1) / AT_ONCE;
+    for (int64_t i = 0; i < times; ++i) {
+        const int64_t from = first + (c.down ? times - 1 - i : i) * AT_ONCE, end = smaller<int64_t>(from + AT_ONCE, last);
+        products_of<Part, OF_ROW>(c, acc, 0, end - from, from, units);
+        wait(c);
+        const int64_t start = from * Part::blocks * LANES, present = smaller(end * Part::blocks * LANES, units);
         for (int64_t unit = start; unit < present;)
             unit = strip_of_points<Part>(c, 0, unit, present, acc + (unit - start) / LANES * Part::count, 0);
     }
@@ -198,6 +202,8 @@ template <class Part> static __attribute__((noinline)) void rows_of_points(const
 }
 
 template <class Part> static void run_part(const Context &c) {
+    const bool of_row = Part::count > 0 && !Part::single && c.rows == 1;
+    if (!of_row || SUMS > 0 || CLOCK >= 0) wait(c);
     const int64_t units = c.call->buffers[Part::domain_buffer].width;
     const int64_t block_units = Part::blocks * LANES, blocks = (units + block_units - 1) / block_units;
     const int64_t first = blocks * c.blocks_of / c.block_parts, last = blocks * (c.blocks_of + 1) / c.block_parts;
@@ -207,7 +213,11 @@ template <class Part> static void run_part(const Context &c) {
         const int64_t end = last * block_units;
         rows_of_points<Part>(c, first * block_units, end < units ? end : units);
     } else {
-        if (!Part::single && c.rows == 1) return tiles_of_row<Part>(c, first, last, units);
+        if (of_row) {
+            tiles_of_row<Part>(c, first, last, units);
+            wait(c);  // if it has no blocks
+            return;
+        }
         constexpr int most = rows_of(Part::widest);
         const int64_t tiles = (c.rows + most - 1) / most, pieces = (panel_bytes<Part>(c) - 1) / c.call->piece_bytes + 1;
         if (tiles > 1 && pieces > 1) return tiles_by_pieces<Part>(c, first, last, units, pieces);

@@ -12,10 +12,6 @@
 
 #include "parts.h"
 
-INLINE void synchronise(const Context &c) {
-    if (c.block_parts > 1) meet(c.call->meeting, c.thread, c.block_parts);
-}
-
 // Rows of a state's sequence; see PREVIOUS.
 INLINE int64_t initial_row(const Call &k) { return k.reverse ? k.offsets[k.steps - 1] + k.batch_sizes[k.steps - 1] : 0; }
 INLINE int64_t row_after(const Call &k, int64_t t) { return k.offsets[t] + (k.reverse ? 0 : k.batch); }
@@ -59,6 +55,7 @@ INLINE void copy_units(const Context &c, real *to, const real *from, int64_t wid
 static void enter(Context &c, int64_t t) {
     const Call &k = *c.call;
     if (!may_enter(k)) return;
+    wait(c);
     // Rows from this one on were not there at the step before.
     const int64_t old = k.reverse && t + 1 < k.steps ? k.batch_sizes[t + 1] : k.batch;
     const uint8_t *reset = k.reset ? k.reset + k.offsets[t] : 0;
@@ -89,6 +86,7 @@ static void begin_rows(const Context &c, int64_t t) {
     const int64_t ends = k.reverse ? 0 : k.steps - 1;
     const int64_t later = t == ends ? 0 : k.reverse ? k.batch : k.batch_sizes[t + 1];
     if (later >= k.batch_sizes[t]) return;
+    wait(c);
     for (int64_t i = 0; i < k.carries; ++i) {
         int64_t carry = k.finals[3 * i], final = k.finals[3 * i + 1];
         for (int64_t row = 0; row < c.rows; ++row)
@@ -153,6 +151,7 @@ static void work(void *argument) {
     Call &k = *(Call *)argument;
     Context c;
     c.call = &k;
+    c.waits = false;
     const int64_t team = k.threads > 1 ? k.team_size() : 1;
     // The runtime may give fewer threads than were asked for.
     c.thread = k.threads > 1 ? k.thread_number() : 0;
@@ -161,7 +160,10 @@ static void work(void *argument) {
         const int64_t t = k.backward != k.reverse ? k.last - 1 - (i - k.first) : i, rows = k.batch_sizes[t];
         // Rows of one thread lie together, since writing lines beside another thread's is slow. So rows change hands
         // where their number does.
-        if (i > k.first && rows != before && team > 1) meet(k.meeting, c.thread, team);
+        if (i > k.first && rows != before && team > 1) {
+            meet(k.meeting, c.thread, team);
+            c.waits = false;
+        }
         before = rows;
         const bool split = team > 1 && rows <= k.split_rows;
         c.blocks_of = split ? c.thread : 0;
@@ -175,13 +177,16 @@ static void work(void *argument) {
         if (i == k.first) once(c);
         if (k.backward) begin_rows(c, t);
         enter(c, t);
-        if (CLOCK >= 0) tick(c);
+        if (CLOCK >= 0) {
+            wait(c);
+            tick(c);
+        }
         step(c);
         if (k.backward && k.reset) {
             synchronise(c);
             cut(c, t);
         }
-        if (i + 1 < k.last) synchronise(c);
+        if (i + 1 < k.last) arrive(c);
     }
 }
 
