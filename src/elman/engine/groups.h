@@ -38,23 +38,26 @@ INLINE Columns own_columns(const Context &c, int buffer, int64_t width) {
     return {first, larger(first, last)};
 }
 
-// Columns [begin, end) of a group's operand, in so many stretches of at most `room`. Where `shared`, those that no other thread
-// may be writing come first.
-struct Found { int64_t count, own; };
+// Columns [begin, end) of a group's operand as stretches, `own` at the front of `room` and `others` at its end: where `shared`,
+// those that other threads may be writing.
+struct Found { int64_t own, others; };
 INLINE Found find(const Context &c, const Group &g, int64_t row, int64_t begin, int64_t end, bool shared, Stretch *stretches, int64_t room) {
     const Call &k = *c.call;
     const bool clocked = CLOCK >= 0 && g.transposed && k.runs;  // the gradients of units that are not due are zero
-    int64_t front = 0, back = room, start = 0;
+    int64_t start = 0, known = -1;
+    Found found = {};
+    Columns own = {};
     for (int s = 0; s < g.segment_count; ++s) {
         const int buffer = g.segments[s];
         const int64_t width = c.p[buffer] ? k.buffers[buffer].width : 0;
         const int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
         auto stretch = [&](int64_t first, int64_t last, bool others) {
             if (first < last)
-                stretches[others ? --back : front++] = {c.p[buffer] + row * c.s[buffer] + first, c.s[buffer], start + first, last - first};
+                stretches[others ? room - ++found.others : found.own++] = {c.p[buffer] + row * c.s[buffer] + first, c.s[buffer], start + first, last - first};
         };
         if (shared) {
-            const Columns own = own_columns(c, buffer, width);
+            if (width != known) own = own_columns(c, buffer, width);
+            known = buffer == INPUT ? -1 : width;
             stretch(larger(own.first, from), smaller(own.last, to), false);
             stretch(from, smaller(own.first, to), true);
             stretch(larger(own.last, from), to, true);
@@ -68,8 +71,6 @@ INLINE Found find(const Context &c, const Group &g, int64_t row, int64_t begin, 
         } else stretch(from, to, false);
         start += width;
     }
-    const Found found = {front + room - back, front};
-    while (back < room) stretches[front++] = stretches[back++];
     return found;
 }
 
@@ -91,21 +92,22 @@ template <How HOW> INLINE void multiply(const Context &c, const Group &g, V *acc
     const int64_t rows = HOW == OF_ROW ? 1 : several;
     const int64_t *range = k.ranges[g.number];
     const int all = g.blocks * g.count, pass = pass_of(all), full = all / pass, apart = g.blocks * g.total;
-    const int64_t depth = depth_of(c, g), few = TOGETHER_BYTES / (pass * depth * VECTOR_BYTES + 1) + 1;
-    const int fitting = HOW == OF_ROW ? smaller<int64_t>(together_of(pass, 1), few) : rows == 2 ? together_of(pass, 2) : 1;
+    const int64_t depth = depth_of(c, g);
+    int fitting = HOW == OF_ROW ? together_of(pass, 1) : rows == 2 ? together_of(pass, 2) : 1;
+    while (HOW == OF_ROW && fitting > 1 && fitting * pass * depth * VECTOR_BYTES > TOGETHER_BYTES) --fitting;
     const int64_t room = g.segment_count * (CLOCK < 0 ? 3 : larger<int64_t>(k.runs, 1));
     Stretch stretches[room];
     auto piece_at = [&](int64_t piece) { return by_pieces ? depth * piece / c.pieces : depth * piece; };
     const int64_t number = (units + g.blocks * LANES - 1) / (g.blocks * LANES);  // of blocks, of which this thread has
     const int64_t first_block = number * c.blocks_of / c.block_parts, last_block = number * (c.blocks_of + 1) / c.block_parts - 1;
     // Passes of blocks one after the other are alike where no block has a smaller one, or columns of its own.
-    const int64_t alike = shared && all % pass == 0 && !range ? several : 1, turns = HOW == OF_ROW ? several / alike : 1;
+    const int64_t alike = shared && all % pass == 0 && !range ? several : 1, turns = HOW == OF_ROW && alike == 1 ? several : 1;
     for (int64_t turn = 0; turn < turns; ++turn) {
         const int64_t at = c.down ? turns - 1 - turn : turn, here = block + at;
         int64_t begin = by_pieces ? piece_at(c.piece) : 0, end = by_pieces ? piece_at(c.piece + 1) : depth;
         if (range) begin = larger(begin, range[2 * here]), end = smaller(end, range[2 * here + 1]);
         const Found found = find(c, g, row, begin, end, shared, stretches, room);
-        if (HOW != OF_ROW && c.block_parts > 1 && here == (c.down ? last_block : first_block)) fetch(stretches, found.count, rows);
+        if (HOW != OF_ROW && c.block_parts > 1 && here == (c.down ? last_block : first_block)) fetch(stretches, found.own, rows);
         const int64_t vectors = ((units + LANES - 1) / LANES - here * g.blocks) * g.count;
         const int64_t wanted = smaller((vectors + pass - 1) / pass, alike * full + (all % pass > 0));  // passes
         const real *w = k.weights[g.number] + here * all * depth * LANES;
@@ -126,23 +128,22 @@ template <How HOW> INLINE void multiply(const Context &c, const Group &g, V *acc
             const int32_t *places = g.places + done % all;
             V *to = acc + at * apart + done / all * apart;
             const real *matrix = w + done * depth * LANES;
-            if (shared && found.own) tile(to, apart, places, stretches, found.own, matrix, depth, &wanted, false);
-            if (shared && found.own == found.count) return;
-            if (shared && c.waits) {
+            tile(to, apart, places, stretches, found.own, matrix, depth, &wanted, by_pieces && c.piece);
+            if (!shared || !found.others) return;
+            const Stretch *others = stretches + room - found.others;
+            if (c.waits) {
                 // Meanwhile the matrices come nearer that are wanted then.
-                const char *line = (const char *)(matrix + stretches[found.own].first * wide * LANES);
-                const int64_t bytes = wide * VECTOR_BYTES, panel = depth * bytes, most = smaller<int64_t>(stretches[found.own].count, NEAREST / (bytes * together));
-                int64_t k = 0;
+                const int64_t bytes = wide * VECTOR_BYTES, most = smaller<int64_t>(others->count * bytes, NEAREST / together);
+                const char *line = (const char *)(matrix + others->first * wide * LANES), *end = line + most;
                 wait(c, [&] {
-                    if (k == most) return relax();
+                    if (line >= end) return relax();
                     for (int i = 0; i < together; ++i)
-                        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(line + i * panel + b);
-                    line += bytes, ++k;
+                        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(line + i * depth * bytes + b);
+                    line += bytes;
                 });
-                fetch(stretches + found.own, found.count - found.own, 1);
+                fetch(others, found.others, 1);
             }
-            const int64_t skipped = shared ? found.own : 0;
-            tile(to, apart, places, stretches + skipped, found.count - skipped, matrix, depth, &wanted, skipped || (by_pieces && c.piece));
+            tile(to, apart, places, others, found.others, matrix, depth, &wanted, true);
         };
         const int64_t passes = smaller(wanted, alike * full), tiles_of_passes = (passes + fitting - 1) / fitting;
         for (int64_t i = 0; i < tiles_of_passes; ++i) {

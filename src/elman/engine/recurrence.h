@@ -152,6 +152,7 @@ static void work(void *argument) {
     Context c;
     c.call = &k;
     c.waits = false;
+    c.arrivals = 0;
     const int64_t team = k.threads > 1 ? k.team_size() : 1;
     // The runtime may give fewer threads than were asked for.
     c.thread = k.threads > 1 ? k.thread_number() : 0;
@@ -160,10 +161,7 @@ static void work(void *argument) {
         const int64_t t = k.backward != k.reverse ? k.last - 1 - (i - k.first) : i, rows = k.batch_sizes[t];
         // Rows of one thread lie together, since writing lines beside another thread's is slow. So rows change hands
         // where their number does.
-        if (i > k.first && rows != before && team > 1) {
-            meet(k.meeting, c.thread, team);
-            c.waits = false;
-        }
+        if (i > k.first && rows != before && team > 1) meet_all(c, team);
         before = rows;
         const bool split = team > 1 && rows <= k.split_rows;
         c.blocks_of = split ? c.thread : 0;

@@ -82,13 +82,13 @@ INLINE void relax() {
 // after one trip of a line.
 struct alignas(128) Arrivals { volatile int32_t count; };
 INLINE Arrivals *nobody_yet(Arrivals *all, int64_t threads) { return (Arrivals *)__builtin_memset(all, 0, threads * sizeof(Arrivals)); }
-INLINE void announce(Arrivals *all, int64_t thread) { __atomic_store_n(&all[thread].count, all[thread].count + 1, __ATOMIC_RELEASE); }
-template <class F> INLINE void await(const Arrivals *all, int64_t thread, int64_t team, F meanwhile) {
-    const int32_t count = all[thread].count;
+INLINE void announce(Arrivals *all, int64_t thread, int32_t count) { __atomic_store_n(&all[thread].count, count, __ATOMIC_RELEASE); }
+template <class F> INLINE void await(const Arrivals *all, int32_t count, int64_t thread, int64_t team, F meanwhile) {
     for (int64_t i = 0; i < team; ++i)
-        while (__atomic_load_n(&all[i].count, __ATOMIC_ACQUIRE) - count < 0) meanwhile();
+        while (i != thread && __atomic_load_n(&all[i].count, __ATOMIC_ACQUIRE) - count < 0) meanwhile();
 }
 static void meet(Arrivals *all, int64_t thread, int64_t team) {
-    announce(all, thread);
-    await(all, thread, team, relax);
+    const int32_t count = all[thread].count + 1;
+    announce(all, thread, count);
+    await(all, count, thread, team, relax);
 }
