@@ -70,6 +70,8 @@ struct Context {
                    // that the one before it has left in the near caches
     int64_t piece, pieces;  // which part of their depth products are summed over, of how many
     uint64_t due;  // of a clock's runs of units, those that are due at this step in any of this thread's rows
+    bool odd;      // whether this is the second, fourth ... step of a run
+    mutable int64_t own_of, own_first, own_last;  // of a row of so many columns, those that this thread has written
     mutable bool waits;  // whether this thread has yet to wait for the others to come as far as it has,
     mutable int32_t arrivals;  // which is so often: kept here, since to read what others look at takes a trip of a line
 };

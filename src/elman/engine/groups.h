@@ -23,54 +23,70 @@ INLINE int64_t depth_of(const Context &c, const Group &g) {
     return depth;
 }
 
-// The columns of an operand's segment that no other thread may be writing: all of the input, else those of this thread's units,
+// Of an operand's segment the columns that no other thread may be writing: all of the input, else those of this thread's units,
 // however wide the blocks were in which threads shared units out.
 struct Columns { int64_t first, last; };
 INLINE Columns own_columns(const Context &c, int buffer, int64_t width) {
     if (buffer == INPUT) return {0, width};
-    const uint32_t part = c.blocks_of, parts = c.block_parts;
-    uint32_t first = 0, last = width;
-    for (uint32_t units = LANES; units <= MOST_BLOCKS * LANES; units *= 2) {
-        const uint32_t blocks = ((uint32_t)width + units - 1) / units;
-        first = larger(first, blocks * part / parts * units);
-        last = smaller(last, blocks * (part + 1) / parts * units);
+    if (c.own_of != width) {
+        const uint32_t part = c.blocks_of, parts = c.block_parts;
+        uint32_t first = 0, last = width;
+        for (uint32_t units = LANES; units <= MOST_BLOCKS * LANES; units *= 2) {
+            const uint32_t blocks = ((uint32_t)width + units - 1) / units;
+            first = larger(first, blocks * part / parts * units);
+            last = smaller(last, blocks * (part + 1) / parts * units);
+        }
+        c.own_of = width, c.own_first = first, c.own_last = larger(first, last);
     }
-    return {first, larger(first, last)};
+    return {c.own_first, c.own_last};
 }
 
-// Columns [begin, end) of a group's operand as stretches, `own` at the front of `room` and `others` at its end: where `shared`,
-// those that other threads may be writing.
-struct Found { int64_t own, others; };
+// Columns [begin, end) of a group's operand as stretches, so many of them `early` at the front of `room`, and so many `late` at
+// its end. Where `shared`, early are half of the columns that no other thread may be writing; late are what others write, and
+// last the other half, with which the next step begins: its matrices are in the nearest cache.
+struct Found { int64_t early, late; };
 INLINE Found find(const Context &c, const Group &g, int64_t row, int64_t begin, int64_t end, bool shared, Stretch *stretches, int64_t room) {
     const Call &k = *c.call;
     const bool clocked = CLOCK >= 0 && g.transposed && k.runs;  // the gradients of units that are not due are zero
-    int64_t start = 0, known = -1;
     Found found = {};
-    Columns own = {};
-    for (int s = 0; s < g.segment_count; ++s) {
-        const int buffer = g.segments[s];
-        const int64_t width = c.p[buffer] ? k.buffers[buffer].width : 0;
-        const int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
-        auto stretch = [&](int64_t first, int64_t last, bool others) {
-            if (first < last)
-                stretches[others ? room - ++found.others : found.own++] = {c.p[buffer] + row * c.s[buffer] + first, c.s[buffer], start + first, last - first};
-        };
-        if (shared) {
-            if (width != known) own = own_columns(c, buffer, width);
-            known = buffer == INPUT ? -1 : width;
-            stretch(larger(own.first, from), smaller(own.last, to), false);
+    auto each = [&](auto f) {
+        int64_t start = 0;
+        for (int s = 0; s < g.segment_count; ++s) {
+            const int buffer = g.segments[s];
+            const int64_t width = c.p[buffer] ? k.buffers[buffer].width : 0;
+            const int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
+            auto stretch = [&](int64_t first, int64_t last, bool late) {
+                if (first >= last) return;
+                Stretch &to = stretches[late ? room - ++found.late : found.early++];
+                to = {c.p[buffer] + row * c.s[buffer] + first, c.s[buffer], start + first, last - first};
+            };
+            f(s, buffer, width, from, to, stretch);
+            start += width;
+        }
+    };
+    if (shared) {
+        each([&](int s, int buffer, int64_t width, int64_t from, int64_t to, auto stretch) {
+            const Columns own = own_columns(c, buffer, width);
+            const int64_t first = larger(own.first, from), last = smaller(own.last, to);
+            const int64_t middle = g.segment_count > 1 ? 2 * s < g.segment_count ? last : first : first + (last - first) / 2 / LANES * LANES;
+            stretch(first, middle, c.odd);
+            stretch(larger(first, middle), last, !c.odd);
+        });
+        each([&](int s, int buffer, int64_t width, int64_t from, int64_t to, auto stretch) {
+            const Columns own = own_columns(c, buffer, width);
             stretch(from, smaller(own.first, to), true);
             stretch(larger(own.last, from), to, true);
-        } else if (clocked) {
+        });
+    } else
+        each([&](int s, int buffer, int64_t width, int64_t from, int64_t to, auto stretch) {
+            if (!clocked) return stretch(from, to, false);
             for (int64_t r = 0; r < k.runs; ++r)
                 if (c.due >> r & 1) {
                     const int64_t first = k.clock[3 * r];
                     while (r + 1 < k.runs && (c.due >> (r + 1) & 1)) ++r;
                     stretch(larger(first, from), smaller(k.clock[3 * r + 1], to), false);
                 }
-        } else stretch(from, to, false);
-        start += width;
-    }
+        });
     return found;
 }
 
@@ -95,7 +111,7 @@ template <How HOW> INLINE void multiply(const Context &c, const Group &g, V *acc
     const int64_t depth = depth_of(c, g);
     int fitting = HOW == OF_ROW ? together_of(pass, 1) : rows == 2 ? together_of(pass, 2) : 1;
     while (HOW == OF_ROW && fitting > 1 && fitting * pass * depth * VECTOR_BYTES > TOGETHER_BYTES) --fitting;
-    const int64_t room = g.segment_count * (CLOCK < 0 ? 3 : larger<int64_t>(k.runs, 1));
+    const int64_t room = g.segment_count * (CLOCK < 0 ? 4 : larger<int64_t>(k.runs, 1));
     Stretch stretches[room];
     auto piece_at = [&](int64_t piece) { return by_pieces ? depth * piece / c.pieces : depth * piece; };
     const int64_t number = (units + g.blocks * LANES - 1) / (g.blocks * LANES);  // of blocks, of which this thread has
@@ -107,7 +123,7 @@ template <How HOW> INLINE void multiply(const Context &c, const Group &g, V *acc
         int64_t begin = by_pieces ? piece_at(c.piece) : 0, end = by_pieces ? piece_at(c.piece + 1) : depth;
         if (range) begin = larger(begin, range[2 * here]), end = smaller(end, range[2 * here + 1]);
         const Found found = find(c, g, row, begin, end, shared, stretches, room);
-        if (HOW != OF_ROW && c.block_parts > 1 && here == (c.down ? last_block : first_block)) fetch(stretches, found.own, rows);
+        if (HOW != OF_ROW && c.block_parts > 1 && here == (c.down ? last_block : first_block)) fetch(stretches, found.early, rows);
         const int64_t vectors = ((units + LANES - 1) / LANES - here * g.blocks) * g.count;
         const int64_t wanted = smaller((vectors + pass - 1) / pass, alike * full + (all % pass > 0));  // passes
         const real *w = k.weights[g.number] + here * all * depth * LANES;
@@ -128,22 +144,22 @@ template <How HOW> INLINE void multiply(const Context &c, const Group &g, V *acc
             const int32_t *places = g.places + done % all;
             V *to = acc + at * apart + done / all * apart;
             const real *matrix = w + done * depth * LANES;
-            tile(to, apart, places, stretches, found.own, matrix, depth, &wanted, by_pieces && c.piece);
-            if (!shared || !found.others) return;
-            const Stretch *others = stretches + room - found.others;
+            tile(to, apart, places, stretches, found.early, matrix, depth, &wanted, by_pieces && c.piece);
+            if (!shared || !found.late) return;
+            const Stretch *late = stretches + room - found.late;
             if (c.waits) {
                 // Meanwhile the matrices come nearer that are wanted then.
-                const int64_t bytes = wide * VECTOR_BYTES, most = smaller<int64_t>(others->count * bytes, NEAREST / together);
-                const char *line = (const char *)(matrix + others->first * wide * LANES), *end = line + most;
+                const int64_t bytes = wide * VECTOR_BYTES, most = smaller<int64_t>(late->count * bytes, NEAREST / together);
+                const char *line = (const char *)(matrix + late->first * wide * LANES), *end = line + most;
                 wait(c, [&] {
                     if (line >= end) return relax();
                     for (int i = 0; i < together; ++i)
                         for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(line + i * depth * bytes + b);
                     line += bytes;
                 });
-                fetch(others, found.others, 1);
+                fetch(late, found.late, 1);
             }
-            tile(to, apart, places, others, found.others, matrix, depth, &wanted, true);
+            tile(to, apart, places, late, found.late, matrix, depth, &wanted, true);
         };
         const int64_t passes = smaller(wanted, alike * full), tiles_of_passes = (passes + fitting - 1) / fitting;
         for (int64_t i = 0; i < tiles_of_passes; ++i) {

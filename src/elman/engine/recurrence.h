@@ -162,6 +162,7 @@ static void work(void *argument) {
         // Rows of one thread lie together, since writing lines beside another thread's is slow. So rows change hands
         // where their number does.
         if (i > k.first && rows != before && team > 1) meet_all(c, team);
+        if (rows != before) c.own_of = -1;
         before = rows;
         const bool split = team > 1 && rows <= k.split_rows;
         c.blocks_of = split ? c.thread : 0;
@@ -169,6 +170,7 @@ static void work(void *argument) {
         c.row_first = split ? 0 : rows * c.thread / team;
         c.rows = split ? rows : rows * (c.thread + 1) / team - c.row_first;
         c.time = t;
+        c.odd = (i - k.first) & 1;
         c.down = SUMS == 0 && ((i - k.first + k.turn) & 1);
         c.following = i + 1 < k.last ? k.offsets[k.backward != k.reverse ? t - 1 : t + 1] - k.offsets[t] : 0;
         place(c, t);
