@@ -43,7 +43,9 @@ static void tile(V *to, int64_t apart, const int32_t *places, const Stretch *str
                         V b[TOGETHER * PASS];
 #pragma GCC unroll 32
                         for (int i = 0; i < TOGETHER * PASS; ++i) {
-                            V v = load(w + k * PASS * LANES + i / PASS * depth * (PASS * LANES) + i % PASS * LANES);
+                            const real *panel = w + i / PASS * depth * (PASS * LANES);
+                            if (i / PASS) KEEP_POINTER(panel);  // or each vector had an index register of its own
+                            V v = load(panel + (k * PASS + i % PASS) * LANES);
                             // Three rows by eight would need 33 registers: one vector is then read again.
                             if (ROWS > 1 && (i || (ROWS + 1) * TOGETHER * PASS < REGISTERS)) KEEP(v);
                             b[i] = v;

@@ -36,6 +36,7 @@ constexpr int pass_of(int all) {
 #else
 #define KEEP(v) (void)v
 #endif
+#define KEEP_POINTER(p) asm("" : "+r"(p))
 
 INLINE V splat(real v) { return v - V{}; }
 INLINE V load(const real *p) { return *(const Loose *)p; }
