@@ -65,12 +65,18 @@ INLINE Found find(const Context &c, const Group &g, int64_t row, int64_t begin, 
         }
     };
     if (shared) {
+        int64_t all = 0, before = 0;
+        each([&](int s, int buffer, int64_t width, int64_t from, int64_t to, auto) {
+            const Columns own = own_columns(c, buffer, width);
+            all += larger<int64_t>(smaller(own.last, to) - larger(own.first, from), 0);
+        });
         each([&](int s, int buffer, int64_t width, int64_t from, int64_t to, auto stretch) {
             const Columns own = own_columns(c, buffer, width);
             const int64_t first = larger(own.first, from), last = smaller(own.last, to);
-            const int64_t middle = g.segment_count > 1 ? 2 * s < g.segment_count ? last : first : first + (last - first) / 2 / LANES * LANES;
-            stretch(first, middle, c.odd);
+            const int64_t half = (all / 2 - before) / LANES * LANES, middle = first + (half < 0 ? 0 : half);
+            stretch(first, smaller(middle, last), c.odd);
             stretch(larger(first, middle), last, !c.odd);
+            before += larger<int64_t>(last - first, 0);
         });
         each([&](int s, int buffer, int64_t width, int64_t from, int64_t to, auto stretch) {
             const Columns own = own_columns(c, buffer, width);
