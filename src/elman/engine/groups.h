@@ -110,7 +110,8 @@ enum How { WHOLLY, BY_PIECES, OF_ROW };
 // The products of `several` rows or blocks, to `acc`, [rows, blocks, total], as far as there are units.
 template <How HOW> INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t several, int64_t block, int64_t units) {
     const Call &k = *c.call;
-    const bool by_pieces = HOW == BY_PIECES, shared = HOW == OF_ROW && CLOCK < 0 && c.block_parts > 1;
+    const bool by_pieces = HOW == BY_PIECES, split = HOW == OF_ROW && CLOCK < 0 && c.block_parts > 1;
+    const bool shared = split && !(g.segment_count == 1 && g.segments[0] == INPUT);
     const int64_t rows = HOW == OF_ROW ? 1 : several;
     const int64_t *range = k.ranges[g.number];
     const int all = g.blocks * g.count, pass = pass_of(all), full = all / pass, apart = g.blocks * g.total;
@@ -123,7 +124,7 @@ template <How HOW> INLINE void multiply(const Context &c, const Group &g, V *acc
     const int64_t number = (units + g.blocks * LANES - 1) / (g.blocks * LANES);  // of blocks, of which this thread has
     const int64_t first_block = number * c.blocks_of / c.block_parts, last_block = number * (c.blocks_of + 1) / c.block_parts - 1;
     // Passes of blocks one after the other are alike where no block has a smaller one, or columns of its own.
-    const int64_t alike = shared && all % pass == 0 && !range ? several : 1, turns = HOW == OF_ROW && alike == 1 ? several : 1;
+    const int64_t alike = split && all % pass == 0 && !range ? several : 1, turns = HOW == OF_ROW && alike == 1 ? several : 1;
     for (int64_t turn = 0; turn < turns; ++turn) {
         const int64_t at = c.down ? turns - 1 - turn : turn, here = block + at;
         int64_t begin = by_pieces ? piece_at(c.piece) : 0, end = by_pieces ? piece_at(c.piece + 1) : depth;
