@@ -111,9 +111,9 @@ def compare(
     results = []
     for way in ways:
         tensors = way()
-        generator = torch.Generator().manual_seed(1)
+        generator = torch.Generator("cpu").manual_seed(1)
         weighted = [
-            (v * torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)).sum()
+            (v * torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu").to(v.device)).sum()
             for v in tensors
             if v.is_floating_point()
         ]

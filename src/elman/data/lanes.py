@@ -42,7 +42,7 @@ class Batches(ABC):
 
     def document_begins(self, begins: Tensor, start: int, stop: int) -> Tensor:
         """Which of these steps begin a document, as the text on disk has them: bool ``[T, B]``."""
-        found = torch.zeros(stop - start, len(begins), dtype=torch.bool)
+        found = torch.zeros(stop - start, len(begins), dtype=torch.bool, device="cpu")
         if isinstance(self.tokens, StoredTokens):
             for row, begin in enumerate(begins.tolist()):
                 places = self.tokens.document_starts(begin + start, begin + stop)
@@ -70,7 +70,7 @@ class Lanes(Batches):
                 f"{len(tokens)} tokens are too few: {lanes} lanes of one {window}-step window need {lanes * window + 1}"
             )
         super().__init__(tokens, [length])
-        self._begins = length * torch.arange(lanes)
+        self._begins = length * torch.arange(lanes, device="cpu")
 
     def begins(self, epoch: int, index: int) -> Tensor:
         return self._begins

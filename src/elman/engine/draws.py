@@ -72,7 +72,7 @@ SILENT = Noise(0)  # itself, not its equals: no masks at all, as in evaluation
 
 def fresh() -> Noise:
     """A seed from torch's global generator, so that `torch.manual_seed` and checkpoints of it decide."""
-    return Noise(int(torch.empty((), dtype=torch.int64).random_()))
+    return Noise(int(torch.empty((), dtype=torch.int64, device="cpu").random_()))
 
 
 def threshold(probability: float) -> int:
@@ -91,10 +91,10 @@ def rows(noise: Noise, purpose: str, place: int, packing: Packing) -> Tensor:
     """
     batch = packing.batch
     given = noise.row
-    listed = range(given, given + batch) if isinstance(given, int) else torch.as_tensor(given, dtype=torch.int64)
+    listed = range(given, given + batch) if isinstance(given, int) else torch.as_tensor(given, dtype=torch.int64, device="cpu")
     if isinstance(listed, Tensor) and listed.shape != (batch,):
         raise ValueError(f"noise.row must be a number, or one for each of {batch} rows, got {len(listed)}")
-    numbers = listed if packing.order is None else torch.as_tensor(listed)[packing.order.cpu()]
+    numbers = listed if packing.order is None else torch.as_tensor(listed, device="cpu")[packing.order.cpu()]
     return keys(noise.seed, purpose, place, numbers, noise.step).to(packing.device)
 
 
@@ -103,15 +103,14 @@ def keys(seed: int, purpose: str, place: int, numbers: Tensor | range, start: in
     stream = zlib.crc32(purpose.encode())
     library = _library(torch.float32)
     if library is not None:
-        table = torch.empty(len(numbers), 3, dtype=torch.int64)
+        table = torch.empty(len(numbers), 3, dtype=torch.int64, device="cpu")
         first, listed = (numbers.start, 0) if isinstance(numbers, range) else (0, numbers.data_ptr())
         job = array("q", (_signed(seed), stream, place, len(numbers), start, first, listed, table.data_ptr()))
         library.elman_keys(job.buffer_info()[0])
         return table
     if isinstance(numbers, range):
-        numbers = torch.arange(numbers.start, numbers.stop)
-    halves = torch.tensor([seed & _WORD, seed >> 32 & _WORD])
-    key = threefry(halves[0], halves[1], torch.tensor(stream), torch.tensor(place))
+        numbers = torch.arange(numbers.start, numbers.stop, device="cpu")
+    key = threefry(*torch.tensor([seed & _WORD, seed >> 32 & _WORD, stream, place], device="cpu"))
     words = threefry(*key, numbers & _WORD, numbers >> 32 & _WORD)
     return torch.stack([*words, torch.full_like(numbers, start)], 1)
 
@@ -216,7 +215,7 @@ def choose(sink: Sink, rows: int, threshold: int, batch: int, width: int, to: in
         threshold: see there. to: [batch, width] of the dtype.
     """
     once = Packing.dense(1, batch, torch.device("cpu"))
-    values = sink.constant(torch.tensor([1.0, 0.0], dtype=dtype))
+    values = sink.constant(torch.tensor([1.0, 0.0], dtype=dtype, device="cpu"))
     workers, *pool = sink.team(batch * width * 64)
     words = (rows, False, threshold, 1, width, workers, *sink.sizes(once))
     job = array("q", (*words, values, 0, to, 0, *pool, *_NO_KEYS))

@@ -69,7 +69,7 @@ class _Fixed:
         self.scratch = [(n, w) for n, w in kernel.buffers.items() if n.startswith("scratch.")]
         self.once = [(n, w) for n, w in kernel.buffers.items() if n.startswith("once.")]
         self.reciprocals = {
-            n: torch.full((1,), 1.0 / int(n.partition(".")[2]), dtype=dtype)
+            n: torch.full((1,), 1.0 / int(n.partition(".")[2]), dtype=dtype, device="cpu")
             for n in kernel.buffers
             if n.startswith("reciprocal.")
         }
@@ -283,7 +283,7 @@ def _ranges(group: Group, patterns: Mapping[str, Tensor], lanes: int) -> Tensor 
     unit = group.blocks * lanes
     blocks = -(-group.width // unit)
     used = F.pad(used, (0, 0, 0, blocks * unit - group.width)).unflatten(0, (blocks, unit)).any(1)
-    positions = torch.arange(used.shape[1])
+    positions = torch.arange(used.shape[1], device="cpu")
     begin = torch.where(used, positions, used.shape[1]).min(1).values
     end = torch.where(used, positions + 1, 0).max(1).values
     return torch.stack([begin, end], 1).contiguous()

@@ -62,7 +62,7 @@ def pattern(layout: Layout, name: str) -> Tensor | None:
     product = layout.products.get(name)
     if product is None or not product.sparse:
         return None
-    ones = torch.ones(next(p.shape for p in layout.parameters if p.name == product.weight))
+    ones = torch.ones(next(p.shape for p in layout.parameters if p.name == product.weight), device="cpu")
     return dense(layout, name, {product.weight: ones}, {}) != 0
 
 

@@ -79,7 +79,7 @@ class Tensors:
 
     def _by_torch(self, shape: Sequence[int], margin: Margins) -> Tensor:
         numbers, (front, behind) = math.prod(shape), margin
-        return torch.empty(front + numbers + behind, dtype=self._dtype)[front : front + numbers].view(*shape)
+        return torch.empty(front + numbers + behind, dtype=self._dtype, device="cpu")[front : front + numbers].view(*shape)
 
 
 @functools.lru_cache(maxsize=512)
@@ -134,7 +134,7 @@ class Scratch(threading.local):
     """One thread's memory for what a run needs no longer than it runs; the next run uses it again."""
 
     def __init__(self) -> None:
-        self._block = torch.empty(0, dtype=torch.uint8)
+        self._block = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._next = self._end = self._wanted = self._most = 0
         self._room = 0  # bytes of the block from its first whole line on
         self._more: list[Tensor] = []
@@ -144,7 +144,7 @@ class Scratch(threading.local):
         self._more.clear()
         wanted = max(self._wanted, self._most)
         if wanted > self._block.numel() and wanted <= SCRATCH_KEPT:
-            self._block = torch.empty(0, dtype=torch.uint8)  # gone before the next one is there
+            self._block = torch.empty(0, dtype=torch.uint8, device="cpu")  # gone before the next one is there
             # not from the pool: there the smaller ones that it had before would stay, and nobody wants their sizes
             self._block = _mapped(wanted + _LINE)
         self._next = -(-self._block.data_ptr() // _LINE) * _LINE

@@ -123,8 +123,8 @@ class Packing:
     @cached_property
     def entries(self) -> tuple[Tensor, Tensor]:
         """Step and packed row of each of the N entries, [N] each."""
-        step = torch.repeat_interleave(torch.arange(self.steps), self.sizes)
-        row = torch.arange(len(step)) - self.offsets[step]
+        step = torch.repeat_interleave(torch.arange(self.steps, device="cpu"), self.sizes)
+        row = torch.arange(len(step), device="cpu") - self.offsets[step]
         return step, row
 
     def _at(self, step: Tensor, row: Tensor) -> Tensor:
@@ -134,13 +134,13 @@ class Packing:
     def reversal(self) -> Tensor:
         """[N]: the entries with each row reversed by its own length; it is its own inverse."""
         step, row = self.entries
-        return self._at(torch.tensor(self.lengths)[row] - 1 - step, row)
+        return self._at(torch.tensor(self.lengths, device="cpu")[row] - 1 - step, row)
 
     @cached_property
     def successors(self) -> tuple[Tensor, Tensor]:
         """Entries that have a next step, and those next steps: [M] each, M = N - B."""
         step, row = self.entries
-        has_next = step + 1 < torch.tensor(self.lengths)[row]
+        has_next = step + 1 < torch.tensor(self.lengths, device="cpu")[row]
         return has_next.nonzero()[:, 0].to(self.device), self._at(step[has_next] + 1, row[has_next])
 
     @cached_property
@@ -154,7 +154,7 @@ class Packing:
     def next_steps(self) -> Tensor:
         """[N]: where each entry's next step stands in a sequence that ends with B initial rows."""
         step, row = self.entries
-        has_next = step + 1 < torch.tensor(self.lengths)[row]
+        has_next = step + 1 < torch.tensor(self.lengths, device="cpu")[row]
         after = self._at((step + 1).clamp(max=self.steps - 1), row)
         return torch.where(has_next.to(self.device), after, self.total + row.to(self.device))
 
@@ -216,7 +216,7 @@ class Packing:
     @cached_property
     def rows(self) -> Tensor:
         """`order` where there is one, else [B] int64 of the caller's order, on the CPU."""
-        return torch.arange(self.batch) if self.order is None else self.order.cpu()
+        return torch.arange(self.batch, device="cpu") if self.order is None else self.order.cpu()
 
     def move(self, padded: Tensor, packed: Tensor, more: Tensor | None = None, *, unpack: bool) -> None:
         """Copy the rows of [T, B, *] to those of [N, *], or back with zeros past each row's length.

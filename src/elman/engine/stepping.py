@@ -49,7 +49,7 @@ class LayerStep:
         if plan.inference.ahead:  # with the input's products: they cannot be added up with the others
             plan = Plan(cell, layout, {}, within=True)
         kernel, layout = plan.inference, plan.layout
-        like = torch.empty(0, dtype=dtype)
+        like = torch.empty(0, dtype=dtype, device="cpu")
         constants = reference.constants(cell, layout.hidden_size, like)
         gates = {f"x.{gate}": rows for gate, rows in layout.input_gates.items()}
         names = sorted({p for group in kernel.groups if not group.inputs for p in group.products})
@@ -59,7 +59,7 @@ class LayerStep:
         workers = threads.count() if size >= _SHARED_FROM else 1
         sink = AtOnce(own_memory=size + size // 8 + _LINES)
         table = Table(kernel, dtype, batch, sink, workers)
-        none = torch.zeros(gates_width(layout), dtype=dtype)
+        none = torch.zeros(gates_width(layout), dtype=dtype, device="cpu")
         units = {n: (parameters["bias_ih"] if layout.input_bias else none)[rows] for n, rows in gates.items()}
         units |= {f"vector.{n}": parameters[n] for n in layout.vectors}
         units |= {f"constant.{n}": v.to(dtype) for n, v in constants.items() if v.dim() == 1}

@@ -36,7 +36,7 @@ def _refusal(dtype: torch.dtype) -> str | None:
     """Why torch's LSTM cannot run under autocast on this processor, or None; a tiny one is tried."""
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
         try:
-            torch.nn.LSTM(4, 8)(torch.zeros(2, 1, 4))
+            torch.nn.LSTM(4, 8, device="cpu")(torch.zeros(2, 1, 4, device="cpu"))
         except RuntimeError as error:
             return f"torch's LSTM does not run in {dtype} on this processor: {str(error).partition('.')[0]}"
     return None

@@ -189,7 +189,7 @@ class Written:
         """The address of a state at resets, [width]."""
         if f"default.{entry.name}" in self.form.names:
             return self.program.given(f"default.{entry.name}")
-        return self.program.constant(torch.full((width,), entry.initial, dtype=self.form.dtype))
+        return self.program.constant(torch.full((width,), entry.initial, dtype=self.form.dtype, device="cpu"))
 
     def draws(self) -> None:
         """Tell the table how the random choices are made; those that are the same at all steps are made beforehand."""

@@ -155,7 +155,7 @@ def checked_lengths(lengths: Tensor | Sequence[int], batch: int, steps: int) -> 
     Raises:
         ValueError: they are not B integers from 1 to T.
     """
-    values = torch.as_tensor(lengths)
+    values = torch.as_tensor(lengths, device="cpu")
     if values.shape != (batch,):
         raise ValueError(f"lengths must be [B] = ({batch},), got {tuple(values.shape)}")
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:

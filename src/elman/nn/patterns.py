@@ -99,7 +99,7 @@ class ManyToMany(_Pattern):
         later = torch.cat([input, input.new_zeros(self.delay, *input.shape[1:])])
         if lengths is not None:
             lengths = torch.as_tensor(lengths)
-            valid = torch.arange(len(later))[:, None] < lengths
+            valid = torch.arange(len(later), device=lengths.device)[:, None] < lengths
             later = later * valid.to(later)[:, :, None]
             lengths = lengths + self.delay
         output, state = self.recurrent(later, state, lengths=lengths)
