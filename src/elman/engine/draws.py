@@ -136,7 +136,8 @@ def mask(
     """
     real = dtype if dtype in REALS else torch.float32
     if table.device.type != "cpu" or _library(real) is None:
-        return torch.where(_chosen(table, moving, probability, packing, width), *values).to(dtype)
+        chosen, other = torch.tensor(values, dtype=real, device=table.device)  # numbers alone would be of 32 bits
+        return torch.where(_chosen(table, moving, probability, packing, width), chosen, other).to(dtype)
     made = memory.empty(packing.total, width, dtype=real)
     _MaskJob.of(packing, width, moving, probability, values, real, threads.count()).run(table, None, made)
     return made.to(dtype)
