@@ -61,6 +61,36 @@ def test_equals_the_reference(name: str, dtype: torch.dtype, threads: int) -> No
         compare(module, [x, *state], ways, f"{name}, {batch} rows")
 
 
+@pytest.mark.parametrize(
+    ("workers", "sizes", "lengths"),
+    [
+        (2, (5, 72), [17]),
+        pytest.param(2, (72, 200), [12, 4, 11], marks=pytest.mark.slow),
+        pytest.param(3, (5, 72), [6, 17], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", CELLS)
+def test_one_row_by_several_threads(
+    name: str,
+    workers: int,
+    sizes: tuple[int, int],
+    lengths: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    set_threads: Callable[[int], None],
+) -> None:
+    """They share out its units, and begin with what they need not wait for: one sequence, or the longest of several."""
+    monkeypatch.setattr("elman.engine.kernel.split_rows", lambda *_: 4)
+    set_threads(workers)
+    case = Case(CELLS[name], input_size=sizes[0], hidden_size=sizes[1])
+    module, batch, steps = case.module(), len(lengths), max(lengths)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(0.4)  # or states of some cells would grow, and rounding with them
+    x, extras, state = case.input(steps, batch).requires_grad_(), case.extras(steps, batch), case.state(module, batch)
+    compare(module, [x, *state], _ways(case, module, x, state, lengths=lengths, extras=extras), name)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_time_in_stretches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The products before and after the loop take a stretch of time at a time, which nothing may show."""

@@ -18,7 +18,8 @@ from test_options import OPTIONS, SAMPLE, lacks
 if not torch.cuda.is_available():
     pytest.skip("there is no CUDA device", allow_module_level=True)
 
-pytestmark = pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous")  # see docs/status.md
+# See docs/status.md.
+pytestmark = pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous")
 
 TORCH = ("elman", "elman_relu", "lstm", "gru", "lstm_projected")  # torch has kernels for them
 CONTRACT = ("chunks", "step", "lengths_bidirectional", "reset_bidirectional", "reverse")

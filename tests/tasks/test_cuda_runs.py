@@ -13,7 +13,8 @@ from .conftest import SMALL, metrics_of
 if not torch.cuda.is_available():
     pytest.skip("there is no CUDA device", allow_module_level=True)
 
-pytestmark = pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous")  # see docs/status.md
+# See docs/status.md.
+pytestmark = pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous")
 
 
 def loss_of(run: Path, device: str, capsys: pytest.CaptureFixture[str]) -> float:

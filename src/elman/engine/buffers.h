@@ -71,32 +71,29 @@ struct Context {
     int64_t piece, pieces;  // which part of their depth products are summed over, of how many
     uint64_t due;  // of a clock's runs of units, those that are due at this step in any of this thread's rows
     bool odd;      // whether this is the second, fourth ... step of a run
-    mutable int64_t own_of, own_first, own_last;  // of a row of so many columns, those that this thread has written
-    mutable bool waits;  // whether this thread has yet to wait for the others to come as far as it has,
-    mutable int32_t arrivals;  // which is so often: kept here, since to read what others look at takes a trip of a line
+    mutable int64_t own_of, own_first, own_last;  // see `own_columns`
+    mutable int32_t arrivals;                     // see `arrive`
+    mutable bool waits;
 };
 
-// Where threads share out units, each tells the others when it is done with a part. Before it reads what they have written,
-// or writes what they may still be reading, it waits until they are too.
+// Where threads share out the units of a step, each says when it is done with a part: so often has it. Before it reads what
+// others have written, or writes what they may be reading, it waits until all have come as far. It counts for itself, since to
+// read a line that the others look at takes a trip of that line.
 INLINE void arrive(const Context &c) {
     if (c.block_parts < 2) return;
     announce(c.call->meeting, c.thread, ++c.arrivals);
     c.waits = true;
 }
-template <class F> INLINE void wait(const Context &c, F meanwhile) {
-    if (!c.waits) return;
-    await(c.call->meeting, c.arrivals, c.thread, c.block_parts, meanwhile);
+// Whether this thread had yet to wait.
+INLINE bool wait(const Context &c) {
+    if (!c.waits) return false;
+    await(c.call->meeting, c.block_parts, c.thread, c.arrivals);
     c.waits = false;
+    return true;
 }
-static __attribute__((noinline)) void wait(const Context &c) { wait(c, relax); }
 INLINE void synchronise(const Context &c) {
     arrive(c);
     wait(c);
-}
-INLINE void meet_all(const Context &c, int64_t team) {
-    announce(c.call->meeting, c.thread, ++c.arrivals);
-    await(c.call->meeting, c.arrivals, c.thread, team, relax);
-    c.waits = false;
 }
 
 // Whether any of some units is due. CLOCK is the buffer of the step index where the cell has a clock, else negative.

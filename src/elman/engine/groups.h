@@ -15,7 +15,11 @@ struct Group {
 
 // Bytes of a group's matrices from which on no near cache holds them. While tiles of one block are computed, the next block's
 // come nearer, a share of them with each tile: else its first tile waits for memory, which stands idle during the others.
-enum { FAR = 2 << 20, NEAREST = 24 << 10, TOGETHER_BYTES = 512 << 10 };
+enum { FAR = 2 << 20 };
+
+// Bytes of the blocks that one row is multiplied by at once, at most: a few times as many should stay in a near cache, for what a
+// step ends with the next one begins with.
+enum { BLOCKS_AT_ONCE = 512 << 10 };
 
 INLINE int64_t depth_of(const Context &c, const Group &g) {
     int64_t depth = 0;
@@ -23,11 +27,10 @@ INLINE int64_t depth_of(const Context &c, const Group &g) {
     return depth;
 }
 
-// Of an operand's segment the columns that no other thread may be writing: all of the input, else those of this thread's units,
-// however wide the blocks were in which threads shared units out.
+// Of a row of so many columns that is computed in the loop, those that this thread has computed itself, however wide the blocks
+// were in which the threads shared out the units.
 struct Columns { int64_t first, last; };
-INLINE Columns own_columns(const Context &c, int buffer, int64_t width) {
-    if (buffer == INPUT) return {0, width};
+INLINE Columns own_columns(const Context &c, int64_t width) {
     if (c.own_of != width) {
         const uint32_t part = c.blocks_of, parts = c.block_parts;
         uint32_t first = 0, last = width;
@@ -41,13 +44,13 @@ INLINE Columns own_columns(const Context &c, int buffer, int64_t width) {
     return {c.own_first, c.own_last};
 }
 
-// Columns [begin, end) of a group's operand as stretches, so many of them `early` at the front of `room`, and so many `late` at
-// its end. Where `shared`, early are half of the columns that no other thread may be writing; late are what others write, and
-// last the other half, with which the next step begins: its matrices are in the nearest cache.
+// Columns [begin, end) of a group's operand as stretches: `early` ones at the front of an array of `room`, `late` ones at its
+// end. Where `apart`, late are those that other threads may still be writing, and half of this thread's own: that half comes
+// last, and the next step begins with it, whose matrices are in the nearest cache then.
 struct Found { int64_t early, late; };
-INLINE Found find(const Context &c, const Group &g, int64_t row, int64_t begin, int64_t end, bool shared, Stretch *stretches, int64_t room) {
+INLINE Found find(const Context &c, const Group &g, int64_t row, int64_t begin, int64_t end, bool apart, Stretch *stretches,
+                  int64_t room) {
     const Call &k = *c.call;
-    const bool clocked = CLOCK >= 0 && g.transposed && k.runs;  // the gradients of units that are not due are zero
     Found found = {};
     auto each = [&](auto f) {
         int64_t start = 0;
@@ -57,35 +60,29 @@ INLINE Found find(const Context &c, const Group &g, int64_t row, int64_t begin, 
             const int64_t from = begin > start ? begin - start : 0, to = end - start < width ? end - start : width;
             auto stretch = [&](int64_t first, int64_t last, bool late) {
                 if (first >= last) return;
-                Stretch &to = stretches[late ? room - ++found.late : found.early++];
-                to = {c.p[buffer] + row * c.s[buffer] + first, c.s[buffer], start + first, last - first};
+                stretches[late ? room - ++found.late : found.early++] = {c.p[buffer] + row * c.s[buffer] + first, c.s[buffer],
+                                                                         start + first, last - first};
             };
-            f(s, buffer, width, from, to, stretch);
+            const Columns own = apart && buffer != INPUT ? own_columns(c, width) : Columns{0, width};
+            f(from, to, Columns{larger(own.first, from), smaller(own.last, to)}, stretch);
             start += width;
         }
     };
-    if (shared) {
+    if (apart) {
         int64_t all = 0, before = 0;
-        each([&](int s, int buffer, int64_t width, int64_t from, int64_t to, auto) {
-            const Columns own = own_columns(c, buffer, width);
-            all += larger<int64_t>(smaller(own.last, to) - larger(own.first, from), 0);
+        each([&](int64_t, int64_t, Columns own, auto) { all += larger<int64_t>(own.last - own.first, 0); });
+        each([&](int64_t, int64_t, Columns own, auto stretch) {
+            const int64_t half = larger<int64_t>((all / 2 - before) / LANES * LANES, 0), middle = own.first + half;
+            stretch(own.first, smaller(middle, own.last), c.odd);
+            stretch(middle, own.last, !c.odd);
+            before += larger<int64_t>(own.last - own.first, 0);
         });
-        each([&](int s, int buffer, int64_t width, int64_t from, int64_t to, auto stretch) {
-            const Columns own = own_columns(c, buffer, width);
-            const int64_t first = larger(own.first, from), last = smaller(own.last, to);
-            const int64_t half = (all / 2 - before) / LANES * LANES, middle = first + (half < 0 ? 0 : half);
-            stretch(first, smaller(middle, last), c.odd);
-            stretch(larger(first, middle), last, !c.odd);
-            before += larger<int64_t>(last - first, 0);
-        });
-        each([&](int s, int buffer, int64_t width, int64_t from, int64_t to, auto stretch) {
-            const Columns own = own_columns(c, buffer, width);
+        each([&](int64_t from, int64_t to, Columns own, auto stretch) {
             stretch(from, smaller(own.first, to), true);
             stretch(larger(own.last, from), to, true);
         });
-    } else
-        each([&](int s, int buffer, int64_t width, int64_t from, int64_t to, auto stretch) {
-            if (!clocked) return stretch(from, to, false);
+    } else if (CLOCK >= 0 && g.transposed && k.runs)  // the gradients of units that are not due are zero
+        each([&](int64_t from, int64_t to, Columns, auto stretch) {
             for (int64_t r = 0; r < k.runs; ++r)
                 if (c.due >> r & 1) {
                     const int64_t first = k.clock[3 * r];
@@ -93,10 +90,11 @@ INLINE Found find(const Context &c, const Group &g, int64_t row, int64_t begin, 
                     stretch(larger(first, from), smaller(k.clock[3 * r + 1], to), false);
                 }
         });
+    else each([&](int64_t from, int64_t to, Columns, auto stretch) { stretch(from, to, false); });
     return found;
 }
 
-// Others have written these columns, if there are several threads: all of their lines together.
+// Another thread has written these columns: all of their lines together.
 INLINE void fetch(const Stretch *stretches, int64_t count, int64_t rows) {
     for (int64_t i = 0; i < count; ++i)
         for (int64_t r = 0; r < rows; ++r)
@@ -104,32 +102,33 @@ INLINE void fetch(const Stretch *stretches, int64_t count, int64_t rows) {
                 __builtin_prefetch(stretches[i].operand + r * stretches[i].stride + k);
 }
 
-// Products are of some rows and one block of units, over their whole depth or one of its pieces, or of one row and several blocks.
+// Products are those of some rows and one block of units, over their whole depth or one of its pieces; or of one row and some
+// blocks, for which threads that share out units begin with what they need not wait for (see `find`).
 enum How { WHOLLY, BY_PIECES, OF_ROW };
 
 // The products of `several` rows or blocks, to `acc`, [rows, blocks, total], as far as there are units.
-template <How HOW> INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t several, int64_t block, int64_t units) {
+template <How HOW>
+INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t several, int64_t block, int64_t units) {
     const Call &k = *c.call;
-    const bool by_pieces = HOW == BY_PIECES, split = HOW == OF_ROW && CLOCK < 0 && c.block_parts > 1;
-    const bool shared = split && !(g.segment_count == 1 && g.segments[0] == INPUT);
-    const int64_t rows = HOW == OF_ROW ? 1 : several;
-    const int64_t *range = k.ranges[g.number];
-    const int all = g.blocks * g.count, pass = pass_of(all), full = all / pass, apart = g.blocks * g.total;
+    const bool by_pieces = HOW == BY_PIECES, shared = HOW == OF_ROW && CLOCK < 0 && c.block_parts > 1;
+    const bool apart = shared && (g.segment_count > 1 || g.segments[0] != INPUT);
+    const int64_t rows = HOW == OF_ROW ? 1 : several, *range = k.ranges[g.number];
+    const int all = g.blocks * g.count, pass = pass_of(all), full = all / pass, stride = g.blocks * g.total;
     const int64_t depth = depth_of(c, g);
     int fitting = HOW == OF_ROW ? together_of(pass, 1) : rows == 2 ? together_of(pass, 2) : 1;
-    while (HOW == OF_ROW && fitting > 1 && fitting * pass * depth * VECTOR_BYTES > TOGETHER_BYTES) --fitting;
+    while (HOW == OF_ROW && fitting > 1 && fitting * pass * depth * VECTOR_BYTES > BLOCKS_AT_ONCE) --fitting;
     const int64_t room = g.segment_count * (CLOCK < 0 ? 4 : larger<int64_t>(k.runs, 1));
     Stretch stretches[room];
     auto piece_at = [&](int64_t piece) { return by_pieces ? depth * piece / c.pieces : depth * piece; };
     const int64_t number = (units + g.blocks * LANES - 1) / (g.blocks * LANES);  // of blocks, of which this thread has
     const int64_t first_block = number * c.blocks_of / c.block_parts, last_block = number * (c.blocks_of + 1) / c.block_parts - 1;
     // Passes of blocks one after the other are alike where no block has a smaller one, or columns of its own.
-    const int64_t alike = split && all % pass == 0 && !range ? several : 1, turns = HOW == OF_ROW && alike == 1 ? several : 1;
+    const int64_t alike = shared && all % pass == 0 && !range ? several : 1, turns = HOW == OF_ROW && alike == 1 ? several : 1;
     for (int64_t turn = 0; turn < turns; ++turn) {
         const int64_t at = c.down ? turns - 1 - turn : turn, here = block + at;
         int64_t begin = by_pieces ? piece_at(c.piece) : 0, end = by_pieces ? piece_at(c.piece + 1) : depth;
         if (range) begin = larger(begin, range[2 * here]), end = smaller(end, range[2 * here + 1]);
-        const Found found = find(c, g, row, begin, end, shared, stretches, room);
+        const Found found = find(c, g, row, begin, end, apart, stretches, room);
         if (HOW != OF_ROW && c.block_parts > 1 && here == (c.down ? last_block : first_block)) fetch(stretches, found.early, rows);
         const int64_t vectors = ((units + LANES - 1) / LANES - here * g.blocks) * g.count;
         const int64_t wanted = smaller((vectors + pass - 1) / pass, alike * full + (all % pass > 0));  // passes
@@ -137,7 +136,7 @@ template <How HOW> INLINE void multiply(const Context &c, const Group &g, V *acc
         // What is wanted next. The next step, where it turns, begins with the block that this one ends with.
         const int64_t size = all * depth * (int64_t)VECTOR_BYTES, piece = by_pieces && c.piece + 1 < c.pieces ? c.piece + 1 : 0;
         const int64_t next = piece ? here : c.down ? here - 1 : here < last_block || SUMS == 0 ? here + 1 : first_block;
-        const bool tiles = rows >= FETCHING_ROWS && 2 * rows + 1 < c.rows;  // at least three: for two it costs more than it gives
+        const bool tiles = rows >= FETCHING_ROWS && 2 * rows + 1 < c.rows;  // at least three: for two it costs too much
         const bool far = tiles && size * number > FAR && first_block <= next && next <= last_block;
         auto tile = [&](int64_t done, int wide, int together) {
             Next wanted = {};
@@ -149,24 +148,13 @@ template <How HOW> INLINE void multiply(const Context &c, const Group &g, V *acc
             }
             const Tile tile = k.tiles[tile_number(wide, (int)rows, together, far)];
             const int32_t *places = g.places + done % all;
-            V *to = acc + at * apart + done / all * apart;
             const real *matrix = w + done * depth * LANES;
-            tile(to, apart, places, stretches, found.early, matrix, depth, &wanted, by_pieces && c.piece);
-            if (!shared || !found.late) return;
+            V *to = acc + (at + done / all) * stride;
+            tile(to, stride, places, stretches, found.early, matrix, depth, &wanted, by_pieces && c.piece);
+            if (!apart || !found.late) return;
             const Stretch *late = stretches + room - found.late;
-            if (c.waits) {
-                // Meanwhile the matrices come nearer that are wanted then.
-                const int64_t bytes = wide * VECTOR_BYTES, most = smaller<int64_t>(late->count * bytes, NEAREST / together);
-                const char *line = (const char *)(matrix + late->first * wide * LANES), *end = line + most;
-                wait(c, [&] {
-                    if (line >= end) return relax();
-                    for (int i = 0; i < together; ++i)
-                        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(line + i * depth * bytes + b);
-                    line += bytes;
-                });
-                fetch(late, found.late, 1);
-            }
-            tile(to, apart, places, late, found.late, matrix, depth, &wanted, true);
+            if (wait(c)) fetch(late, found.late, 1);
+            tile(to, stride, places, late, found.late, matrix, depth, &wanted, true);
         };
         const int64_t passes = smaller(wanted, alike * full), tiles_of_passes = (passes + fitting - 1) / fitting;
         for (int64_t i = 0; i < tiles_of_passes; ++i) {

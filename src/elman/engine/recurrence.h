@@ -161,7 +161,11 @@ static void work(void *argument) {
         const int64_t t = k.backward != k.reverse ? k.last - 1 - (i - k.first) : i, rows = k.batch_sizes[t];
         // Rows of one thread lie together, since writing lines beside another thread's is slow. So rows change hands
         // where their number does.
-        if (i > k.first && rows != before && team > 1) meet_all(c, team);
+        if (i > k.first && rows != before && team > 1) {
+            announce(k.meeting, c.thread, ++c.arrivals);
+            await(k.meeting, team, c.thread, c.arrivals);
+            c.waits = false;
+        }
         if (rows != before) c.own_of = -1;
         before = rows;
         const bool split = team > 1 && rows <= k.split_rows;

@@ -30,7 +30,8 @@ constexpr int rows_of(int pass) { return ACCUMULATORS / pass > MOST_ROWS ? MOST_
 // weights need no registers; passes may be those of several blocks. Else a pass of half of MOST_PASS vectors or fewer is the
 // only one of its group, or the last.
 constexpr int together_of(int pass, int rows) {
-    const int fitting = rows == 1 ? REGISTERS / 2 / pass : pass == 1 || 2 * pass <= MOST_PASS || rows > 2 ? 1 : (REGISTERS - 1) / (pass * (rows + 1));
+    const bool alone = pass == 1 || 2 * pass <= MOST_PASS || rows > 2;
+    const int fitting = rows == 1 ? REGISTERS / 2 / pass : alone ? 1 : (REGISTERS - 1) / (pass * (rows + 1));
     return fitting < 1 ? 1 : fitting < MOST_TOGETHER ? fitting : MOST_TOGETHER;
 }
 constexpr int tile_number(int pass, int rows, int together, bool fetching) {

@@ -82,14 +82,18 @@ INLINE void relax() {
 // Where the threads of a team wait for each other: how often each has come, on lines of its own, so that the others see it
 // after one trip of a line.
 struct alignas(128) Arrivals { volatile int32_t count; };
-INLINE Arrivals *nobody_yet(Arrivals *all, int64_t threads) { return (Arrivals *)__builtin_memset(all, 0, threads * sizeof(Arrivals)); }
-INLINE void announce(Arrivals *all, int64_t thread, int32_t count) { __atomic_store_n(&all[thread].count, count, __ATOMIC_RELEASE); }
-template <class F> INLINE void await(const Arrivals *all, int32_t count, int64_t thread, int64_t team, F meanwhile) {
+INLINE Arrivals *nobody_yet(Arrivals *all, int64_t threads) {
+    return (Arrivals *)__builtin_memset(all, 0, threads * sizeof(Arrivals));
+}
+INLINE void announce(Arrivals *all, int64_t thread, int32_t count) {
+    __atomic_store_n(&all[thread].count, count, __ATOMIC_RELEASE);
+}
+static void await(const Arrivals *all, int64_t team, int64_t thread, int32_t count) {
     for (int64_t i = 0; i < team; ++i)
-        while (i != thread && __atomic_load_n(&all[i].count, __ATOMIC_ACQUIRE) - count < 0) meanwhile();
+        while (i != thread && __atomic_load_n(&all[i].count, __ATOMIC_ACQUIRE) - count < 0) relax();
 }
 static void meet(Arrivals *all, int64_t thread, int64_t team) {
     const int32_t count = all[thread].count + 1;
     announce(all, thread, count);
-    await(all, count, thread, team, relax);
+    await(all, team, thread, count);
 }
