@@ -15,7 +15,7 @@ from elman.cells.layout import layout
 from elman.cells.math import tanh, where
 from elman.compiler.plan import Plan
 from elman.engine import cpu, forward
-from elman.engine.kernel import SPLIT_FROM, split_rows
+from elman.engine.kernel import SPLIT_FROM, loop_threads, split_rows
 from elman.testing import Case, compare
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -31,6 +31,7 @@ def _plan(name: str) -> Plan:
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None]) -> int:
     # Small as the matrices are, two threads share units.
     monkeypatch.setattr("elman.engine.kernel.split_rows", lambda *_: 8 * request.param)
+    monkeypatch.setattr("elman.engine.kernel.loop_threads", lambda *_: request.param)
     set_threads(request.param)
     count: int = request.param
     return count
@@ -81,6 +82,7 @@ def test_one_row_by_several_threads(
 ) -> None:
     """They share out its units, and begin with what they need not wait for: one sequence, or the longest of several."""
     monkeypatch.setattr("elman.engine.kernel.split_rows", lambda *_: 4)
+    monkeypatch.setattr("elman.engine.kernel.loop_threads", lambda *_: workers)
     set_threads(workers)
     case = Case(CELLS[name], input_size=sizes[0], hidden_size=sizes[1])
     module, batch, steps = case.module(), len(lengths), max(lengths)
@@ -221,6 +223,19 @@ def test_who_shares_out_units() -> None:
         forwards, backwards = (split_rows(4 * numbers, numbers, width, 2) for width in (units, 4 * units))
         assert (forwards > 0) == (backwards > 0) == (4 * numbers >= SPLIT_FROM)
         assert backwards <= forwards <= 48
+
+
+def test_how_many_threads_run_a_loop(set_threads: Callable[[int], None]) -> None:
+    """As many as there are rows, or, where they share out units, as the matrices are worth."""
+    assert [loop_threads(1 << 20, rows, 0, 16) for rows in (1, 5, 40)] == [1, 5, 16]
+    assert [loop_threads(kilobytes << 10, 1, 1, 16) for kilobytes in (128, 256, 1024, 8192)] == [3, 5, 10, 16]
+    assert [loop_threads(128 << 10, rows, 8, 16) for rows in (1, 4, 8)] == [3, 7, 10]
+    assert loop_threads(1 << 20, 1, 1, 2) == 2
+    set_threads(4)  # of which three are wanted
+    case = Case(CELLS["lstm"], dtype=torch.float32, input_size=5, hidden_size=96)
+    module = case.module()
+    x, state = case.input(20, 1).requires_grad_(), case.state(module, 1)
+    compare(module, [x, *state], _ways(case, module, x, state), "three threads of four")
 
 
 def test_a_cell_of_ones_own(threads: int) -> None:

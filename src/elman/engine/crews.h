@@ -17,7 +17,7 @@ INLINE void wait_for(const Count &count, int64_t number) {
 }
 
 struct Crew {
-    int64_t size;
+    int64_t size, at_work;   // threads, and those of them that have a share of the work
     Count given;             // how many shares of work there have been
     void (*share)(void *);   // the last one; null: there are no more
     void *argument;
@@ -34,14 +34,15 @@ INLINE void give(Crew &c, void (*share)(void *), void *argument) {
 }
 
 // What a crew's jobs have in place of the functions of torch's pool.
-static void crew_parallel(void (*share)(void *), void *argument, unsigned, unsigned) {
+static void crew_parallel(void (*share)(void *), void *argument, unsigned threads, unsigned) {
     Crew &c = *crew;
+    c.at_work = threads < c.size ? threads : c.size;
     give(c, share, argument);
     share(argument);
     for (int64_t i = 1; i < c.size; ++i) wait_for(c.done[i], c.given.number);
 }
 static int crew_number() { return place; }
-static int crew_size() { return (int)crew->size; }
+static int crew_size() { return (int)crew->at_work; }
 
 // Does f(number) for each number below `count`, at once as far as there are threads; `crews` and `done` are the team's, with
 // room for as many crews and threads, all zero.
@@ -61,7 +62,7 @@ template <class F> static void by_crews(int64_t count, Crew *crews, Count *done,
     for (int64_t next = 1;; ++next) {
         wait_for(c.given, next);
         if (!c.share) return;
-        c.share(c.argument);
+        if (place < c.at_work) c.share(c.argument);
         __atomic_store_n(&c.done[place].number, next, __ATOMIC_RELEASE);
     }
 }

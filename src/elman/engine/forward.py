@@ -68,7 +68,8 @@ class Forward(Written):
             return {}
         layout, found = self.layout, {}
         columns = layout.input_size
-        none = 0 if layout.input_bias else self.program.constant(torch.zeros(self.gates_width, dtype=self.form.dtype, device="cpu"))
+        zeros = torch.zeros(0 if layout.input_bias else self.gates_width, dtype=self.form.dtype, device="cpu")
+        none = 0 if layout.input_bias else self.program.constant(zeros)
         for gate, rows in layout.input_gates.items():
             found[f"x.{gate}"] = (self.parameter("weight_ih", rows.start), rows.stop - rows.start, columns, columns)
             bias = self.parameter("bias_ih", rows.start) if layout.input_bias else none

@@ -1,6 +1,7 @@
 """A compiled kernel and its memory: buffers by name, matrices packed as the kernel reads them."""
 
 import functools
+import math
 from array import array
 from collections.abc import Mapping
 from enum import IntEnum
@@ -58,6 +59,25 @@ def split_rows(size: int, numbers: int, exchanged: int, workers: int) -> int:
     return min(max(numbers * workers // (exchanged * each), 1), 24 * workers) if exchanged else 1
 
 
+# Bytes of matrices that a thread reads in the time by which a meeting takes longer with one thread more: of an Intel Xeon
+# with 16 cores, docs/engine.md.
+_MEETING = 10_000
+
+
+def loop_threads(size: int, rows: int, shared: int, workers: int) -> int:
+    """Threads of a loop over time, of `workers`: no more than have something to do, or repay their meetings.
+
+    Threads that share out units need size / n for the matrices and meet after each part, for which the time grows with
+    their number n. The sum of both is least where n is about the square root of the size.
+
+    Args:
+        size: bytes of the matrices. rows: at a step, at most. shared: see `split_rows`.
+    """
+    if rows > shared:
+        return max(1, min(rows, workers))
+    return max(1, min(math.isqrt(size * rows // _MEETING), workers))
+
+
 class _Fixed:
     """What all runs of a kernel share: its library, and a table of buffers in which none has memory yet."""
 
@@ -102,7 +122,7 @@ class Table:
 
     Args:
         sink: where its jobs go, and whose addresses it is given.
-        workers: threads.
+        workers: threads that there are.
     """
 
     def __init__(self, kernel: Kernel, dtype: torch.dtype, batch: int, sink: Sink, workers: int) -> None:
@@ -165,7 +185,7 @@ class Table:
             entries: the states' names.
             clock: first unit, end and period of each run of units that has a period of its own, of a cell with a clock.
         """
-        fixed, kernel, sink, workers = self._fixed, self._kernel, self._sink, self._workers
+        fixed, kernel, sink = self._fixed, self._kernel, self._sink
         for name, width in fixed.scratch:
             self.place(name, sink.take(self._batch * width * self._itemsize), width, Kind.BATCH)
         addresses, ranges, bytes_read, exchanged = array("q"), array("q"), 0, 0
@@ -187,10 +207,11 @@ class Table:
             exchanged += 0 if group.inputs else sum(m[1] for m in chosen) if group.transposed else chosen[0][2]
             used = _ranges(group, patterns, fixed.tools.lanes)
             ranges.append(0 if used is None else sink.constant(used))
+        shared = split_rows(bytes_read, bytes_read // self._itemsize, exchanged, self._workers)
+        workers = loop_threads(bytes_read, packing.batch, shared, self._workers)
         for name, width in fixed.once:
             stride = -(-width * self._itemsize // 64) * 64 // self._itemsize  # so that threads share no cache line
             self.place(name, sink.take(workers * stride * self._itemsize), stride, Kind.TOTALS)
-        shared = split_rows(bytes_read, bytes_read // self._itemsize, exchanged, workers)
         entering, finals = fixed.entries(entries)
         lanes = fixed.tools.lanes
         sums = sink.take(kernel.sums * workers * packing.batch * lanes * self._itemsize) if kernel.sums else 0

@@ -79,7 +79,8 @@ class Tensors:
 
     def _by_torch(self, shape: Sequence[int], margin: Margins) -> Tensor:
         numbers, (front, behind) = math.prod(shape), margin
-        return torch.empty(front + numbers + behind, dtype=self._dtype, device="cpu")[front : front + numbers].view(*shape)
+        block = torch.empty(front + numbers + behind, dtype=self._dtype, device="cpu")
+        return block[front : front + numbers].view(*shape)
 
 
 @functools.lru_cache(maxsize=512)
