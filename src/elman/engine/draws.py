@@ -91,8 +91,11 @@ def rows(noise: Noise, purpose: str, place: int, packing: Packing) -> Tensor:
     """
     batch = packing.batch
     given = noise.row
-    counted = isinstance(given, int)
-    listed = range(given, given + batch) if counted else torch.as_tensor(given, dtype=torch.int64, device="cpu")
+    listed: Tensor | range
+    if isinstance(given, int):
+        listed = range(given, given + batch)
+    else:
+        listed = torch.as_tensor(given, dtype=torch.int64, device="cpu")
     if isinstance(listed, Tensor) and listed.shape != (batch,):
         raise ValueError(f"noise.row must be a number, or one for each of {batch} rows, got {len(listed)}")
     numbers = listed if packing.order is None else torch.as_tensor(listed, device="cpu")[packing.order.cpu()]

@@ -59,8 +59,8 @@ def split_rows(size: int, numbers: int, exchanged: int, workers: int) -> int:
     return min(max(numbers * workers // (exchanged * each), 1), 24 * workers) if exchanged else 1
 
 
-# Bytes of matrices that a thread reads in the time by which a meeting takes longer with one thread more: of an Intel Xeon
-# with 16 cores, docs/engine.md.
+# Bytes of matrices that a thread reads in the time by which a meeting takes longer with one thread more: on an Intel
+# Xeon with 16 cores, docs/engine.md.
 _MEETING = 10_000
 
 
