@@ -226,8 +226,8 @@ def test_who_shares_out_units() -> None:
 
 
 def test_how_many_threads_run_a_loop(set_threads: Callable[[int], None]) -> None:
-    """As many as there are rows, or, where they share out units, as the matrices are worth."""
-    assert [loop_threads(1 << 20, rows, 0, 16) for rows in (1, 5, 40)] == [1, 5, 16]
+    """All of them, or, where they share out units, as many as the matrices are worth."""
+    assert [loop_threads(1 << 20, rows, 4, 16) for rows in (5, 40)] == [16, 16]
     assert [loop_threads(kilobytes << 10, 1, 1, 16) for kilobytes in (128, 256, 1024, 8192)] == [3, 5, 10, 16]
     assert [loop_threads(128 << 10, rows, 8, 16) for rows in (1, 4, 8)] == [3, 7, 10]
     assert loop_threads(1 << 20, 1, 1, 2) == 2

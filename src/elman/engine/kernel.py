@@ -65,16 +65,16 @@ _MEETING = 10_000
 
 
 def loop_threads(size: int, rows: int, shared: int, workers: int) -> int:
-    """Threads of a loop over time, of `workers`: no more than have something to do, or repay their meetings.
+    """Threads of a loop over time, of `workers`: where they share out units at all steps, as many as their meetings repay.
 
-    Threads that share out units need size / n for the matrices and meet after each part, for which the time grows with
-    their number n. The sum of both is least where n is about the square root of the size.
+    Each of n threads reads size / n of the matrices, and all meet after each part, which takes longer the more they are.
+    The sum of both is least where n is about the square root of the size.
 
     Args:
         size: bytes of the matrices. rows: at a step, at most. shared: see `split_rows`.
     """
     if rows > shared:
-        return max(1, min(rows, workers))
+        return workers
     return max(1, min(math.isqrt(size * rows // _MEETING), workers))
 
 
