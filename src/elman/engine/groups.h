@@ -125,11 +125,13 @@ INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int6
     // Passes of blocks one after the other are alike where no block has a smaller one, or columns of its own.
     const int64_t alike = shared && all % pass == 0 && !range ? several : 1, turns = HOW == OF_ROW && alike == 1 ? several : 1;
     const int64_t begin = by_pieces ? piece_at(c.piece) : 0, end = by_pieces ? piece_at(c.piece + 1) : depth;
-    Found found = range ? Found{} : find(c, g, row, begin, end, apart, stretches, room);
+    auto between = [&](int64_t first, int64_t last) { return find(c, g, row, first, last, apart, stretches, room); };
+    Found found = range ? Found{} : between(begin, end);
     for (int64_t turn = 0; turn < turns; ++turn) {
         const int64_t at = c.down ? turns - 1 - turn : turn, here = block + at;
-        if (range) found = find(c, g, row, larger(begin, range[2 * here]), smaller(end, range[2 * here + 1]), apart, stretches, room);
-        if (HOW != OF_ROW && c.block_parts > 1 && here == (c.down ? last_block : first_block)) fetch(stretches, found.early, rows);
+        if (range) found = between(larger(begin, range[2 * here]), smaller(end, range[2 * here + 1]));
+        const bool is_first = here == (c.down ? last_block : first_block);
+        if (HOW != OF_ROW && c.block_parts > 1 && is_first) fetch(stretches, found.early, rows);
         const int64_t vectors = ((units + LANES - 1) / LANES - here * g.blocks) * g.count;
         const int64_t wanted = smaller((vectors + pass - 1) / pass, alike * full + (all % pass > 0));  // passes
         const real *w = k.weights[g.number] + here * all * depth * LANES;

@@ -65,10 +65,10 @@ _MEETING = 10_000
 
 
 def loop_threads(size: int, rows: int, shared: int, workers: int) -> int:
-    """Threads of a loop over time, of `workers`: where they share out units at all steps, as many as their meetings repay.
+    """Threads of a loop, of `workers`: where they share out units at all steps, as many as repay their meetings.
 
-    Each of n threads reads size / n of the matrices, and all meet after each part, which takes longer the more they are.
-    The sum of both is least where n is about the square root of the size.
+    Each of n threads reads size / n of the matrices, and all meet after each part, which takes the longer the more they
+    are. The sum of both is least where n is about the square root of the size.
 
     Args:
         size: bytes of the matrices. rows: at a step, at most. shared: see `split_rows`.
