@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from elman.compiler import build
+from elman.compiler import build, emit
 
 RUN = """
 import torch, elman
@@ -107,6 +107,11 @@ def test_what_stops_a_build_is_said(tmp_path: Path, environment: dict[str, str],
     assert message in errors
 
 
+def test_kernels_place_as_many_passes_as_tiles_take() -> None:
+    header = (Path(build.__file__).parents[1] / "engine" / "tiles.h").read_text()
+    assert f"MOST_TOGETHER = {emit._TOGETHER}," in header
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_every_build_passes_the_engine_tests(isa: str) -> None:
@@ -117,6 +122,6 @@ def test_every_build_passes_the_engine_tests(isa: str) -> None:
     if isa == "avx2" and "avx2" not in build.processor_flags():
         pytest.skip("this processor has no AVX2")
     tests = [str(Path(__file__).with_name(name)) for name in ("test_cpu_engine.py", "test_contract.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "not torch_kernels", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "not torch_kernels", "-m", "not slow", *tests]
     run = subprocess.run(command, env={**os.environ, "ELMAN_ISA": isa}, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-3000:]
