@@ -229,3 +229,23 @@ def test_programs_have_memory_of_their_own(threads: int) -> None:
         made = [one.make(packing) for one in written]
         run_all(packing, *((one, {"x": x}, m) for one, x, m in zip(written, given, made, strict=True)))
         assert all(torch.equal(m["y"], x) for m, x in zip(made, given, strict=True))
+
+
+def test_a_loop_of_fewer_threads_than_its_crew(
+    monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None], counted: list[int]
+) -> None:
+    """Two of a crew's three share out the units of one row; the third waits for the next job."""
+    monkeypatch.setattr("elman.engine.kernel.split_rows", lambda *_: 4)
+    monkeypatch.setattr("elman.engine.kernel.loop_threads", lambda *_: 2)
+    torch.manual_seed(0)
+    module = Recurrent("lstm", 5, 72, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(6, 1, 5, dtype=torch.float64, requires_grad=True)
+    set_threads(6)
+    with use_engine("cpu"):
+        found = [_numbers(module, x) for _ in range(4)]  # the first call, and those that take the shorter way
+    assert set(counted) == {2}
+    with use_engine("reference"):
+        wanted = _numbers(module, x)
+    for numbers in found:
+        for a, b in zip(numbers, wanted, strict=True):
+            assert (a - b).abs().max() < 1e-12
