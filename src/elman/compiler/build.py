@@ -72,7 +72,7 @@ def _is_amd() -> bool:
 
 
 def instruction_set() -> str:
-    """What libraries are compiled for: ELMAN_ISA where set, else the best of "avx512", "avx2" and "portable".
+    """What libraries are compiled for: ELMAN_ISA where set, else the best of "amx", "avx512", "avx2" and "portable".
 
     Raises:
         BuildError: ELMAN_ISA names none of them, or one that the processor lacks.
@@ -82,16 +82,30 @@ def instruction_set() -> str:
 
 @functools.cache
 def _instruction_set(wanted: str | None) -> str:
-    have = {"avx512": "avx512f" in processor_flags(), "avx2": {"avx2", "fma"} <= processor_flags(), "portable": True}
+    flags = processor_flags()
+    have = {
+        "amx": {"amx_tile", "amx_bf16", "avx512f"} <= flags and _may_use_tiles(),
+        "avx512": "avx512f" in flags,
+        "avx2": {"avx2", "fma"} <= flags,
+        "portable": True,
+    }
     if wanted is None:
         return next(name for name, present in have.items() if present)
     if not have.get(wanted):
-        problem = "which this processor lacks" if wanted in have else f"which is none of {', '.join(have)}"
+        problem = "which is not to be had here" if wanted in have else f"which is none of {', '.join(have)}"
         raise BuildError(f"ELMAN_ISA is {wanted!r}, {problem}")
     return wanted
 
 
-_TARGETS = {"avx512": ("-march=native", 64), "avx2": ("-march=native", 32), "portable": ("", 16)}
+def _may_use_tiles() -> bool:
+    """Ask the system for the registers of the processor's matrix tiles, which Linux gives to processes that ask."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    arch_prctl, require, tiles = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, require, tiles) == 0
+
+
+_TARGETS = {"amx": ("-march=native", 64), "avx512": ("-march=native", 64), "avx2": ("-march=native", 32), "portable": ("", 16)}
 
 
 @functools.cache
@@ -148,13 +162,15 @@ class Build:
         command = compiler()
         if command is None:
             raise BuildError("no C++ compiler was found (g++, clang++, or the one that CXX names)")
-        march, vector_bytes = _TARGETS[instruction_set()]
+        chosen = instruction_set()
+        march, vector_bytes = _TARGETS[chosen]
         # Inner loops here are two or three cache lines of code; one that begins within a line runs up to ten per cent
         # slower. -O3 makes nothing faster, since vectors and unrolling are written out, and takes longer to compile.
         flags = ["-std=c++17", "-O2", "-falign-loops=64", "-fno-math-errno", "-ffp-contract=fast"]
         flags += ["-fPIC", "-shared", "-w"]
         flags += ["-fvisibility=hidden", "-fno-exceptions", "-Wl,--as-needed", *([march] if march else [])]
-        traits = {"QUICK_DIVISION": divides_quickly(), "ODD_STEPS_LOST": loses_odd_steps()}
+        tiles = chosen == "amx" and real == "float"
+        traits = {"QUICK_DIVISION": divides_quickly(), "ODD_STEPS_LOST": loses_odd_steps(), "MATRIX_TILES": tiles}
         defined = "".join(f"#define {name}\n" for name, has in traits.items() if has)
         text = f"#define VECTOR_BYTES {vector_bytes}\n{defined}typedef {real} real;\n{source}"
         parts = (

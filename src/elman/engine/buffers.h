@@ -4,7 +4,7 @@
 
 #include "functions.h"
 #include "draws.h"
-#include "tiles.h"
+#include "terms.h"
 
 // How a buffer's row for batch row b at step t is found.
 enum Kind {
@@ -54,7 +54,17 @@ struct Call {
     Arrivals *meeting;
     int64_t turn;                // how many steps are taken to have been before the first: see Context::down
     int64_t piece_bytes;         // see tiles_by_pieces
+    char *const *terms;          // null, or for each group null or room for its operand's terms: see term_groups.h
 };
+
+// What is done while matrix tiles multiply, a piece of it with each block of the depth.
+struct Pieces {
+    void (*run)(const Pieces &, int64_t first, int64_t last);
+    int64_t pieces, blocks, block, done;
+};
+INLINE void run_pieces(Pieces &p, int64_t until) {
+    if (p.done < until) p.run(p, p.done, until), p.done = until;
+}
 
 // ---- one thread's view of a step --------------------------------------------------------------------------------
 
@@ -74,6 +84,8 @@ struct Context {
     mutable int64_t own_of, own_first, own_last;  // see `own_columns`
     mutable int32_t arrivals;                     // see `arrive`
     mutable bool waits;
+    mutable int64_t shape;                        // of the processor's matrix tiles, 0: none
+    Pieces *meanwhile;                            // while these multiply
 };
 
 // Where threads share out the units of a step, each says when it is done with a part: so often has it. Before it reads what

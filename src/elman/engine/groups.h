@@ -102,14 +102,25 @@ INLINE void fetch(const Stretch *stretches, int64_t count, int64_t rows) {
                 __builtin_prefetch(stretches[i].operand + r * stretches[i].stride + k);
 }
 
-// Products are those of some rows and one block of units, over their whole depth or one of its pieces; or of one row and some
-// blocks, for which threads that share out units begin with what they need not wait for (see `find`).
-enum How { WHOLLY, BY_PIECES, OF_ROW };
+#include "term_groups.h"
+
+// Products are those of some rows and one block of units, over their whole depth or one of its pieces, or a group of rows by matrix
+// tiles; or of one row and some blocks, for which threads that share out units begin with what they need not wait for (see `find`).
+enum How { WHOLLY, BY_PIECES, BY_TERMS, OF_ROW };
 
 // The products of `several` rows or blocks, to `acc`, [rows, blocks, total], as far as there are units.
 template <How HOW>
 INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t several, int64_t block, int64_t units) {
     const Call &k = *c.call;
+#ifdef BY_BFLOAT16
+    if constexpr (HOW == BY_TERMS) {
+        if (k.terms[g.number]) return multiply_terms(c, g, acc, row, block, units);
+        const int64_t most = rows_of(pass_of(g.blocks * g.count)), step = g.blocks * g.total;
+        for (int64_t r = 0; r < several; r += most)
+            multiply<WHOLLY>(c, g, acc + r * step, row + r, smaller(several - r, most), block, units);
+        return;
+    }
+#endif
     const bool by_pieces = HOW == BY_PIECES, shared = HOW == OF_ROW && CLOCK < 0 && c.block_parts > 1;
     const bool apart = shared && (g.segment_count > 1 || g.segments[0] != INPUT);
     const int64_t rows = HOW == OF_ROW ? 1 : several, *range = k.ranges[g.number];

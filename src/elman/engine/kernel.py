@@ -38,6 +38,7 @@ SPLIT_FROM = 1 << 17  # bytes of matrices from which sharing them out repays mee
 # Bytes of matrices that count as near. The limits that are multiples of it were found good where a core's own cache has
 # 1 MB, and where it has 2: docs/engine.md.
 NEAR = 1 << 20
+TERM_ROWS = 8  # of a step, at most, from which on products are done by matrix tiles
 PIECE = 256 << 10  # bytes of a block's matrices that several tiles of rows take at once; see parts.h
 
 
@@ -114,7 +115,7 @@ def _fixed(kernel: Kernel, dtype: torch.dtype, isa: str) -> _Fixed:
 
 # Where among the words of a `Call` (see buffers.h) its steps, its buffers, its turn and all its addresses stand.
 _FIRST, _LAST, _BUFFERS, TURN = 5, 6, 11, 27
-_CALL = (8, 9, 10, 11, 12, 13, 14, 16, 18, 19, 21)
+_CALL = (8, 9, 10, 11, 12, 13, 14, 16, 18, 19, 21, 29)
 
 
 class Table:
@@ -188,26 +189,33 @@ class Table:
         fixed, kernel, sink = self._fixed, self._kernel, self._sink
         for name, width in fixed.scratch:
             self.place(name, sink.take(self._batch * width * self._itemsize), width, Kind.BATCH)
-        addresses, ranges, bytes_read, exchanged = array("q"), array("q"), 0, 0
+        addresses, ranges, operands, bytes_read, exchanged = array("q"), array("q"), array("q"), 0, 0
+        by_terms = fixed.tools.by_terms and packing.batch >= TERM_ROWS and not clock
         for group in kernel.groups:
             if group.inputs and group.products[0] not in matrices:
-                addresses.append(0)
-                ranges.append(0)
+                for words in (addresses, ranges, operands):
+                    words.append(0)
                 continue
             chosen = [matrices[p] for p in group.products]
             segments = [[m] for m in chosen] if group.transposed else [chosen]
             if group.added and group.added[0] in matrices:
                 segments.append([matrices[x] for x in group.added])
-            form = (group.width, group.blocks, group.transposed)
+            used = _ranges(group, patterns, fixed.tools.lanes)
+            terms = by_terms and used is None
+            form = (group.width, group.blocks, group.transposed, terms)
             size = fixed.tools.group_size(segments, *form)
             to = sink.take(size)
             fixed.tools.pack_group(sink, segments, *form, to)
             addresses.append(to)
             bytes_read += size
             exchanged += 0 if group.inputs else sum(m[1] for m in chosen) if group.transposed else chosen[0][2]
-            used = _ranges(group, patterns, fixed.tools.lanes)
             ranges.append(0 if used is None else sink.constant(used))
+            # Each thread has all rows, and fills up its groups of them: see term_groups.h.
+            rows = (packing.batch + packing.batch // 8 + 32) * self._workers
+            operands.append(sink.take(rows * fixed.tools.operand_size(segments, group.transposed)) if terms else 0)
         shared = split_rows(bytes_read, bytes_read // self._itemsize, exchanged, self._workers)
+        import os
+        if os.environ.get("SHARED"): shared = int(os.environ["SHARED"])
         workers = loop_threads(bytes_read, packing.batch, shared, self._workers)
         for name, width in fixed.once:
             stride = -(-width * self._itemsize // 64) * 64 // self._itemsize  # so that threads share no cache line
@@ -228,6 +236,7 @@ class Table:
                 fixed.tools.tiles,
                 *sink.team()[1:],
                 *(0, 0, PIECE),  # the meeting, the turn, and what tiles take at once
+                sink.array(operands, groups) if any(operands) else 0,
             ),
         )
 

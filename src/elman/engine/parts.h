@@ -175,6 +175,62 @@ static __attribute__((noinline)) void tiles_by_pieces(const Context &given, int6
     }
 }
 
+#ifdef BY_BFLOAT16
+// The expressions of a tile, some rows of a vector at a time, while matrix tiles form the next tile's sums.
+enum { PIECE_ROWS = 4 };
+template <class Part> struct Points : Pieces {
+    const Context &c;
+    int64_t row, rows, at_once, first_block, units;
+    const V *acc;
+    Points(const Context &c, int64_t units) : Pieces{run_some, 0, 1, 0, 0}, c(c), units(units) {}
+    static void run_some(const Pieces &pieces, int64_t first, int64_t last) {
+        const Points &p = static_cast<const Points &>(pieces);
+        enum { SUMMED = Part::blocks * Part::count };
+        for (int64_t i = first; i < last; ++i) {
+            const int64_t b = i % Part::blocks, r = i / Part::blocks * PIECE_ROWS, unit = (p.first_block * Part::blocks + b) * LANES;
+            if (unit < p.units)
+                points_of<Part>(p.c, p.row + r, smaller<int64_t>(p.rows - r, PIECE_ROWS), unit, p.units,
+                                p.acc + r * SUMMED + b * Part::count, SUMMED);
+        }
+    }
+    void begin(int64_t from, int64_t several, int64_t block, const V *sums) {
+        row = from, rows = several, first_block = block, acc = sums, done = 0;
+        pieces = (rows + PIECE_ROWS - 1) / PIECE_ROWS * Part::blocks;
+    }
+    void finish() { run_pieces(*this, pieces); }
+};
+
+// A part by matrix tiles, all rows.
+template <class Part>
+static __attribute__((noinline)) void tiles_by_terms(const Context &given, int64_t first, int64_t last, int64_t units) {
+    enum { SUMMED = Part::blocks * Part::count };
+    V acc[2][GROUP_ROWS * SUMMED];
+    Context c = given;
+    Points<Part> points(given, units);
+    c.meanwhile = &points;
+    const Height height = height_of(c.rows);
+    for (const Group *const *each = Part::groups; *each; ++each)
+        if (c.call->terms[(*each)->number]) make_terms(c, **each, height);
+    const int64_t shape = height.tiles * GROUP_ROWS + height.rows;
+    if (height.groups && c.shape != shape) shape_tiles(height.tiles, height.rows), given.shape = shape;
+    bool odd = false;
+    for (int64_t i = first; i < last; ++i) {
+        const int64_t block = c.down ? first + last - 1 - i : i;
+        int64_t steps = 0;
+        for (const Group *const *each = Part::groups; *each; ++each)
+            if (c.call->terms[(*each)->number]) steps += term_steps(c, **each, height, block, units);
+        for (int64_t row = 0; row < c.rows; row += height.of_group(), odd = !odd) {
+            const int64_t rows = smaller(height.of_group(), c.rows - row);
+            points.block = 0, points.blocks = larger<int64_t>(steps, 1);
+            products_of<Part, BY_TERMS>(c, acc[odd], row, rows, block, units);
+            points.finish();
+            points.begin(row, rows, block, acc[odd]);
+        }
+    }
+    points.finish();
+}
+#endif
+
 // A part for one row: the products of several blocks, so that the matrices do not stand still while expressions, each of which
 // waits for the one before it, are computed; then these, for two vectors side by side.
 template <class Part> static void tiles_of_row(const Context &c, int64_t first, int64_t last, int64_t units) {
@@ -202,7 +258,7 @@ template <class Part> static __attribute__((noinline)) void rows_of_points(const
 }
 
 template <class Part> static void run_part(const Context &c) {
-    const bool of_row = Part::count > 0 && !Part::single && c.rows == 1;
+    const bool of_row = Part::count > 0 && !Part::single && c.rows == 1 && !c.call->terms;
     if (!of_row || SUMS > 0 || CLOCK >= 0) wait(c);
     const int64_t units = c.call->buffers[Part::domain_buffer].width;
     const int64_t block_units = Part::blocks * LANES, blocks = (units + block_units - 1) / block_units;
@@ -213,6 +269,9 @@ template <class Part> static void run_part(const Context &c) {
         const int64_t end = last * block_units;
         rows_of_points<Part>(c, first * block_units, end < units ? end : units);
     } else {
+#ifdef BY_BFLOAT16
+        if (c.call->terms) return tiles_by_terms<Part>(c, first, last, units);
+#endif
         if (of_row) {
             tiles_of_row<Part>(c, first, last, units);
             wait(c);  // if it has no blocks

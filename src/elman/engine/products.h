@@ -45,11 +45,6 @@ INLINE int64_t block_depth(int64_t depth) {
 // Numbers from one of A's packed tiles to the next: a line more than they have, or where the depth is a power of two all would
 // fall on the same sets of the cache.
 INLINE int64_t tile_size(int64_t depth) { return depth * ROWS + LINE; }
-INLINE int64_t packed_rows() { return FEW_ROWS / ROWS * tile_size(DEPTH); }
-// Room for B's panels over a block of the depth, at least one for each thread.
-INLINE int64_t room_for_b(int64_t columns, int64_t threads) {
-    return DEPTH * COLUMNS * (panels(columns) > threads ? panels(columns) : threads);
-}
 
 // ---- packing ----------------------------------------------------------------------------------------------------
 
@@ -262,6 +257,30 @@ static void panel_of_c(const Product &p, const real *a, real *b, int64_t depth, 
     }
 }
 
+#include "term_products.h"
+
+// Numbers of room: of a thread for A's rows, of a thread for a panel of B, and for B's panels over a block of the depth, at least one
+// for each thread.
+#ifdef BY_BFLOAT16
+// The fewest rows, columns and steps of a product by matrix tiles.
+enum { FEWEST = 8 };
+INLINE bool by_tiles(const Product &p) {
+    return p.packed || (p.rows >= FEWEST && p.columns >= FEWEST && p.depth >= FEWEST);
+}
+INLINE int64_t room_for_a() { return larger<int64_t>(FEW_ROWS / ROWS * tile_size(DEPTH), term_room_for_a()); }
+INLINE int64_t room_for_panel() { return larger<int64_t>(DEPTH * COLUMNS, term_room_for_panel()); }
+INLINE int64_t room_for_b(int64_t columns, int64_t threads) {
+    return larger(larger(panels(columns), threads) * DEPTH * COLUMNS, larger(term_panels(columns), threads) * term_room_for_panel());
+}
+#else
+INLINE bool by_tiles(const Product &) { return false; }
+INLINE int64_t room_for_a() { return FEW_ROWS / ROWS * tile_size(DEPTH); }
+INLINE int64_t room_for_panel() { return DEPTH * COLUMNS; }
+INLINE int64_t room_for_b(int64_t columns, int64_t threads) { return larger(panels(columns), threads) * room_for_panel(); }
+static void multiply_terms(const Product &, int64_t, int64_t, real *, real *, real *) {}
+static void pack_terms_share(const Product &, int64_t, int64_t) {}
+#endif
+
 // C where it has few rows, the panels `first` to `last`: each is used while it is in the nearest cache, and the next one fetched
 // meanwhile. `own` has room for one.
 static void multiply_few(const Product &p, int64_t first, int64_t last, real *packed_a, real *own) {
@@ -291,12 +310,12 @@ static void multiply_few(const Product &p, int64_t first, int64_t last, real *pa
 }
 
 // C where it is small and the depth is large: each thread takes a part of the depth, and all but the first sum it up apart.
-enum { SMALL = 1 << 18, DEEP = 256 };  // numbers of all threads at most, steps of the depth for each of them at least
+enum { SMALL = 1 << 18, DEEP = 256, SMALL_ROWS = 256 };  // numbers of all threads at most, steps of the depth for each of them at least
 INLINE int64_t whole_row(int64_t columns) { return panels(columns) * COLUMNS; }
 INLINE int64_t part_size(int64_t rows, int64_t columns) { return (rows + 1) * whole_row(columns) + FEW_ROWS; }
 // Rows below zero are many, whose number is not known yet; A's rows are then read as they are, and C is not shared out so.
 INLINE bool is_small(int64_t rows, int64_t columns, int64_t threads) {
-    return 0 <= rows && rows <= FEW_ROWS && rows * whole_row(columns) * threads <= SMALL;
+    return 0 <= rows && rows <= SMALL_ROWS && rows * whole_row(columns) * threads <= SMALL;
 }
 static void multiply_deep(const Product &p, int64_t thread, int64_t team, real *packed_a, real *own, real *parts) {
     Product q = p;
@@ -311,7 +330,8 @@ static void multiply_deep(const Product &p, int64_t thread, int64_t team, real *
         if (p.column_sums) q.column_sums = part(thread) + p.rows * row_size;
         if (p.sums) q.sums = row_sums(thread);
     }
-    multiply_few(q, 0, all, packed_a, own);
+    if (by_tiles(p)) multiply_terms(q, 0, 1, packed_a, own, own);
+    else multiply_few(q, 0, all, packed_a, own);
     meet(p.meeting, thread, team);
     const int64_t rows = p.rows + (p.column_sums != 0);  // the last of which is the columns' sums
     for (int64_t row = rows * thread / team; row < rows * (thread + 1) / team; ++row) {
@@ -334,13 +354,14 @@ static void multiply_share(const Product &p, int64_t thread, int64_t team) {
     const int64_t begin = by_columns ? 0 : tiles * thread / team * ROWS;
     const int64_t limit = by_columns ? p.rows : tiles * (thread + 1) / team * ROWS;
     const int64_t end = limit < p.rows ? limit : p.rows;
-    real *packed_a = p.workspace + thread * packed_rows();
-    real *packed_b = p.workspace + p.threads * packed_rows(), *own = packed_b + thread * DEPTH * COLUMNS;
+    real *packed_a = p.workspace + thread * room_for_a();
+    real *packed_b = p.workspace + p.threads * room_for_a(), *own = packed_b + thread * room_for_panel();
     const bool as_it_is = p.a_depth == 1 && !p.chosen;
     const bool by_ones = sums_by_ones(p, !as_it_is && !p.packed);
     const bool deep = team > 1 && p.depth >= DEEP * team && p.b_column == 1 && is_small(p.rows, p.columns, p.threads);
     if (deep && !as_it_is && !p.packed)
         return multiply_deep(p, thread, team, packed_a, own, packed_b + room_for_b(p.columns, p.threads));
+    if (by_tiles(p)) return multiply_terms(p, thread, team, packed_a, packed_b, own);
     if (by_columns && !p.packed && (as_it_is || p.rows <= FEW_ROWS)) return multiply_few(p, first, last, packed_a, own);
     const int64_t most = block_depth(p.depth);
     for (int64_t k = 0; k < p.depth || k == 0; k += most) {
@@ -377,6 +398,7 @@ static void multiply_share(const Product &p, int64_t thread, int64_t team) {
 
 // B once for many products.
 static void pack_b_share(const Product &p, int64_t thread, int64_t team) {
+    if (by_tiles(p)) return pack_terms_share(p, thread, team);
     const int64_t all = panels(p.columns), first = all * thread / team, last = all * (thread + 1) / team;
     const int64_t most = block_depth(p.depth);
     for (int64_t k = 0; k < p.depth; k += most) {
@@ -385,10 +407,20 @@ static void pack_b_share(const Product &p, int64_t thread, int64_t team) {
     }
 }
 
+// Whether there are products by matrix tiles.
+EXPORT int elman_tiles_matrices() {
+#ifdef BY_BFLOAT16
+    return 1;
+#endif
+    return 0;
+}
 EXPORT int elman_pack_b(Product *product) {
     return shared_out<Product, pack_b_share>(product);
 }
 EXPORT int64_t elman_packed_size(int64_t depth, int64_t columns) {
+#ifdef BY_BFLOAT16
+    return blocks_of(depth) * term_panels(columns) * PANEL_BLOCK / sizeof(real);
+#endif
     return depth * panels(columns) * COLUMNS;
 }
 EXPORT int elman_multiply(Product *product) {
@@ -398,5 +430,5 @@ EXPORT int elman_multiply(Product *product) {
 }
 EXPORT int64_t elman_workspace(int64_t rows, int64_t columns, int64_t threads) {
     const int64_t parts = is_small(rows, columns, threads) ? (threads - 1) * part_size(rows, columns) : 0;
-    return threads * packed_rows() + room_for_b(columns, threads) + parts;
+    return threads * room_for_a() + room_for_b(columns, threads) + parts;
 }

@@ -22,8 +22,10 @@ _SOURCE = "".join(f'#include "{name}.h"\n' for name in ("products", "matrices", 
 
 # Where addresses stand in the arguments of the functions; see the headers.
 _PRODUCT = (4, 7, 10, 12, 15, 16, 17, 18, 19)
-_PACKING = (7, 8, 9, 10)
+_PACKING = (8, 9, 10, 11)
 _TRANSPOSITION = (3, 5)
+
+_TERMS = 3  # see terms.h
 
 
 class Tools:
@@ -40,6 +42,7 @@ class Tools:
         library.elman_tiles.restype = ctypes.c_void_p
         self.lanes: int = library.elman_lanes()
         self.tiles: int = library.elman_tiles()
+        self.by_terms = bool(library.elman_tiles_matrices())  # whether there are products by matrix tiles
         self._multiply = address_of(library.elman_multiply)
         self._pack = address_of(library.elman_pack)
         self._pack_right = address_of(library.elman_pack_b)
@@ -48,13 +51,23 @@ class Tools:
         self._workspace = functools.lru_cache(maxsize=1024)(library.elman_workspace)
         self._packed_size = functools.lru_cache(maxsize=1024)(library.elman_packed_size)
 
-    def group_size(self, segments: Segments, width: int, unit_blocks: int, transposed: bool) -> int:
+    def operand_size(self, segments: Segments, transposed: bool) -> int:
+        """Bytes of the terms of one row that the matrices of a group are multiplied by."""
+        extents = [segment[0][1 if transposed else 2] for segment in segments]
+        halves = sum(-(-n // self.lanes) for n in extents)
+        return -(-halves // 2) * _TERMS * 64
+
+    def group_size(
+        self, segments: Segments, width: int, unit_blocks: int, transposed: bool, terms: bool = False
+    ) -> int:
         """Bytes that `pack_group` writes."""
         unit = unit_blocks * self.lanes
+        if terms:
+            return -(-width // unit) * unit * len(segments[0]) * self.operand_size(segments, transposed)
         return -(-width // unit) * unit * _depth(segments, transposed) * len(segments[0]) * self.itemsize
 
     def pack_group(
-        self, sink: Sink, segments: Segments, width: int, unit_blocks: int, transposed: bool, to: int
+        self, sink: Sink, segments: Segments, width: int, unit_blocks: int, transposed: bool, terms: bool, to: int
     ) -> None:
         """Write the matrices of one group of a kernel's products in the order in which the kernel reads them.
 
@@ -64,6 +77,7 @@ class Tools:
             width: units of the result.
             unit_blocks: vectors of units that the kernel computes together.
             transposed: see `segments`.
+            terms: whether as matrix tiles read them, see `terms.h`.
             to: where; [block, depth, unit block of it, matrix, lane], zero past the last unit.
         """
         matrices = [m for segment in segments for m in segment]
@@ -74,7 +88,7 @@ class Tools:
             sink.array(array("q", [m[1 if transposed else 2] for m in matrices])),
         )
         workers, *pool = sink.team(count * width * depth)
-        sizes = (count, len(segments), unit_blocks, width, depth, transposed, workers)
+        sizes = (count, len(segments), unit_blocks, width, depth, transposed, terms, workers)
         sink.call("pack", self._pack, array("q", (*sizes, *columns, to, *pool)), _PACKING)
 
     def packed_right(self, sink: Sink, b: Matrix, transposed: bool) -> int:

@@ -152,7 +152,7 @@ static void work(void *argument) {
     Context c;
     c.call = &k;
     c.waits = false;
-    c.arrivals = 0;
+    c.arrivals = c.shape = 0;
     const int64_t team = k.threads > 1 ? k.team_size() : 1;
     // The runtime may give fewer threads than were asked for.
     c.thread = k.threads > 1 ? k.thread_number() : 0;
@@ -192,6 +192,9 @@ static void work(void *argument) {
         }
         if (i + 1 < k.last) arrive(c);
     }
+#ifdef BY_BFLOAT16
+    if (c.shape) release_tiles();
+#endif
 }
 
 EXPORT int elman_run(Call *call) {

@@ -1,0 +1,153 @@
+// The large products by matrix tiles: see terms.h, and products.h, which includes this, for what a product is.
+//
+// B is packed by panels of two vectors of columns, A by groups of 32 rows, a block of the depth at a time. Threads share out rows,
+// and pack B together, or columns, and pack what they need.
+
+#include "term_packing.h"
+
+#ifdef BY_BFLOAT16
+enum { PANEL = 2 * LANES, PANEL_BLOCK = 2 * VECTOR_BLOCK, GROUP_BLOCK = GROUP_ROWS * ROW_BLOCK, TERM_BLOCKS = 16,
+       TERM_DEPTH = TERM_BLOCKS * BLOCK_STEPS, TERM_ROWS = 8 * GROUP_ROWS };
+
+INLINE int64_t term_panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
+INLINE int64_t blocks_of(int64_t depth) { return blocks_of_halves(halves_of(depth)); }
+// Steps of the depth that are taken together: blocks of about equal size.
+INLINE int64_t term_depth(int64_t depth) {
+    const int64_t times = larger<int64_t>((depth + TERM_DEPTH - 1) / TERM_DEPTH, 1);
+    return larger<int64_t>((blocks_of(depth) + times - 1) / times, 1) * BLOCK_STEPS;
+}
+// Numbers of room that a thread needs for A, and all of them for B.
+INLINE int64_t term_room_for_a() { return TERM_ROWS / GROUP_ROWS * TERM_BLOCKS * GROUP_BLOCK / sizeof(real); }
+INLINE int64_t term_room_for_panel() { return TERM_BLOCKS * PANEL_BLOCK / sizeof(real); }
+INLINE int64_t term_room_for_b(int64_t columns, int64_t threads) {
+    return larger(term_panels(columns), threads) * term_room_for_panel();
+}
+
+// Some rows of A over a block of the depth, and where `sums` these rows' sums.
+static void pack_left(const Product &p, char *to, int64_t row, int64_t rows, int64_t from, int64_t depth, V *sums) {
+    const Side a = {p.a, p.a_row, p.a_depth, p.chosen};
+    const int64_t blocks = blocks_of(depth), tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    auto tile = [&](int64_t t, int64_t b) {
+        const int64_t group = t / 2, of_group = tiles - 2 * group < 2 ? 1 : 2, term = of_group * TILE_BYTES;
+        char *at = to + group * blocks * GROUP_BLOCK + b * TERMS * term + t % 2 * TILE_BYTES;
+        pack_terms(at, term, a, row + t * TILE_ROWS, rows - t * TILE_ROWS, from + b * BLOCK_STEPS, depth - b * BLOCK_STEPS, true,
+                   sums ? sums + t : 0);
+    };
+    if (p.a_row == 1)  // rows lie side by side: so they are read
+        for (int64_t b = 0; b < blocks; ++b)
+            for (int64_t t = 0; t < tiles; ++t) tile(t, b);
+    else
+        for (int64_t t = 0; t < tiles; ++t)
+            for (int64_t b = 0; b < blocks; ++b) tile(t, b);
+}
+
+// Panels of B over a block of the depth, `apart` bytes apart; where `sums`, the sums of their columns are added.
+static void pack_right(const Product &p, char *to, int64_t apart, int64_t first, int64_t last, int64_t from, int64_t depth, V *sums) {
+    const Side s = {p.b, p.b_column, p.b_depth, p.chosen};
+    const int64_t blocks = blocks_of(depth);
+    auto panel = [&](int64_t i, int64_t b) {
+        for (int64_t v = 0; v < 2; ++v) {
+            char *at = to + (i - first) * apart + (v * blocks + b) * VECTOR_BLOCK;
+            const int64_t column = i * PANEL + v * LANES, left = p.columns - column;
+            pack_terms(at, TILE_BYTES, s, column, left, from + b * BLOCK_STEPS, depth - b * BLOCK_STEPS, false,
+                       sums ? sums + 2 * (i - first) + v : 0);
+        }
+    };
+    if (p.b_column == 1)
+        for (int64_t b = 0; b < blocks; ++b)
+            for (int64_t i = first; i < last; ++i) panel(i, b);
+    else
+        for (int64_t i = first; i < last; ++i)
+            for (int64_t b = 0; b < blocks; ++b) panel(i, b);
+}
+
+// Sums of lines, of which so many exist, to those that are there unless `first`.
+static void put_sums(real *to, const V *sums, int64_t lines, bool first) {
+    for (int64_t i = 0; i < lines; i += LANES) put(to + i, first ? 0 : to + i, sums[i / LANES], lines - i);
+}
+
+// Some rows of C in one panel over a block of the depth; see `panel_of_c`. A group's sums go to C while the next group's are formed.
+static void term_panel(const Product &p, const char *a, const char *b, int64_t blocks, int64_t row, int64_t rows, int64_t column,
+                       bool first, int64_t &shape) {
+    alignas(64) real found[2][GROUP_ROWS][PANEL];
+    const int64_t vectors = p.columns - column > LANES ? 2 : 1, groups = (rows + GROUP_ROWS - 1) / GROUP_ROWS;
+    const char *const right[] = {b, b + blocks * VECTOR_BLOCK};
+    const real *bias = p.bias ? p.bias + column : 0;
+    auto put_rows = [&](int64_t g, int64_t from, int64_t until) {
+        real *c = p.c + (row + g * GROUP_ROWS + from) * p.c_row + column;
+        for (int64_t r = from; r < until; ++r, c += p.c_row)
+            for (int64_t i = 0; i < vectors; ++i) {
+                const real *start = !first ? c + i * LANES : bias ? bias + i * LANES : 0;
+                put(c + i * LANES, start, load(found[g % 2][r] + i * LANES), p.columns - column - i * LANES);
+            }
+    };
+    auto rows_of_group = [&](int64_t g) { return smaller<int64_t>(rows - g * GROUP_ROWS, GROUP_ROWS); };
+    for (int64_t g = 0; g < groups; ++g) {
+        const int64_t n = rows_of_group(g), tiles = n > TILE_ROWS ? 2 : 1;
+        char *const to[] = {(char *)found[g % 2][0], (char *)(found[g % 2][0] + LANES)};
+        if (shape != tiles) shape_tiles(shape = tiles, TILE_ROWS);
+        int64_t done = 0;
+        sum_tiles_of(tiles, vectors, to, sizeof found[0][0], a + g * blocks * GROUP_BLOCK, TILE_ROWS, right, blocks, false,
+                     [&](int64_t block) {
+                         if (g == 0) return;
+                         const int64_t until = GROUP_ROWS * block / blocks;
+                         put_rows(g - 1, done, until);
+                         done = until;
+                     });
+        if (g && blocks == 0) put_rows(g - 1, 0, GROUP_ROWS);
+    }
+    put_rows(groups - 1, 0, rows_of_group(groups - 1));
+}
+
+// A thread's share. `packed_a` and `own` are its own room, the latter for one panel, `packed_b` is room for all panels.
+static void multiply_terms(const Product &p, int64_t thread, int64_t team, real *packed_a, real *packed_b, real *own) {
+    const int64_t groups = (p.rows + GROUP_ROWS - 1) / GROUP_ROWS, all = term_panels(p.columns), most = term_depth(p.depth);
+    const bool by_columns = team == 1 || (p.columns >= p.rows && all >= 2 * team);
+    const int64_t first = by_columns ? all * thread / team : 0, last = by_columns ? all * (thread + 1) / team : all;
+    const int64_t begin = by_columns ? 0 : groups * thread / team * GROUP_ROWS;
+    const int64_t end = by_columns ? p.rows : smaller(groups * (thread + 1) / team * GROUP_ROWS, p.rows);
+    const bool once = by_columns && !p.packed && end - begin <= TERM_ROWS;  // each panel is used as soon as it is packed
+    int64_t shape = 0;
+    for (int64_t k = 0; k < p.depth || k == 0; k += most) {
+        const int64_t depth = smaller(p.depth - k, most), blocks = blocks_of(depth), apart = blocks * PANEL_BLOCK;
+        const bool fresh = k == 0 && !p.add, fresh_sums = k == 0 && !p.add_sums;
+        // In the workspace a panel keeps its place from block to block: threads need not be at the same one.
+        char *b = p.packed ? (char *)p.packed + k / BLOCK_STEPS * all * PANEL_BLOCK : (char *)(once ? own : packed_b);
+        const int64_t stride = p.packed ? apart : once ? 0 : blocks_of(most) * PANEL_BLOCK;
+        auto pack = [&](int64_t from, int64_t to) {
+            for (int64_t i = from; i < to; i += 8) {
+                const int64_t until = smaller<int64_t>(i + 8, to);
+                V sums[16] = {};
+                pack_right(p, b + i * stride, stride, i, until, k, depth, p.column_sums ? sums : 0);
+                if (p.column_sums)
+                    put_sums(p.column_sums + i * PANEL, sums, smaller(until * PANEL, p.columns) - i * PANEL, fresh_sums);
+            }
+        };
+        if (!by_columns && !p.packed) {
+            if (k) meet(p.meeting, thread, team);
+            pack(all * thread / team, all * (thread + 1) / team);
+            meet(p.meeting, thread, team);
+        }
+        for (int64_t block = begin; block < end; block += TERM_ROWS) {
+            const int64_t rows = smaller<int64_t>(end - block, TERM_ROWS);
+            V sums[TERM_ROWS / LANES] = {};
+            if (last > first || p.sums) pack_left(p, (char *)packed_a, block, rows, k, depth, p.sums ? sums : 0);
+            if (p.sums && first == 0) put_sums(p.sums + block, sums, rows, fresh_sums);
+            for (int64_t i = first; i < last; ++i) {
+                if (by_columns && !p.packed && block == begin) pack(i, i + 1);
+                term_panel(p, (char *)packed_a, b + i * stride, blocks, block, rows, i * PANEL, fresh, shape);
+            }
+        }
+    }
+    if (shape) release_tiles();
+}
+
+// B once for many products; see `pack_b_share`.
+static void pack_terms_share(const Product &p, int64_t thread, int64_t team) {
+    const int64_t all = term_panels(p.columns), first = all * thread / team, last = all * (thread + 1) / team;
+    for (int64_t k = 0, most = term_depth(p.depth); k < p.depth; k += most) {
+        const int64_t depth = smaller(p.depth - k, most), apart = blocks_of(depth) * PANEL_BLOCK;
+        pack_right(p, (char *)p.packed + k / BLOCK_STEPS * all * PANEL_BLOCK + first * apart, apart, first, last, k, depth, 0);
+    }
+}
+#endif
