@@ -6,14 +6,17 @@
 #include "term_packing.h"
 
 #ifdef BY_BFLOAT16
-enum { PANEL = 2 * LANES, PANEL_BLOCK = 2 * VECTOR_BLOCK, GROUP_BLOCK = GROUP_ROWS * ROW_BLOCK, TERM_BLOCKS = 16,
-       TERM_DEPTH = TERM_BLOCKS * BLOCK_STEPS, TERM_ROWS = 8 * GROUP_ROWS };
+//
+// A thread has so many rows' blocks of A at once, which its second level holds beside some panels of B. Few rows have a block of
+// the depth less deep, so that one pass over B's panels serves all of them.
+enum { PANEL = 2 * LANES, PANEL_BLOCK = 2 * VECTOR_BLOCK, GROUP_BLOCK = GROUP_ROWS * ROW_BLOCK, TERM_BLOCKS = 32, FEW_BLOCKS = 16,
+       ROWS_AHEAD = 6, TERM_ROWS = 4 * GROUP_ROWS, FEW_TERM_ROWS = TERM_ROWS * TERM_BLOCKS / FEW_BLOCKS };
 
 INLINE int64_t term_panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 INLINE int64_t blocks_of(int64_t depth) { return blocks_of_halves(halves_of(depth)); }
-// Steps of the depth that are taken together: blocks of about equal size.
-INLINE int64_t term_depth(int64_t depth) {
-    const int64_t times = larger<int64_t>((depth + TERM_DEPTH - 1) / TERM_DEPTH, 1);
+// Steps of the depth that are taken together, so many blocks or fewer: about equally many each time.
+INLINE int64_t term_depth(int64_t depth, int64_t most) {
+    const int64_t times = larger<int64_t>((blocks_of(depth) + most - 1) / most, 1);
     return larger<int64_t>((blocks_of(depth) + times - 1) / times, 1) * BLOCK_STEPS;
 }
 // Numbers of room that a thread needs for A, and all of them for B.
@@ -86,11 +89,14 @@ static void term_panel(const Product &p, const char *a, const char *b, int64_t b
         const int64_t n = rows_of_group(g), tiles = n > TILE_ROWS ? 2 : 1;
         char *const to[] = {(char *)found[g % 2][0], (char *)(found[g % 2][0] + LANES)};
         if (shape != tiles) shape_tiles(shape = tiles, TILE_ROWS);
-        int64_t done = 0;
+        int64_t done = 0, wanted = 0;
         sum_tiles_of(tiles, vectors, to, sizeof found[0][0], a + g * blocks * GROUP_BLOCK, TILE_ROWS, right, blocks, false,
                      [&](int64_t block) {
                          if (g == 0) return;
                          const int64_t until = GROUP_ROWS * block / blocks;
+                         const real *c = p.c + (row + (g - 1) * GROUP_ROWS) * p.c_row + column;
+                         for (; wanted < GROUP_ROWS && wanted < until + ROWS_AHEAD; ++wanted)
+                             for (int64_t i = 0; i < vectors; ++i) __builtin_prefetch(c + wanted * p.c_row + i * LANES, 1);
                          put_rows(g - 1, done, until);
                          done = until;
                      });
@@ -101,12 +107,14 @@ static void term_panel(const Product &p, const char *a, const char *b, int64_t b
 
 // A thread's share. `packed_a` and `own` are its own room, the latter for one panel, `packed_b` is room for all panels.
 static void multiply_terms(const Product &p, int64_t thread, int64_t team, real *packed_a, real *packed_b, real *own) {
-    const int64_t groups = (p.rows + GROUP_ROWS - 1) / GROUP_ROWS, all = term_panels(p.columns), most = term_depth(p.depth);
+    const int64_t groups = (p.rows + GROUP_ROWS - 1) / GROUP_ROWS, all = term_panels(p.columns);
+    const bool few = !p.packed && p.rows <= FEW_TERM_ROWS;
+    const int64_t most = term_depth(p.depth, few ? FEW_BLOCKS : TERM_BLOCKS), at_once = few ? FEW_TERM_ROWS : TERM_ROWS;
     const bool by_columns = team == 1 || (p.columns >= p.rows && all >= 2 * team);
     const int64_t first = by_columns ? all * thread / team : 0, last = by_columns ? all * (thread + 1) / team : all;
     const int64_t begin = by_columns ? 0 : groups * thread / team * GROUP_ROWS;
     const int64_t end = by_columns ? p.rows : smaller(groups * (thread + 1) / team * GROUP_ROWS, p.rows);
-    const bool once = by_columns && !p.packed && end - begin <= TERM_ROWS;  // each panel is used as soon as it is packed
+    const bool once = by_columns && few;  // each panel is used as soon as it is packed
     int64_t shape = 0;
     for (int64_t k = 0; k < p.depth || k == 0; k += most) {
         const int64_t depth = smaller(p.depth - k, most), blocks = blocks_of(depth), apart = blocks * PANEL_BLOCK;
@@ -128,9 +136,9 @@ static void multiply_terms(const Product &p, int64_t thread, int64_t team, real 
             pack(all * thread / team, all * (thread + 1) / team);
             meet(p.meeting, thread, team);
         }
-        for (int64_t block = begin; block < end; block += TERM_ROWS) {
-            const int64_t rows = smaller<int64_t>(end - block, TERM_ROWS);
-            V sums[TERM_ROWS / LANES] = {};
+        for (int64_t block = begin; block < end; block += at_once) {
+            const int64_t rows = smaller(end - block, at_once);
+            V sums[FEW_TERM_ROWS / LANES] = {};
             if (last > first || p.sums) pack_left(p, (char *)packed_a, block, rows, k, depth, p.sums ? sums : 0);
             if (p.sums && first == 0) put_sums(p.sums + block, sums, rows, fresh_sums);
             for (int64_t i = first; i < last; ++i) {
@@ -145,7 +153,7 @@ static void multiply_terms(const Product &p, int64_t thread, int64_t team, real 
 // B once for many products; see `pack_b_share`.
 static void pack_terms_share(const Product &p, int64_t thread, int64_t team) {
     const int64_t all = term_panels(p.columns), first = all * thread / team, last = all * (thread + 1) / team;
-    for (int64_t k = 0, most = term_depth(p.depth); k < p.depth; k += most) {
+    for (int64_t k = 0, most = term_depth(p.depth, TERM_BLOCKS); k < p.depth; k += most) {
         const int64_t depth = smaller(p.depth - k, most), apart = blocks_of(depth) * PANEL_BLOCK;
         pack_right(p, (char *)p.packed + k / BLOCK_STEPS * all * PANEL_BLOCK + first * apart, apart, first, last, k, depth, 0);
     }
