@@ -38,7 +38,7 @@ SPLIT_FROM = 1 << 17  # bytes of matrices from which sharing them out repays mee
 # Bytes of matrices that count as near. The limits that are multiples of it were found good where a core's own cache has
 # 1 MB, and where it has 2: docs/engine.md.
 NEAR = 1 << 20
-TERM_ROWS = 8  # of a step, at most, from which on products are done by matrix tiles
+TERM_ROWS = 12  # of a step, at most, from which on products are done by matrix tiles
 PIECE = 256 << 10  # bytes of a block's matrices that several tiles of rows take at once; see parts.h
 
 
@@ -202,20 +202,17 @@ class Table:
                 segments.append([matrices[x] for x in group.added])
             used = _ranges(group, patterns, fixed.tools.lanes)
             terms = by_terms and used is None
-            form = (group.width, group.blocks, group.transposed, terms)
-            size = fixed.tools.group_size(segments, *form)
-            to = sink.take(size)
-            fixed.tools.pack_group(sink, segments, *form, to)
+            form = (group.width, group.blocks, group.transposed)
+            to = sink.take(fixed.tools.group_size(segments, *form, terms))
+            fixed.tools.pack_group(sink, segments, *form, terms, to)
             addresses.append(to)
-            bytes_read += size
+            bytes_read += fixed.tools.group_size(segments, *form)  # terms have half as many again, and rules are the same
             exchanged += 0 if group.inputs else sum(m[1] for m in chosen) if group.transposed else chosen[0][2]
             ranges.append(0 if used is None else sink.constant(used))
             # Each thread has all rows, and fills up its groups of them: see term_groups.h.
             rows = (packing.batch + packing.batch // 8 + 32) * self._workers
             operands.append(sink.take(rows * fixed.tools.operand_size(segments, group.transposed)) if terms else 0)
         shared = split_rows(bytes_read, bytes_read // self._itemsize, exchanged, self._workers)
-        import os
-        if os.environ.get("SHARED"): shared = int(os.environ["SHARED"])
         workers = loop_threads(bytes_read, packing.batch, shared, self._workers)
         for name, width in fixed.once:
             stride = -(-width * self._itemsize // 64) * 64 // self._itemsize  # so that threads share no cache line
