@@ -263,10 +263,9 @@ static void panel_of_c(const Product &p, const real *a, real *b, int64_t depth, 
 // for each thread.
 #ifdef BY_BFLOAT16
 // The fewest rows, columns and steps of a product by matrix tiles.
-enum { FEWEST = 8 };
-INLINE bool by_tiles(const Product &p) {
-    return p.packed || (p.rows >= FEWEST && p.columns >= FEWEST && p.depth >= FEWEST);
-}
+enum { FEWEST_LINES = 16, FEWEST_STEPS = 48 };
+INLINE bool by_tiles(int64_t columns, int64_t depth) { return columns >= FEWEST_LINES && depth >= FEWEST_STEPS; }
+INLINE bool by_tiles(const Product &p) { return by_tiles(p.columns, p.depth) && (p.packed || p.rows >= FEWEST_LINES); }
 INLINE int64_t room_for_a() { return larger<int64_t>(FEW_ROWS / ROWS * tile_size(DEPTH), term_room_for_a()); }
 INLINE int64_t room_for_panel() { return larger<int64_t>(DEPTH * COLUMNS, term_room_for_panel()); }
 INLINE int64_t room_for_b(int64_t columns, int64_t threads) {
@@ -419,7 +418,7 @@ EXPORT int elman_pack_b(Product *product) {
 }
 EXPORT int64_t elman_packed_size(int64_t depth, int64_t columns) {
 #ifdef BY_BFLOAT16
-    return blocks_of(depth) * term_panels(columns) * PANEL_BLOCK / sizeof(real);
+    if (by_tiles(columns, depth)) return blocks_of(depth) * term_panels(columns) * PANEL_BLOCK / sizeof(real);
 #endif
     return depth * panels(columns) * COLUMNS;
 }
