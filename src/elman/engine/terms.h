@@ -66,16 +66,20 @@ template <int N> INLINE void read(Number<N>, const char *p, int64_t stride) {
 template <int N> INLINE void write(Number<N>, char *p, int64_t stride) {
     asm volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(N), "r"(p), "r"(stride) : "memory");
 }
-#define TILE_LOAD(n, p, stride) read(Number<n>{}, p, stride)
-#define TILE_MULTIPLY(sums, left, right) asm volatile("tdpbf16ps %%tmm" #right ", %%tmm" #left ", %%tmm" #sums ::)
+template <int SUMS, int LEFT, int RIGHT> INLINE void multiply() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(LEFT), "i"(RIGHT));
+}
 
 // Sums of HIGH x ACROSS tiles: to[v] is where the first row's sums of vector v go, `stride` bytes from row to row; where `add`,
-// they are added to what is there. Tiles leave most of a processor's other units idle: `meanwhile(done)` is called behind
-// each block of the depth, and what it does costs little.
+// they are added to what is there. Tiles leave most of a processor's other units idle: `meanwhile` is called behind each block of
+// the depth with its number, from one on, and what it does costs little.
+//
+// A tile's products wait for each other, so four sums must be under way: where there are two tiles or one, each is two sums.
 template <int HIGH, int ACROSS, class Meanwhile>
 static void sum_tiles(char *const *to, int64_t stride, const char *left, int64_t rows, const char *const *right, int64_t blocks,
                       bool add, const Meanwhile &meanwhile) {
     static_assert(HIGH * ACROSS <= 4, "four tiles hold sums");
+    enum { APART = HIGH * ACROSS <= 2 ? HIGH * ACROSS : 0 };  // from a tile to that of its second sum
     const int64_t tile = rows * 64, term = HIGH * tile;
     auto sums = [&](auto each) {
         each(Number<0>{}, to[0]);
@@ -90,46 +94,58 @@ static void sum_tiles(char *const *to, int64_t stride, const char *left, int64_t
     };
     if (add) sums([&](auto n, char *p) { read(n, p, stride); });
     else sums([&](auto n, char *) { zero(n); });
+    if (APART) sums([&](auto n, char *) { zero(Number<n + APART>{}); });
     int64_t b = 0;
     for (int64_t block = 0; block < blocks; ++block, left += TERMS * term, b += VECTOR_BLOCK) {
         if constexpr (HIGH == 2) {
-            auto a = [&](auto i) {
-                TILE_LOAD(4, left + i * term, 64);
-                TILE_LOAD(5, left + i * term + tile, 64);
+            auto rows_of = [&](int64_t i) {
+                read(Number<4>{}, left + i * term, 64);
+                read(Number<5>{}, left + i * term + tile, 64);
             };
-            auto vectors = [&](auto i) {
-                TILE_LOAD(6, right[0] + b + i * TILE_BYTES, 64);
-                if constexpr (ACROSS > 1) TILE_LOAD(7, right[1] + b + i * TILE_BYTES, 64);
+            auto vectors_of = [&](int64_t i) {
+                read(Number<6>{}, right[0] + b + i * TILE_BYTES, 64);
+                if constexpr (ACROSS > 1) read(Number<7>{}, right[1] + b + i * TILE_BYTES, 64);
             };
-            auto multiply = [&] {
-                TILE_MULTIPLY(0, 4, 6);
-                if constexpr (ACROSS > 1) TILE_MULTIPLY(1, 4, 7);
-                if constexpr (ACROSS > 1) TILE_MULTIPLY(2, 5, 6);
-                else TILE_MULTIPLY(1, 5, 6);
-                if constexpr (ACROSS > 1) TILE_MULTIPLY(3, 5, 7);
+            auto multiply_by = [&](auto second) {
+                constexpr int n = second ? APART : 0;
+                multiply<n, 4, 6>();
+                if constexpr (ACROSS > 1) multiply<1, 4, 7>();
+                multiply<n + ACROSS, 5, 6>();
+                if constexpr (ACROSS > 1) multiply<3, 5, 7>();
             };
-            a(Number<2>{}), vectors(Number<0>{}), multiply();
-            a(Number<1>{}), multiply();
-            vectors(Number<1>{}), multiply();
-            a(Number<0>{}), multiply();
-            vectors(Number<2>{}), multiply();
-            vectors(Number<0>{}), multiply();
+            rows_of(2), vectors_of(0), multiply_by(Number<0>{});
+            rows_of(1), multiply_by(Number<1>{});
+            vectors_of(1), multiply_by(Number<0>{});
+            rows_of(0), multiply_by(Number<1>{});
+            vectors_of(2), multiply_by(Number<0>{});
+            vectors_of(0), multiply_by(Number<1>{});
         } else {
-            TILE_LOAD(4, left, 64);
-            TILE_LOAD(5, left + term, 64);
-            TILE_LOAD(6, left + 2 * term, 64);
-#define OF_VECTOR(v, i, ...) \
-    if constexpr (ACROSS > v) { TILE_LOAD(7, right[v] + b + i * TILE_BYTES, 64); __VA_ARGS__; }
-#define THREE(v) OF_VECTOR(v, 0, TILE_MULTIPLY(v, 6, 7); TILE_MULTIPLY(v, 5, 7); TILE_MULTIPLY(v, 4, 7))
-#define TWO(v) OF_VECTOR(v, 1, TILE_MULTIPLY(v, 5, 7); TILE_MULTIPLY(v, 4, 7))
-#define ONE(v) OF_VECTOR(v, 2, TILE_MULTIPLY(v, 4, 7))
-            THREE(0) THREE(1) THREE(2) THREE(3)
-            TWO(0) TWO(1) TWO(2) TWO(3)
-            ONE(0) ONE(1) ONE(2) ONE(3)
+            read(Number<4>{}, left, 64);
+            read(Number<5>{}, left + term, 64);
+            read(Number<6>{}, left + 2 * term, 64);
+            auto each = [&](auto i) {  // a term of each vector, times the terms of rows that count with it
+                auto vector = [&](auto v) {
+                    if constexpr (v < ACROSS) {
+                        read(Number<7>{}, right[v] + b + i * TILE_BYTES, 64);
+                        if constexpr (i == 0) multiply<v, 6, 7>();
+                        if constexpr (i < 2) multiply<v + APART, 5, 7>();
+                        multiply<v + (i == 2 ? APART : 0), 4, 7>();
+                    }
+                };
+                vector(Number<0>{}), vector(Number<1>{}), vector(Number<2>{}), vector(Number<3>{});
+            };
+            each(Number<0>{}), each(Number<1>{}), each(Number<2>{});
         }
         meanwhile(block + 1);
     }
     sums([&](auto n, char *p) { write(n, p, stride); });
+    if constexpr (APART) {
+        alignas(64) real second[TILE_ROWS][LANES];
+        sums([&](auto n, char *p) {
+            write(Number<n + APART>{}, (char *)second, 64);
+            for (int64_t r = 0; r < rows; ++r, p += stride) store((real *)p, load((real *)p) + load(second[r]));
+        });
+    }
 }
 
 // How many vectors are done at once.
