@@ -96,7 +96,7 @@ def test_without_a_compiler_there_is_one_warning_and_another_engine(tmp_path: Pa
     ("environment", "message"),
     [
         ({"CXX": "false"}, "the C++ compiler failed with status 1"),
-        ({"ELMAN_ISA": "avx1024"}, "ELMAN_ISA is 'avx1024', which is none of avx512, avx2, portable"),
+        ({"ELMAN_ISA": "avx1024"}, "ELMAN_ISA is 'avx1024', which is none of amx, avx512, avx2, portable"),
         ({"ELMAN_CACHE": "/proc/nothing"}, "the kernel cache /proc/nothing cannot be written"),
     ],
 )

@@ -13,8 +13,9 @@ from elman import Cell, Recurrent, cells, use_engine
 from elman.cells.clockwork import Clockwork
 from elman.cells.layout import layout
 from elman.cells.math import tanh, where
+from elman.compiler import build
 from elman.compiler.plan import Plan
-from elman.engine import cpu, forward
+from elman.engine import backward, cpu, forward
 from elman.engine.kernel import SPLIT_FROM, loop_threads, split_rows
 from elman.testing import Case, compare
 
@@ -188,6 +189,32 @@ def test_products_by_pieces(name: str, threads: int, monkeypatch: pytest.MonkeyP
         )
         lengths = [1 + (3 * k) % steps for k in range(batch)]
         ways = _ways(case, module, x, state, lengths=lengths, extras=extras)
+        compare(module, [x, *state], ways, f"{name}, {batch} rows")
+
+
+@pytest.mark.skipif(build.instruction_set() != "amx", reason="no matrix tiles")
+@pytest.mark.parametrize("name", [n for n in CELLS if _plan(n).products])
+def test_products_by_matrix_tiles(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of one row to several groups of rows, in one tile or two; widths that fill no tile, with the input or not."""
+    monkeypatch.setattr("elman.engine.kernel.TERM_ROWS", 1)
+    monkeypatch.setattr("elman.engine.form.WITHIN_ROWS", 20)
+    # none that was written with other limits
+    monkeypatch.setattr("elman.engine.forward._kept", forward.Forward)
+    monkeypatch.setattr("elman.engine.backward._kept", lambda form: backward.Backward(form, None))
+    for batch, steps, units in ((70, 3, 56), (17, 5, 72), (3, 4, 24)):
+        case = Case(CELLS[name], dtype=torch.float32, input_size=21, hidden_size=units)
+        module = case.module()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(0.5)
+        x, extras, state = (
+            case.input(steps, batch).requires_grad_(),
+            case.extras(steps, batch),
+            case.state(module, batch),
+        )
+        lengths = [1 + (3 * k) % steps for k in range(batch)]
+        reset = torch.rand(steps, batch) < 0.1
+        ways = _ways(case, module, x, state, lengths=lengths, reset=reset, extras=extras)
         compare(module, [x, *state], ways, f"{name}, {batch} rows")
 
 

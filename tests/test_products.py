@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from elman.compiler import build
 from elman.engine import memory
 from elman.engine.products import matrix, tools
 from elman.engine.sinks import AtOnce
@@ -24,7 +25,10 @@ SHAPES = [  # M, N, K; some with blocks of the depth that are not equally deep, 
     (8, 192, 2050),  # small ones whose depth threads share out
     (258, 70, 200),
     (20, 1500, 800),  # packed, more than near caches hold
+    (300, 48, 1100),  # by matrix tiles: blocks of the depth that are not equally deep, a tile that is not full
 ]
+
+TILES = build.instruction_set() == "amx"
 
 
 @pytest.fixture(params=[1, 2, 3], ids=["one thread", "two threads", "three threads"], autouse=True)
@@ -44,7 +48,9 @@ def _operand(rows: int, columns: int, transposed: bool, dtype: torch.dtype) -> T
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("isa", [None, "portable"])
+@pytest.mark.parametrize(
+    "isa", [None, "portable", pytest.param("avx512", marks=pytest.mark.skipif(not TILES, reason="as None"))]
+)
 def test_products(
     shape: tuple[int, int, int], dtype: torch.dtype, isa: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,16 +85,17 @@ def test_products(
                     assert _close(columns, b.double().sum(0) + add, k)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_chosen_rows(shape: tuple[int, int, int]) -> None:
+def test_chosen_rows(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     m, n, k = shape
     torch.manual_seed(0)
     for left in (False, True):
-        a, b = _operand(m, k, left, torch.float64), _operand(k, n, False, torch.float64)
+        a, b = _operand(m, k, left, dtype), _operand(k, n, False, dtype)
         chosen = torch.randperm(k)[: max(1, k // 3)].sort().values
-        c, sums, columns = (torch.empty(*size, dtype=torch.float64) for size in ((m, n), (m,), (n,)))
+        c, sums, columns = (torch.empty(*size, dtype=dtype) for size in ((m, n), (m,), (n,)))
         memory.scratch.begin()
-        tools(torch.float64).multiply(
+        tools(dtype).multiply(
             AtOnce(),
             (m, n, len(chosen)),
             (a.data_ptr(), a.stride(0), a.stride(1)),
@@ -98,9 +105,9 @@ def test_chosen_rows(shape: tuple[int, int, int]) -> None:
             column_sums=columns.data_ptr(),
             chosen=chosen.data_ptr(),
         )
-        assert _close(c, a[:, chosen] @ b[chosen], k)
-        assert _close(columns, b[chosen].sum(0), k)
-        assert _close(sums, a[:, chosen].sum(1), k)
+        assert _close(c, a[:, chosen].double() @ b[chosen].double(), k)
+        assert _close(columns, b[chosen].double().sum(0), k)
+        assert _close(sums, a[:, chosen].double().sum(1), k)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -120,3 +127,61 @@ def test_packed_once_and_transposed(shape: tuple[int, int, int], dtype: torch.dt
         product.transpose(AtOnce(), matrix(c), turned.data_ptr(), m + 2)
         assert torch.equal(turned[:, :m], c.T)
         assert bool((turned[:, m:] == 7).all())
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    c = torch.empty(len(a), b.shape[1])
+    memory.scratch.begin()
+    tools(torch.float32).multiply(
+        AtOnce(),
+        (*a.shape[:1], b.shape[1], len(b)),
+        (a.data_ptr(), len(b), 1),
+        (b.data_ptr(), b.shape[1], 1),
+        (c.data_ptr(), b.shape[1]),
+    )
+    return c
+
+
+@pytest.mark.skipif(not TILES, reason="no matrix tiles")
+@pytest.mark.parametrize("depth", [48, 300, 3000])
+@pytest.mark.parametrize("spread", [0.0, 6.0], ids=["alike", "of all sizes"])
+@pytest.mark.parametrize("scale", [1.0, 1e-24, 1e18])
+def test_tiles_are_as_exact_as_multiply_adds(
+    depth: int, spread: float, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three terms of each number, six products of them: the errors of sums are no larger than those of 32 bits."""
+    torch.manual_seed(0)
+    a, b = (torch.randn(*size) * torch.exp(spread * torch.randn(*size)) for size in ((80, depth), (depth, 96)))
+    a = a * scale
+    exact, size = a.double() @ b.double(), a.double().abs() @ b.double().abs()
+
+    def error() -> tuple[float, float]:
+        relative = (_product(a, b).double() - exact).abs() / size * 2**24
+        return float(relative.square().mean().sqrt()), float(relative.max())
+
+    mean, most = error()
+    monkeypatch.setenv("ELMAN_ISA", "avx512")
+    mean_of_vectors, most_of_vectors = error()
+    assert mean <= mean_of_vectors
+    assert most <= 1.1 * most_of_vectors
+
+
+@pytest.mark.skipif(not TILES, reason="no matrix tiles")
+def test_tiles_and_what_is_no_number() -> None:
+    """It stays in its row or its column; what is infinite is not taken for a number either."""
+    torch.manual_seed(0)
+    for special in (float("nan"), float("inf"), -float("inf"), torch.finfo(torch.float32).max):
+        a, b = torch.randn(40, 70), torch.randn(70, 50)
+        expected = a @ b
+        a[17, 33] = b[66, 5] = special
+        c = _product(a, b)
+        if special != torch.finfo(torch.float32).max:
+            assert not c[17].isfinite().any()
+            assert not c[:, 5].isfinite().any()
+        rows, columns = torch.arange(40) != 17, torch.arange(50) != 5
+        assert torch.allclose(c[rows][:, columns], expected[rows][:, columns], atol=1e-4)
+    unusual = torch.tensor([-1, 0x7FFFFFFF, 0x7F800001], dtype=torch.int32).view(torch.float32)  # NaN, all of them
+    for special in unusual:
+        a = torch.zeros(40, 70)
+        a[3, 4] = special
+        assert _product(a, torch.ones(70, 50))[3].isnan().all()
