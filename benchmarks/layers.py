@@ -549,6 +549,8 @@ def main() -> None:
     )
     print(f"torch {torch.__version__}. Multiply-add peak {peak:.0f} GFLOP/s, of numbers in registers; the engine's")
     print(f"tiles alone, of numbers from the second-level cache, {machine.tiles_gflops(workers):.0f}.")
+    if by_matrix_tiles := machine.matrix_tiles_gflops(workers):
+        print(f"Matrix tiles alone, float32 products of six products of terms: {by_matrix_tiles:.0f} GFLOP/s.")
     print(f"Reads by {workers} threads together: ", end="")
     print(", ".join(f"{kb} kB each {machine.read_bandwidth(kb * 1024, workers):.0f} GB/s" for kb in (512, 4096)) + ".")
     if workers > 1:

@@ -127,6 +127,38 @@ EXPORT int run(Job *job, int kind, int workers) {
 """
 
 
+# The same by matrix tiles, of random numbers' terms.
+_MATRIX_TILES = """
+#include "terms.h"
+struct Job { real *data; int64_t bytes, repeats; Parallel parallel; int (*number)(); real result[64]; };
+enum { BLOCKS = 16, PANELS = 4, PANEL = BLOCKS * 2 * VECTOR_BLOCK };
+static void tiles(void *argument) {
+    Job &job = *(Job *)argument;
+    const real *numbers = job.data + job.number() * (job.bytes / sizeof(real));
+    alignas(64) static thread_local char left[BLOCKS * GROUP_ROWS * ROW_BLOCK], right[PANELS * PANEL];
+    alignas(64) real sums[GROUP_ROWS][2 * LANES];
+    auto fill = [&](char *to, int64_t bytes) {
+        for (char *end = to + bytes; to < end; to += ROW_BLOCK, numbers += 2 * LANES)
+            store_terms(to, 64, load(numbers), load(numbers + LANES));
+    };
+    fill(left, sizeof left), fill(right, sizeof right);
+    char *const to[] = {(char *)sums[0], (char *)(sums[0] + LANES)};
+    shape_tiles(2, TILE_ROWS);
+    for (int64_t r = 0; r < job.repeats; ++r)
+        for (int64_t i = 0; i < PANELS; ++i) {
+            const char *const vectors[] = {right + i * PANEL, right + i * PANEL + PANEL / 2};
+            sum_tiles<2, 2>(to, sizeof sums[0], left, TILE_ROWS, vectors, BLOCKS, [](int64_t) {});
+        }
+    release_tiles();
+    job.result[job.number()] = sums[0][0];
+}
+EXPORT int run(Job *job, int kind, int workers) {
+    job->parallel(tiles, job, workers, 0);
+    return 2 * PANELS * BLOCKS * BLOCK_STEPS * GROUP_ROWS * 2 * LANES;
+}
+"""
+
+
 class _Job(ctypes.Structure):
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -167,7 +199,16 @@ def tiles_gflops(workers: int) -> float:
 
     Some processors lower their clock where multiply-adds come with loads: then this is less than the peak.
     """
-    library = build.load(_TILES, "float")
+    return _sustained(_TILES, workers)
+
+
+def matrix_tiles_gflops(workers: int) -> float | None:
+    """The same of the processor's matrix tiles, in GFLOP/s of float32 products; None where there are none."""
+    return _sustained(_MATRIX_TILES, workers) if build.instruction_set() == "amx" else None
+
+
+def _sustained(source: str, workers: int) -> float:
+    library = build.load(source, "float")
     pool = threads.pool()
     assert pool is not None
     data = torch.randn(workers, 1 << 18)

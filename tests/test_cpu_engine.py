@@ -195,8 +195,8 @@ def test_products_by_pieces(name: str, threads: int, monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(build.instruction_set() != "amx", reason="no matrix tiles")
 @pytest.mark.parametrize("name", [n for n in CELLS if _plan(n).products])
 def test_products_by_matrix_tiles(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of one row to several groups of rows, in one tile or two; widths that fill no tile, with the input or not."""
-    monkeypatch.setattr("elman.engine.kernel.TERM_ROWS", 1)
+    """Steps of one row to several groups of rows, in one tile or two; widths that fill no tile; the input, or not."""
+    monkeypatch.setattr("elman.engine.kernel.multiplied_by_tiles", lambda *_: True)
     monkeypatch.setattr("elman.engine.form.WITHIN_ROWS", 20)
     # none that was written with other limits
     monkeypatch.setattr("elman.engine.forward._kept", forward.Forward)

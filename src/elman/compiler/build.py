@@ -102,10 +102,15 @@ def _may_use_tiles() -> bool:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return False
     arch_prctl, require, tiles = 158, 0x1023, 18
-    return ctypes.CDLL(None).syscall(arch_prctl, require, tiles) == 0
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, require, tiles) == 0)
 
 
-_TARGETS = {"amx": ("-march=native", 64), "avx512": ("-march=native", 64), "avx2": ("-march=native", 32), "portable": ("", 16)}
+_TARGETS = {
+    "amx": ("-march=native", 64),
+    "avx512": ("-march=native", 64),
+    "avx2": ("-march=native", 32),
+    "portable": ("", 16),
+}
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from elman.compiler import build
 from elman.compiler.emit import Group, Kernel
 from elman.engine.packing import Packing, Ragged
-from elman.engine.products import Matrix, tools
+from elman.engine.products import Matrix, Segments, tools
 from elman.engine.sinks import REALS, Function, Sink, address_of
 
 
@@ -38,7 +38,6 @@ SPLIT_FROM = 1 << 17  # bytes of matrices from which sharing them out repays mee
 # Bytes of matrices that count as near. The limits that are multiples of it were found good where a core's own cache has
 # 1 MB, and where it has 2: docs/engine.md.
 NEAR = 1 << 20
-TERM_ROWS = 12  # of a step, at most, from which on products are done by matrix tiles
 PIECE = 256 << 10  # bytes of a block's matrices that several tiles of rows take at once; see parts.h
 
 
@@ -77,6 +76,21 @@ def loop_threads(size: int, rows: int, shared: int, workers: int) -> int:
     if rows > shared:
         return workers
     return max(1, min(math.isqrt(size * rows // _MEETING), workers))
+
+
+# Of a step, at most, and of a thread's, from which on products are done by matrix tiles; measured with two threads.
+TILE_ROWS, TILE_ROWS_EACH = 12, 6
+
+
+def multiplied_by_tiles(rows: int, shared: int, workers: int) -> bool:
+    """Whether a loop multiplies by matrix tiles, where there are any: see `terms.h`.
+
+    Terms are half as many bytes again, and a tile takes as long for a few rows as for sixteen.
+
+    Args:
+        rows: at a step, at most. shared: see `split_rows`. workers: threads.
+    """
+    return rows >= TILE_ROWS and (rows <= shared or rows >= TILE_ROWS_EACH * workers)
 
 
 class _Fixed:
@@ -189,53 +203,59 @@ class Table:
         fixed, kernel, sink = self._fixed, self._kernel, self._sink
         for name, width in fixed.scratch:
             self.place(name, sink.take(self._batch * width * self._itemsize), width, Kind.BATCH)
-        addresses, ranges, operands, bytes_read, exchanged = array("q"), array("q"), array("q"), 0, 0
-        by_terms = fixed.tools.by_terms and packing.batch >= TERM_ROWS and not clock
-        for group in kernel.groups:
-            if group.inputs and group.products[0] not in matrices:
+        tools, groups = fixed.tools, [self._segments(group, matrices) for group in kernel.groups]
+        forms = [(group.width, group.blocks, group.transposed) for group in kernel.groups]
+        sizes = [tools.group_size(s, *form) if s else 0 for s, form in zip(groups, forms, strict=True)]
+        bytes_read, exchanged = sum(sizes), sum(map(_exchanged, kernel.groups, groups))
+        shared = split_rows(bytes_read, bytes_read // self._itemsize, exchanged, self._workers)
+        by_tiles = tools.by_terms and not clock and multiplied_by_tiles(packing.batch, shared, self._workers)
+        addresses, ranges, operands = array("q"), array("q"), array("q")
+        for group, segments, form in zip(kernel.groups, groups, forms, strict=True):
+            if segments is None:
                 for words in (addresses, ranges, operands):
                     words.append(0)
                 continue
-            chosen = [matrices[p] for p in group.products]
-            segments = [[m] for m in chosen] if group.transposed else [chosen]
-            if group.added and group.added[0] in matrices:
-                segments.append([matrices[x] for x in group.added])
-            used = _ranges(group, patterns, fixed.tools.lanes)
-            terms = by_terms and used is None
-            form = (group.width, group.blocks, group.transposed)
-            to = sink.take(fixed.tools.group_size(segments, *form, terms))
-            fixed.tools.pack_group(sink, segments, *form, terms, to)
-            addresses.append(to)
-            bytes_read += fixed.tools.group_size(segments, *form)  # terms have half as many again, and rules are the same
-            exchanged += 0 if group.inputs else sum(m[1] for m in chosen) if group.transposed else chosen[0][2]
+            used = _ranges(group, patterns, tools.lanes)
+            terms = by_tiles and used is None
+            addresses.append(tools.pack_group(sink, segments, *form, terms))
             ranges.append(0 if used is None else sink.constant(used))
             # Each thread has all rows, and fills up its groups of them: see term_groups.h.
             rows = (packing.batch + packing.batch // 8 + 32) * self._workers
-            operands.append(sink.take(rows * fixed.tools.operand_size(segments, group.transposed)) if terms else 0)
-        shared = split_rows(bytes_read, bytes_read // self._itemsize, exchanged, self._workers)
+            operands.append(sink.take(rows * tools.operand_size(segments, group.transposed)) if terms else 0)
         workers = loop_threads(bytes_read, packing.batch, shared, self._workers)
         for name, width in fixed.once:
             stride = -(-width * self._itemsize // 64) * 64 // self._itemsize  # so that threads share no cache line
             self.place(name, sink.take(workers * stride * self._itemsize), stride, Kind.TOTALS)
         entering, finals = fixed.entries(entries)
-        lanes = fixed.tools.lanes
+        lanes = tools.lanes
         sums = sink.take(kernel.sums * workers * packing.batch * lanes * self._itemsize) if kernel.sums else 0
-        groups = range(len(kernel.groups))
+        each = range(len(groups))
         self._call = array(
             "q",
             (
                 *(packing.steps, packing.batch, workers, direction[0], shared, 0, packing.steps, direction[1]),
                 *(*sink.sizes(packing), reset),
-                *(0, sink.array(addresses, groups), sink.array(ranges, groups), sums),
+                *(0, sink.array(addresses, each), sink.array(ranges, each), sums),
                 *(len(entering) // 3, sink.array(entering), len(finals) // 3, sink.array(finals)),
                 sink.array(self._draws, range(0, len(self._draws), 3)),
                 *(len(clock) // 3 if clock else 0, sink.array(clock) if clock else 0),
-                fixed.tools.tiles,
+                tools.tiles,
                 *sink.team()[1:],
                 *(0, 0, PIECE),  # the meeting, the turn, and what tiles take at once
-                sink.array(operands, groups) if any(operands) else 0,
+                sink.array(operands, each) if any(operands) else 0,
             ),
         )
+
+    @staticmethod
+    def _segments(group: Group, matrices: Mapping[str, Matrix]) -> Segments | None:
+        """A group's matrices, as `Tools.pack_group` takes them; None where its products have been done before."""
+        if group.inputs and group.products[0] not in matrices:
+            return None
+        chosen = [matrices[p] for p in group.products]
+        segments = [[m] for m in chosen] if group.transposed else [chosen]
+        if group.added and group.added[0] in matrices:
+            segments.append([matrices[x] for x in group.added])
+        return segments
 
     def job(self, steps: slice, turn: int = 0) -> tuple[Function, "array[int]", tuple[int, ...]]:
         """What runs the prepared kernel over some steps, with the buffers as they are placed now.
@@ -297,6 +317,13 @@ def chunks(packing: Packing | Ragged, row_bytes: int, kernel: Kernel) -> list[tu
             found.append((slice(first, step + 1), slice(start, end)))
             first, start = step + 1, end
     return found
+
+
+def _exchanged(group: Group, segments: Segments | None) -> int:
+    """Numbers of a row that a group multiplies by and that a step computes."""
+    if group.inputs or segments is None:
+        return 0
+    return sum(segment[0][1] for segment in segments) if group.transposed else segments[0][0][2]
 
 
 def _ranges(group: Group, patterns: Mapping[str, Tensor], lanes: int) -> Tensor | None:

@@ -67,9 +67,11 @@ class Tools:
         return -(-width // unit) * unit * _depth(segments, transposed) * len(segments[0]) * self.itemsize
 
     def pack_group(
-        self, sink: Sink, segments: Segments, width: int, unit_blocks: int, transposed: bool, terms: bool, to: int
-    ) -> None:
+        self, sink: Sink, segments: Segments, width: int, unit_blocks: int, transposed: bool, terms: bool
+    ) -> int:
         """Write the matrices of one group of a kernel's products in the order in which the kernel reads them.
+
+        That is [block, depth, unit block of it, matrix, lane], zero past the last unit, or as `terms.h` says.
 
         Args:
             segments: for each segment of the operand, the matrices [width, columns] that it is multiplied by; where
@@ -77,9 +79,12 @@ class Tools:
             width: units of the result.
             unit_blocks: vectors of units that the kernel computes together.
             transposed: see `segments`.
-            terms: whether as matrix tiles read them, see `terms.h`.
-            to: where; [block, depth, unit block of it, matrix, lane], zero past the last unit.
+            terms: whether as matrix tiles read them.
+
+        Returns:
+            the address, in scratch memory.
         """
+        to = sink.take(self.group_size(segments, width, unit_blocks, transposed, terms))
         matrices = [m for segment in segments for m in segment]
         count, depth = len(segments[0]), _depth(segments, transposed)
         columns = (
@@ -90,6 +95,7 @@ class Tools:
         workers, *pool = sink.team(count * width * depth)
         sizes = (count, len(segments), unit_blocks, width, depth, transposed, terms, workers)
         sink.call("pack", self._pack, array("q", (*sizes, *columns, to, *pool)), _PACKING)
+        return to
 
     def packed_right(self, sink: Sink, b: Matrix, transposed: bool) -> int:
         """The address, in scratch memory, of the right-hand side of many products, packed once.

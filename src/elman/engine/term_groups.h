@@ -60,7 +60,7 @@ static void multiply_terms(const Context &c, const Group &g, V *acc, int64_t row
         char *to[4];
         const char *right[4];
         for (int64_t i = 0; i < wide; ++i) to[i] = (char *)(acc + g.places[v + i]), right[i] = weights + (block * all + v + i) * size;
-        sum_tiles_of(height.tiles, wide, to, g.blocks * g.total * sizeof(V), left, height.rows, right, blocks, false, [&](int64_t) {
+        sum_tiles_of(height.tiles, wide, to, g.blocks * g.total * sizeof(V), left, height.rows, right, blocks, [&](int64_t) {
             run_pieces(pieces, pieces.pieces * ++pieces.block / pieces.blocks);
         });
     }

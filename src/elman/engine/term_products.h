@@ -90,7 +90,7 @@ static void term_panel(const Product &p, const char *a, const char *b, int64_t b
         char *const to[] = {(char *)found[g % 2][0], (char *)(found[g % 2][0] + LANES)};
         if (shape != tiles) shape_tiles(shape = tiles, TILE_ROWS);
         int64_t done = 0, wanted = 0;
-        sum_tiles_of(tiles, vectors, to, sizeof found[0][0], a + g * blocks * GROUP_BLOCK, TILE_ROWS, right, blocks, false,
+        sum_tiles_of(tiles, vectors, to, sizeof found[0][0], a + g * blocks * GROUP_BLOCK, TILE_ROWS, right, blocks,
                      [&](int64_t block) {
                          if (g == 0) return;
                          const int64_t until = GROUP_ROWS * block / blocks;

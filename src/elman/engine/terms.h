@@ -59,25 +59,25 @@ INLINE void shape_tiles(int64_t tiles, int64_t rows) {
 }
 INLINE void release_tiles() { asm volatile("tilerelease"); }
 
-template <int N> INLINE void zero(Number<N>) { asm volatile("tilezero %%tmm%c0" : : "i"(N)); }
-template <int N> INLINE void read(Number<N>, const char *p, int64_t stride) {
+template <int N> INLINE void clear_tile(Number<N>) { asm volatile("tilezero %%tmm%c0" : : "i"(N)); }
+template <int N> INLINE void load_tile(Number<N>, const char *p, int64_t stride) {
     asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(N), "r"(p), "r"(stride) : "memory");
 }
-template <int N> INLINE void write(Number<N>, char *p, int64_t stride) {
+template <int N> INLINE void store_tile(Number<N>, char *p, int64_t stride) {
     asm volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(N), "r"(p), "r"(stride) : "memory");
 }
-template <int SUMS, int LEFT, int RIGHT> INLINE void multiply() {
+template <int SUMS, int LEFT, int RIGHT> INLINE void multiply_tiles() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(LEFT), "i"(RIGHT));
 }
 
-// Sums of HIGH x ACROSS tiles: to[v] is where the first row's sums of vector v go, `stride` bytes from row to row; where `add`,
-// they are added to what is there. Tiles leave most of a processor's other units idle: `meanwhile` is called behind each block of
-// the depth with its number, from one on, and what it does costs little.
+// Sums of HIGH x ACROSS tiles: to[v] is where the first row's sums of vector v go, `stride` bytes from row to row. Tiles leave most
+// of a processor's other units idle: `meanwhile` is called behind each block of the depth with its number, from one on, and what it
+// does costs little.
 //
 // A tile's products wait for each other, so four sums must be under way: where there are two tiles or one, each is two sums.
 template <int HIGH, int ACROSS, class Meanwhile>
 static void sum_tiles(char *const *to, int64_t stride, const char *left, int64_t rows, const char *const *right, int64_t blocks,
-                      bool add, const Meanwhile &meanwhile) {
+                      const Meanwhile &meanwhile) {
     static_assert(HIGH * ACROSS <= 4, "four tiles hold sums");
     enum { APART = HIGH * ACROSS <= 2 ? HIGH * ACROSS : 0 };  // from a tile to that of its second sum
     const int64_t tile = rows * 64, term = HIGH * tile;
@@ -92,26 +92,25 @@ static void sum_tiles(char *const *to, int64_t stride, const char *left, int64_t
             each(Number<3>{}, to[1] + rows * stride);
         }
     };
-    if (add) sums([&](auto n, char *p) { read(n, p, stride); });
-    else sums([&](auto n, char *) { zero(n); });
-    if (APART) sums([&](auto n, char *) { zero(Number<n + APART>{}); });
+    sums([&](auto n, char *) { clear_tile(n); });
+    if (APART) sums([&](auto n, char *) { clear_tile(Number<n + APART>{}); });
     int64_t b = 0;
     for (int64_t block = 0; block < blocks; ++block, left += TERMS * term, b += VECTOR_BLOCK) {
         if constexpr (HIGH == 2) {
             auto rows_of = [&](int64_t i) {
-                read(Number<4>{}, left + i * term, 64);
-                read(Number<5>{}, left + i * term + tile, 64);
+                load_tile(Number<4>{}, left + i * term, 64);
+                load_tile(Number<5>{}, left + i * term + tile, 64);
             };
             auto vectors_of = [&](int64_t i) {
-                read(Number<6>{}, right[0] + b + i * TILE_BYTES, 64);
-                if constexpr (ACROSS > 1) read(Number<7>{}, right[1] + b + i * TILE_BYTES, 64);
+                load_tile(Number<6>{}, right[0] + b + i * TILE_BYTES, 64);
+                if constexpr (ACROSS > 1) load_tile(Number<7>{}, right[1] + b + i * TILE_BYTES, 64);
             };
             auto multiply_by = [&](auto second) {
                 constexpr int n = second ? APART : 0;
-                multiply<n, 4, 6>();
-                if constexpr (ACROSS > 1) multiply<1, 4, 7>();
-                multiply<n + ACROSS, 5, 6>();
-                if constexpr (ACROSS > 1) multiply<3, 5, 7>();
+                multiply_tiles<n, 4, 6>();
+                if constexpr (ACROSS > 1) multiply_tiles<1, 4, 7>();
+                multiply_tiles<n + ACROSS, 5, 6>();
+                if constexpr (ACROSS > 1) multiply_tiles<3, 5, 7>();
             };
             rows_of(2), vectors_of(0), multiply_by(Number<0>{});
             rows_of(1), multiply_by(Number<1>{});
@@ -120,16 +119,16 @@ static void sum_tiles(char *const *to, int64_t stride, const char *left, int64_t
             vectors_of(2), multiply_by(Number<0>{});
             vectors_of(0), multiply_by(Number<1>{});
         } else {
-            read(Number<4>{}, left, 64);
-            read(Number<5>{}, left + term, 64);
-            read(Number<6>{}, left + 2 * term, 64);
+            load_tile(Number<4>{}, left, 64);
+            load_tile(Number<5>{}, left + term, 64);
+            load_tile(Number<6>{}, left + 2 * term, 64);
             auto each = [&](auto i) {  // a term of each vector, times the terms of rows that count with it
                 auto vector = [&](auto v) {
                     if constexpr (v < ACROSS) {
-                        read(Number<7>{}, right[v] + b + i * TILE_BYTES, 64);
-                        if constexpr (i == 0) multiply<v, 6, 7>();
-                        if constexpr (i < 2) multiply<v + APART, 5, 7>();
-                        multiply<v + (i == 2 ? APART : 0), 4, 7>();
+                        load_tile(Number<7>{}, right[v] + b + i * TILE_BYTES, 64);
+                        if constexpr (i == 0) multiply_tiles<v, 6, 7>();
+                        if constexpr (i < 2) multiply_tiles<v + APART, 5, 7>();
+                        multiply_tiles<v + (i == 2 ? APART : 0), 4, 7>();
                     }
                 };
                 vector(Number<0>{}), vector(Number<1>{}), vector(Number<2>{}), vector(Number<3>{});
@@ -138,11 +137,11 @@ static void sum_tiles(char *const *to, int64_t stride, const char *left, int64_t
         }
         meanwhile(block + 1);
     }
-    sums([&](auto n, char *p) { write(n, p, stride); });
+    sums([&](auto n, char *p) { store_tile(n, p, stride); });
     if constexpr (APART) {
         alignas(64) real second[TILE_ROWS][LANES];
         sums([&](auto n, char *p) {
-            write(Number<n + APART>{}, (char *)second, 64);
+            store_tile(Number<n + APART>{}, (char *)second, 64);
             for (int64_t r = 0; r < rows; ++r, p += stride) store((real *)p, load((real *)p) + load(second[r]));
         });
     }
@@ -152,14 +151,14 @@ static void sum_tiles(char *const *to, int64_t stride, const char *left, int64_t
 INLINE int64_t wide_of(int64_t tiles) { return 4 / tiles; }
 template <class Meanwhile>
 INLINE void sum_tiles_of(int64_t tiles, int64_t across, char *const *to, int64_t stride, const char *left, int64_t rows,
-                         const char *const *right, int64_t blocks, bool add, const Meanwhile &meanwhile) {
+                         const char *const *right, int64_t blocks, const Meanwhile &meanwhile) {
     switch (4 * (tiles - 1) + across) {
-        case 1: return sum_tiles<1, 1>(to, stride, left, rows, right, blocks, add, meanwhile);
-        case 2: return sum_tiles<1, 2>(to, stride, left, rows, right, blocks, add, meanwhile);
-        case 3: return sum_tiles<1, 3>(to, stride, left, rows, right, blocks, add, meanwhile);
-        case 4: return sum_tiles<1, 4>(to, stride, left, rows, right, blocks, add, meanwhile);
-        case 5: return sum_tiles<2, 1>(to, stride, left, rows, right, blocks, add, meanwhile);
-        case 6: return sum_tiles<2, 2>(to, stride, left, rows, right, blocks, add, meanwhile);
+        case 1: return sum_tiles<1, 1>(to, stride, left, rows, right, blocks, meanwhile);
+        case 2: return sum_tiles<1, 2>(to, stride, left, rows, right, blocks, meanwhile);
+        case 3: return sum_tiles<1, 3>(to, stride, left, rows, right, blocks, meanwhile);
+        case 4: return sum_tiles<1, 4>(to, stride, left, rows, right, blocks, meanwhile);
+        case 5: return sum_tiles<2, 1>(to, stride, left, rows, right, blocks, meanwhile);
+        case 6: return sum_tiles<2, 2>(to, stride, left, rows, right, blocks, meanwhile);
     }
 }
 #endif
