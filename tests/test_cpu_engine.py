@@ -110,10 +110,11 @@ def test_time_in_stretches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             compare(module, [x, *state], ways, f"{name}, lengths {lengths}")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("periods", [(1, 2, 4, 8), (2, 3), (1, 1, 2), (5,)], ids=str)
-def test_blocks_that_are_not_due(periods: tuple[int, ...], threads: int) -> None:
+def test_blocks_that_are_not_due(periods: tuple[int, ...], dtype: torch.dtype, threads: int) -> None:
     """Rows at different steps of their clocks, by lengths, by resets and by the state that they start from."""
-    case = Case(Clockwork(periods), input_size=7, hidden_size=120, num_layers=1)
+    case = Case(Clockwork(periods), dtype=dtype, input_size=7, hidden_size=120, num_layers=1)
     module = case.module()
     for batch in (1, 21):
         x, (h, _) = case.input(11, batch).requires_grad_(), case.state(module, batch)

@@ -113,13 +113,7 @@ template <How HOW>
 INLINE void multiply(const Context &c, const Group &g, V *acc, int64_t row, int64_t several, int64_t block, int64_t units) {
     const Call &k = *c.call;
 #ifdef BY_BFLOAT16
-    if constexpr (HOW == BY_TERMS) {
-        if (k.terms[g.number]) return multiply_terms(c, g, acc, row, block, units);
-        const int64_t most = rows_of(pass_of(g.blocks * g.count)), step = g.blocks * g.total;
-        for (int64_t r = 0; r < several; r += most)
-            multiply<WHOLLY>(c, g, acc + r * step, row + r, smaller(several - r, most), block, units);
-        return;
-    }
+    if constexpr (HOW == BY_TERMS) return multiply_terms(c, g, acc, row, block, units);
 #endif
     const bool by_pieces = HOW == BY_PIECES, shared = HOW == OF_ROW && CLOCK < 0 && c.block_parts > 1;
     const bool apart = shared && (g.segment_count > 1 || g.segments[0] != INPUT);

@@ -208,7 +208,7 @@ class Table:
         sizes = [tools.group_size(s, *form) if s else 0 for s, form in zip(groups, forms, strict=True)]
         bytes_read, exchanged = sum(sizes), sum(map(_exchanged, kernel.groups, groups))
         shared = split_rows(bytes_read, bytes_read // self._itemsize, exchanged, self._workers)
-        by_tiles = tools.by_terms and not clock and multiplied_by_tiles(packing.batch, shared, self._workers)
+        by_tiles = tools.by_terms and multiplied_by_tiles(packing.batch, shared, self._workers)
         addresses, ranges, operands = array("q"), array("q"), array("q")
         for group, segments, form in zip(kernel.groups, groups, forms, strict=True):
             if segments is None:
@@ -216,12 +216,11 @@ class Table:
                     words.append(0)
                 continue
             used = _ranges(group, patterns, tools.lanes)
-            terms = by_tiles and used is None
-            addresses.append(tools.pack_group(sink, segments, *form, terms))
+            addresses.append(tools.pack_group(sink, segments, *form, by_tiles))
             ranges.append(0 if used is None else sink.constant(used))
             # Each thread has all rows, and fills up its groups of them: see term_groups.h.
             rows = (packing.batch + packing.batch // 8 + 32) * self._workers
-            operands.append(sink.take(rows * tools.operand_size(segments, group.transposed)) if terms else 0)
+            operands.append(sink.take(rows * tools.operand_size(segments, group.transposed)) if by_tiles else 0)
         workers = loop_threads(bytes_read, packing.batch, shared, self._workers)
         for name, width in fixed.once:
             stride = -(-width * self._itemsize // 64) * 64 // self._itemsize  # so that threads share no cache line

@@ -25,7 +25,7 @@ static void pack_vector(const Packing &p, char *to, int64_t matrix, int64_t unit
     auto half = [&](V (&v)[LANES]) {
         while (segment < p.segments && at >= p.extents[segment * p.count]) ++segment, at = 0;
         const int64_t m = (segment < p.segments ? segment : 0) * p.count + matrix, left = segment < p.segments ? p.extents[m] - at : 0;
-        const Side side = {p.matrices[m], p.transposed ? 1 : p.strides[m], p.transposed ? p.strides[m] : 1, 0};
+        const Side side = {p.matrices[m], p.transposed ? 1 : p.strides[m], p.transposed ? p.strides[m] : 1};
         read_half(v, side, unit, present, at, left, false, 0);
         at += HALF;
     };

@@ -262,10 +262,12 @@ static void panel_of_c(const Product &p, const real *a, real *b, int64_t depth, 
 // Numbers of room: of a thread for A's rows, of a thread for a panel of B, and for B's panels over a block of the depth, at least one
 // for each thread.
 #ifdef BY_BFLOAT16
-// The fewest rows, columns and steps of a product by matrix tiles.
+// The fewest rows, columns and steps of a product by matrix tiles. Where steps are chosen, there are many small products.
 enum { FEWEST_LINES = 16, FEWEST_STEPS = 48 };
 INLINE bool by_tiles(int64_t columns, int64_t depth) { return columns >= FEWEST_LINES && depth >= FEWEST_STEPS; }
-INLINE bool by_tiles(const Product &p) { return by_tiles(p.columns, p.depth) && (p.packed || p.rows >= FEWEST_LINES); }
+INLINE bool by_tiles(const Product &p) {
+    return by_tiles(p.columns, p.depth) && !p.chosen && (p.packed || p.rows >= FEWEST_LINES);
+}
 INLINE int64_t room_for_a() { return larger<int64_t>(FEW_ROWS / ROWS * tile_size(DEPTH), term_room_for_a()); }
 INLINE int64_t room_for_panel() { return larger<int64_t>(DEPTH * COLUMNS, term_room_for_panel()); }
 INLINE int64_t room_for_b(int64_t columns, int64_t threads) {

@@ -8,9 +8,8 @@
 // One side of a product: lines are rows of the left matrix or columns of the right one.
 struct Side {
     const real *p;
-    int64_t line, depth;    // elements from one line to the next, and from one step of the depth to the next
-    const int64_t *chosen;  // null, or the steps that are taken
-    const real *at(int64_t l, int64_t k) const { return p + l * line + (chosen ? chosen[k] : k) * depth; }
+    int64_t line, depth;  // elements from one line to the next, and from one step of the depth to the next
+    const real *at(int64_t l, int64_t k) const { return p + l * line + k * depth; }
 };
 
 INLINE void turn(V (&v)[LANES]) {
@@ -27,10 +26,10 @@ INLINE void turn(V (&v)[LANES]) {
 // Some lines and steps, zero behind them: v[step][line], or where `by_line` v[line][step]. Where `sums`, each line's sum is added.
 static __attribute__((noinline)) void read_half(V (&v)[LANES], const Side &s, int64_t line, int64_t lines, int64_t k, int64_t steps,
                                                 bool by_line, V *sums) {
-    bool is_by_line = s.depth == 1 && !s.chosen && s.line != 1;
+    bool is_by_line = s.depth == 1 && s.line != 1;
     const int64_t rows = is_by_line ? lines : steps, lanes = is_by_line ? steps : lines;
     const bool side_by_side = is_by_line || s.line == 1;
-    if (side_by_side && rows >= LANES && lanes >= LANES && !s.chosen) {
+    if (side_by_side && rows >= LANES && lanes >= LANES) {
         const real *p = s.at(line, k);
         const int64_t stride = is_by_line ? s.line : s.depth;
 #pragma GCC unroll 16
@@ -59,7 +58,7 @@ static __attribute__((noinline)) void read_half(V (&v)[LANES], const Side &s, in
 INLINE void pack_terms(char *to, int64_t apart, const Side &s, int64_t line, int64_t lines, int64_t k, int64_t steps, bool by_line,
                        V *sums) {
     const bool as_it_lies = by_line ? s.depth == 1 : s.line == 1;
-    if (as_it_lies && !sums && !s.chosen && lines >= LANES && steps >= BLOCK_STEPS) {
+    if (as_it_lies && !sums && lines >= LANES && steps >= BLOCK_STEPS) {
         const real *p = s.at(line, k), *q = s.at(line, k + HALF);
         const int64_t stride = by_line ? s.line : s.depth;
         for (int i = 0; i < LANES; ++i, p += stride, q += stride) store_terms(to + i * 64, apart, load(p), load(q));

@@ -6,7 +6,6 @@
 #include "term_packing.h"
 
 #ifdef BY_BFLOAT16
-//
 // A thread has so many rows' blocks of A at once, which its second level holds beside some panels of B. Few rows have a block of
 // the depth less deep, so that one pass over B's panels serves all of them.
 enum { PANEL = 2 * LANES, PANEL_BLOCK = 2 * VECTOR_BLOCK, GROUP_BLOCK = GROUP_ROWS * ROW_BLOCK, TERM_BLOCKS = 32, FEW_BLOCKS = 16,
@@ -28,7 +27,7 @@ INLINE int64_t term_room_for_b(int64_t columns, int64_t threads) {
 
 // Some rows of A over a block of the depth, and where `sums` these rows' sums.
 static void pack_left(const Product &p, char *to, int64_t row, int64_t rows, int64_t from, int64_t depth, V *sums) {
-    const Side a = {p.a, p.a_row, p.a_depth, p.chosen};
+    const Side a = {p.a, p.a_row, p.a_depth};
     const int64_t blocks = blocks_of(depth), tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     auto tile = [&](int64_t t, int64_t b) {
         const int64_t group = t / 2, of_group = tiles - 2 * group < 2 ? 1 : 2, term = of_group * TILE_BYTES;
@@ -46,7 +45,7 @@ static void pack_left(const Product &p, char *to, int64_t row, int64_t rows, int
 
 // Panels of B over a block of the depth, `apart` bytes apart; where `sums`, the sums of their columns are added.
 static void pack_right(const Product &p, char *to, int64_t apart, int64_t first, int64_t last, int64_t from, int64_t depth, V *sums) {
-    const Side s = {p.b, p.b_column, p.b_depth, p.chosen};
+    const Side s = {p.b, p.b_column, p.b_depth};
     const int64_t blocks = blocks_of(depth);
     auto panel = [&](int64_t i, int64_t b) {
         for (int64_t v = 0; v < 2; ++v) {
