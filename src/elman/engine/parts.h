@@ -180,7 +180,7 @@ static __attribute__((noinline)) void tiles_by_pieces(const Context &given, int6
 enum { PIECE_ROWS = 4 };
 template <class Part> struct Points : Pieces {
     const Context &c;
-    int64_t row, rows, at_once, first_block, units;
+    int64_t row, rows, first_block, units;
     const V *acc;
     Points(const Context &c, int64_t units) : Pieces{run_some, 0, 1, 0, 0}, c(c), units(units) {}
     static void run_some(const Pieces &pieces, int64_t first, int64_t last) {
