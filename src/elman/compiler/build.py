@@ -75,7 +75,7 @@ def instruction_set() -> str:
     """What libraries are compiled for: ELMAN_ISA where set, else the best of "amx", "avx512", "avx2" and "portable".
 
     Raises:
-        BuildError: ELMAN_ISA names none of them, or one that the processor lacks.
+        BuildError: ELMAN_ISA names none of them, or one that the processor or the system does not offer.
     """
     return _instruction_set(os.environ.get("ELMAN_ISA"))
 
