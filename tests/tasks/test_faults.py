@@ -51,10 +51,14 @@ def stop_and_resume(
     assert metrics_of(whole)[-1]["step"] == 400, shown
     training = time.monotonic() - began
     draw, reached, stops = random.Random(seed), 0, 0
+
+    def go_on() -> subprocess.Popen[str]:
+        # a run stopped before it wrote its configuration has nothing to resume
+        begun = (stopped / "config.yaml").exists()
+        return start(*arguments, "--run", str(stopped), *(["--resume"] if begun else []))
+
     while stops < times:
-        process = start(
-            *arguments, "--run", str(stopped), *(["--resume"] if (stopped / "config.yaml").exists() else [])
-        )
+        process = go_on()
         try:
             # most stops fall into training, some into the start, some into the writing of a checkpoint
             process.wait(timeout=draw.uniform(0.3, 1.0) * training / 2)
@@ -69,7 +73,7 @@ def stop_and_resume(
         if reached == 400 and stops < times:
             shutil.rmtree(stopped)
             reached = 0
-    _, shown = start(*arguments, "--run", str(stopped), "--resume").communicate(timeout=300)
+    _, shown = go_on().communicate(timeout=300)
     assert same(whole, stopped), shown
 
 
@@ -84,6 +88,19 @@ def test_stopped_at_twenty_random_moments(
     tmp_path: Path, text_file: Path, elman_process: Start, number: signal.Signals, options: list[str]
 ) -> None:
     stop_and_resume(tmp_path, text_file, elman_process, number, 20, 2, "--dropout", "0.1", *options)
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["afresh", "resumed"])
+def test_killed_while_the_first_file_was_written(tmp_path: Path, text_file: Path, resume: list[str]) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", "lm", *SMALL, "--max-steps", "2", "--data", str(text_file), "--run", str(run)]
+    killed = "import os, sys, elman.cli; os.fsync = lambda _: os.kill(os.getpid(), 9); elman.cli.main(sys.argv[1:])"
+    assert main([*arguments[:-1], str(tmp_path / "tokens_are_kept")]) == 0
+    assert subprocess.run([sys.executable, "-c", killed, *arguments], capture_output=True).returncode == -signal.SIGKILL
+    assert [file.name for file in run.iterdir()] == ["config.yaml.partial"]
+    assert main([*arguments, *resume]) == 0
+    assert metrics_of(run)[-1]["step"] == 2
+    assert not list(run.rglob("*.partial"))
 
 
 def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:

@@ -42,10 +42,15 @@ def load(path: Path) -> Any:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(path.name + ".partial")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves either the old content or the new. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     try:
         with open(partial, "wb") as file:
             file.write(data)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elman.errors import UsageError, UserError
 from elman.train import options
-from elman.train.checkpoint import Checkpoints, write_atomically
+from elman.train.checkpoint import Checkpoints, partial_of, write_atomically
 from elman.train.config import TrainConfig
 
 AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
@@ -78,7 +78,8 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--run {self.path} is a file, not a folder")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        unwritten = partial_of(self.config)  # of a run killed while it wrote its first file
+        if not self.path.is_dir() or all(file == unwritten for file in self.path.iterdir()):
             return False
         if not resume:
             raise UsageError(f"the run folder {self.path} exists; add --resume to continue it, or choose another --run")
