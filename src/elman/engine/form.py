@@ -14,9 +14,10 @@ from elman.compiler.emit import Kernel
 from elman.compiler.plan import Plan
 from elman.engine import reference, threads
 from elman.engine.call import LayerCall
-from elman.engine.kernel import NEAR, at_once
+from elman.engine.kernel import NEAR, at_once, multiplied_by_tiles, split_rows
 from elman.engine.matrices import dense
 from elman.engine.packing import Packing, Ragged
+from elman.engine.products import TERM_BYTES, tools
 
 
 @dataclass(slots=True)
@@ -158,6 +159,9 @@ def default_names(layout: Layout) -> tuple[str, ...]:
 # The bytes of a cell's matrices up to which, and the rows of a batch from which, the loop multiplies by the input too;
 # where directions run at once, half as many bytes, since each has half of the cores.
 WITHIN_BYTES, WITHIN_ROWS = 2 * NEAR, 12
+# By matrix tiles it does not where a thread's terms have more bytes than this and, for each of its rows, there are more
+# steps of the depth than this; measured on an Intel Xeon, docs/engine.md.
+FAR_TERMS, FAR_DEPTH = 3 * NEAR // 2, 25
 
 
 def multiplies_within(form: Form) -> bool:
@@ -167,10 +171,25 @@ def multiplies_within(form: Form) -> bool:
     backward have to agree on it, for it says where things are saved.
     """
     layout, kernel = form.plan.layout, form.plan.training if form.training else form.plan.inference
-    width = sum(m.output * m.input for m in layout.products.values()) + gates_width(layout) * layout.input_size
+    numbers = sum(m.output * m.input for m in layout.products.values()) + gates_width(layout) * layout.input_size
     most = WITHIN_BYTES // 2 if form.abreast else WITHIN_BYTES
-    fits = width * form.dtype.itemsize <= most and form.packing.batch >= WITHIN_ROWS
-    return fits and not kernel.ahead and form.strides == (layout.input_size, 1)
+    if kernel.ahead or form.strides != (layout.input_size, 1) or form.packing.batch < WITHIN_ROWS:
+        return False
+    return numbers * form.dtype.itemsize <= most and not _terms_from_afar(form, kernel, numbers)
+
+
+def _terms_from_afar(form: Form, kernel: Kernel, numbers: int) -> bool:
+    """Whether by matrix tiles a thread would read more of the terms of so many numbers at a step than its own cache
+    holds, for too few rows: what writing gates and reading them again costs grows with the rows, and what reading
+    matrices costs does not. Of unequal lengths a step has some half of the batch's rows."""
+    rows, layout = form.packing.batch, form.plan.layout
+    exchanged = sum(layout.products[g.products[0]].input for g in kernel.groups if not g.inputs)
+    shared = split_rows(numbers * form.dtype.itemsize, numbers, exchanged, form.workers)
+    by_tiles = tools(form.dtype).by_terms and multiplied_by_tiles(rows, shared, form.workers)
+    if not by_tiles or rows <= shared or numbers * TERM_BYTES <= FAR_TERMS:
+        return False
+    of_thread = (rows if form.packing.is_dense else rows / 2) / form.workers
+    return of_thread * FAR_DEPTH < exchanged + layout.input_size
 
 
 def widened(form: Form, width: int, kernel: Kernel) -> Form:

@@ -26,6 +26,7 @@ _PACKING = (8, 9, 10, 11)
 _TRANSPOSITION = (3, 5)
 
 _TERMS = 3  # see terms.h
+TERM_BYTES = 2 * _TERMS  # of a number
 
 
 class Tools:
