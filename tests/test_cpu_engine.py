@@ -16,7 +16,9 @@ from elman.cells.math import tanh, where
 from elman.compiler import build
 from elman.compiler.plan import Plan
 from elman.engine import backward, cpu, forward
+from elman.engine.form import Form, multiplies_within
 from elman.engine.kernel import SPLIT_FROM, loop_threads, split_rows
+from elman.engine.products import tools
 from elman.testing import Case, compare
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -248,9 +250,11 @@ def test_who_shares_out_units() -> None:
     """One row always where matrices are worth it; the fewer rows, the more numbers change hands."""
     for units in (64, 100, 256, 1024):
         numbers = 4 * units * units
-        forwards, backwards = (split_rows(4 * numbers, numbers, width, 2) for width in (units, 4 * units))
-        assert (forwards > 0) == (backwards > 0) == (4 * numbers >= SPLIT_FROM)
-        assert backwards <= forwards <= 48
+        for by_tiles in (False, True):
+            forwards, backwards = (split_rows(4 * numbers, numbers, width, 2, by_tiles) for width in (units, 4 * units))
+            assert (forwards > 0) == (backwards > 0) == (4 * numbers >= SPLIT_FROM)
+            assert backwards <= forwards <= 48
+    assert split_rows(3 << 20, 3 << 18, 512, 2, True) > split_rows(3 << 20, 3 << 18, 512, 2, False)
 
 
 def test_how_many_threads_run_a_loop(set_threads: Callable[[int], None]) -> None:
@@ -495,6 +499,31 @@ def test_products_with_the_input(name: str, limit: int, threads: int, monkeypatc
             module, [x, *state], _ways(case, module, x, state, lengths=lengths, reset=reset), f"{name}, {batch} rows"
         )
         compare(module, [x, *state], _ways(case, module, x, state), f"{name}, {batch} equal rows")
+
+
+@pytest.mark.parametrize("lengths", [None, [6, 3] * 20], ids=["equal", "unequal"])
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru"])
+def test_products_with_the_input_by_matrix_tiles(
+    name: str, lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None]
+) -> None:
+    """Where terms come from afar the loop leaves them to large products; by vectors never for that."""
+    set_threads(2)
+    monkeypatch.setattr("elman.engine.form.FAR_TERMS", 0)
+    monkeypatch.setattr("elman.engine.form.FAR_DEPTH", 0)
+    monkeypatch.setattr("elman.engine.forward._kept", forward.Forward)
+    found: list[tuple[bool, bool]] = []
+
+    def within(form: Form) -> bool:
+        found.append((multiplies_within(form), tools(form.dtype).by_terms))
+        return found[-1][0]
+
+    monkeypatch.setattr("elman.engine.written.multiplies_within", within)
+    case = Case(CELLS[name], dtype=torch.float32, input_size=33, hidden_size=40)
+    module = case.module()
+    x, state = case.input(6, 40).requires_grad_(), case.state(module, 40)
+    compare(module, [x, *state], _ways(case, module, x, state, lengths=lengths), name)
+    assert found
+    assert all(loop != tiles for loop, tiles in found)
 
 
 @pytest.mark.parametrize(

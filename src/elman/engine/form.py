@@ -184,7 +184,7 @@ def _terms_from_afar(form: Form, kernel: Kernel, numbers: int) -> bool:
     matrices costs does not. Of unequal lengths a step has some half of the batch's rows."""
     rows, layout = form.packing.batch, form.plan.layout
     exchanged = sum(layout.products[g.products[0]].input for g in kernel.groups if not g.inputs)
-    shared = split_rows(numbers * form.dtype.itemsize, numbers, exchanged, form.workers)
+    shared = split_rows(numbers * form.dtype.itemsize, numbers, exchanged, form.workers, tools(form.dtype).by_terms)
     by_tiles = tools(form.dtype).by_terms and multiplied_by_tiles(rows, shared, form.workers)
     if not by_tiles or rows <= shared or numbers * TERM_BYTES <= FAR_TERMS:
         return False

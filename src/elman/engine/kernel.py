@@ -41,7 +41,11 @@ NEAR = 1 << 20
 PIECE = 256 << 10  # bytes of a block's matrices that several tiles of rows take at once; see parts.h
 
 
-def split_rows(size: int, numbers: int, exchanged: int, workers: int) -> int:
+# Bytes of matrices whose terms, half as many again, are more than a thread's own cache holds.
+FAR_BY_TILES = 4 * NEAR // 3
+
+
+def split_rows(size: int, numbers: int, exchanged: int, workers: int, by_tiles: bool) -> int:
     """At steps with no more rows than this, threads share out the units: each reads only its part of the matrices.
 
     That pays where reading the matrices takes longer than multiplying by them. But threads then have to read what the
@@ -52,10 +56,12 @@ def split_rows(size: int, numbers: int, exchanged: int, workers: int) -> int:
         size: bytes of the matrices. numbers: how many there are in them.
         exchanged: numbers of a row that the matrices are multiplied by and that a step computes.
         workers: threads.
+        by_tiles: whether matrix tiles multiply, to which far matrices cost more than to vectors.
     """
     if size < SPLIT_FROM:
         return 0
-    each = 50 if size > 4 * NEAR else 128  # multiply-adds for a number that changes hands; measured, see docs/engine.md
+    far = size > (FAR_BY_TILES if by_tiles else 4 * NEAR)
+    each = 50 if far else 128  # multiply-adds for a number that changes hands; measured, see docs/engine.md
     return min(max(numbers * workers // (exchanged * each), 1), 24 * workers) if exchanged else 1
 
 
@@ -207,7 +213,8 @@ class Table:
         forms = [(group.width, group.blocks, group.transposed) for group in kernel.groups]
         sizes = [tools.group_size(s, *form) if s else 0 for s, form in zip(groups, forms, strict=True)]
         bytes_read, exchanged = sum(sizes), sum(map(_exchanged, kernel.groups, groups))
-        shared = split_rows(bytes_read, bytes_read // self._itemsize, exchanged, self._workers)
+        numbers, tiles = bytes_read // self._itemsize, tools.by_terms and packing.batch >= TILE_ROWS
+        shared = split_rows(bytes_read, numbers, exchanged, self._workers, tiles)
         by_tiles = tools.by_terms and multiplied_by_tiles(packing.batch, shared, self._workers)
         addresses, ranges, operands = array("q"), array("q"), array("q")
         for group, segments, form in zip(kernel.groups, groups, forms, strict=True):
