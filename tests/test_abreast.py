@@ -13,7 +13,6 @@ from torch import Tensor
 from elman import Recurrent, use_engine
 from elman.engine import form, program
 from elman.engine.call import LayerCall
-from elman.engine.kernel import NEAR
 from elman.engine.packing import Packing
 from elman.engine.program import Program, run_all
 
@@ -175,11 +174,13 @@ def test_which_layers(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
             module(torch.randn(1, batch, module.input_size))
         return real(calls[-1])
 
-    near = int((NEAR / 4) ** 0.5)
-    assert decided(Recurrent("elman", 3, near, bidirectional=True), 1)
-    assert not decided(Recurrent("elman", 3, near + 1, bidirectional=True), form.MANY_ROWS - 1)
-    assert decided(Recurrent("elman", 3, near + 1, bidirectional=True), form.MANY_ROWS)
-    assert not decided(Recurrent("elman", 3, 2 * near, bidirectional=True), form.MANY_ROWS)
+    fewer: int | None = None
+    for rows, most in form.ABREAST_BYTES.items():
+        units = int((most / 4) ** 0.5)
+        assert decided(Recurrent("elman", 3, units, bidirectional=True), max(rows, 1))
+        assert not decided(Recurrent("elman", 3, units + 1, bidirectional=True), max(rows, 1))
+        assert fewer is None or decided(Recurrent("elman", 3, units, bidirectional=True), fewer - 1)
+        fewer = rows
     assert not decided(Recurrent("elman", 3, 5), 1)
     small = Recurrent("elman", 3, 5, bidirectional=True)
     assert decided(small, 1)

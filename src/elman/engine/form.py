@@ -72,8 +72,9 @@ class Form(NamedTuple):
     enters: tuple[int, int] | None = None
 
 
-# The rows from which matrices are read by so many at a time that they may come from afar.
-MANY_ROWS = 32
+# Bytes of recurrent matrices up to which a layer's two directions run at once, by the rows from which it is so: what is
+# read for many rows at a time may come from afar.
+ABREAST_BYTES = {32: 2 * NEAR, 16: 3 * NEAR // 2, 0: NEAR}
 
 
 def abreast(call: LayerCall) -> bool:
@@ -86,7 +87,7 @@ def abreast(call: LayerCall) -> bool:
     if len(call.directions) != 2 or threads.count() % 2:
         return False
     size = sum(m.output * m.input for m in call.layout.products.values()) * call.input.dtype.itemsize
-    return size <= (2 * NEAR if call.packing.batch >= MANY_ROWS else NEAR)
+    return size <= next(most for rows, most in ABREAST_BYTES.items() if call.packing.batch >= rows)
 
 
 def form_of(scene: Scene, tensors: Mapping[str, Tensor]) -> Form:
