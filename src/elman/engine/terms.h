@@ -75,9 +75,10 @@ template <int SUMS, int LEFT, int RIGHT> INLINE void multiply_tiles() {
 // does costs little.
 //
 // A tile's products wait for each other, so four sums must be under way: where there are two tiles or one, each is two sums.
-template <int HIGH, int ACROSS, class Meanwhile>
+struct Nothing { void operator()() const {} };
+template <int HIGH, int ACROSS, class Meanwhile, class Between>
 static void sum_tiles(char *const *to, int64_t stride, const char *left, int64_t rows, const char *const *right, int64_t blocks,
-                      const Meanwhile &meanwhile) {
+                      const Meanwhile &meanwhile, const Between &between) {
     static_assert(HIGH * ACROSS <= 4, "four tiles hold sums");
     enum { APART = HIGH * ACROSS <= 2 ? HIGH * ACROSS : 0 };  // from a tile to that of its second sum
     const int64_t tile = rows * 64, term = HIGH * tile;
@@ -111,6 +112,7 @@ static void sum_tiles(char *const *to, int64_t stride, const char *left, int64_t
                 if constexpr (ACROSS > 1) multiply_tiles<1, 4, 7>();
                 multiply_tiles<n + ACROSS, 5, 6>();
                 if constexpr (ACROSS > 1) multiply_tiles<3, 5, 7>();
+                between();
             };
             rows_of(2), vectors_of(0), multiply_by(Number<0>{});
             rows_of(1), multiply_by(Number<1>{});
@@ -149,16 +151,16 @@ static void sum_tiles(char *const *to, int64_t stride, const char *left, int64_t
 
 // How many vectors are done at once.
 INLINE int64_t wide_of(int64_t tiles) { return 4 / tiles; }
-template <class Meanwhile>
+template <class Meanwhile, class Between = Nothing>
 INLINE void sum_tiles_of(int64_t tiles, int64_t across, char *const *to, int64_t stride, const char *left, int64_t rows,
-                         const char *const *right, int64_t blocks, const Meanwhile &meanwhile) {
+                         const char *const *right, int64_t blocks, const Meanwhile &meanwhile, const Between &between = {}) {
     switch (4 * (tiles - 1) + across) {
-        case 1: return sum_tiles<1, 1>(to, stride, left, rows, right, blocks, meanwhile);
-        case 2: return sum_tiles<1, 2>(to, stride, left, rows, right, blocks, meanwhile);
-        case 3: return sum_tiles<1, 3>(to, stride, left, rows, right, blocks, meanwhile);
-        case 4: return sum_tiles<1, 4>(to, stride, left, rows, right, blocks, meanwhile);
-        case 5: return sum_tiles<2, 1>(to, stride, left, rows, right, blocks, meanwhile);
-        case 6: return sum_tiles<2, 2>(to, stride, left, rows, right, blocks, meanwhile);
+        case 1: return sum_tiles<1, 1>(to, stride, left, rows, right, blocks, meanwhile, between);
+        case 2: return sum_tiles<1, 2>(to, stride, left, rows, right, blocks, meanwhile, between);
+        case 3: return sum_tiles<1, 3>(to, stride, left, rows, right, blocks, meanwhile, between);
+        case 4: return sum_tiles<1, 4>(to, stride, left, rows, right, blocks, meanwhile, between);
+        case 5: return sum_tiles<2, 1>(to, stride, left, rows, right, blocks, meanwhile, between);
+        case 6: return sum_tiles<2, 2>(to, stride, left, rows, right, blocks, meanwhile, between);
     }
 }
 #endif
