@@ -26,6 +26,8 @@ SHAPES = [  # M, N, K; some with blocks of the depth that are not equally deep, 
     (258, 70, 200),
     (20, 1500, 800),  # packed, more than near caches hold
     (300, 48, 1100),  # by matrix tiles: blocks of the depth that are not equally deep, a tile that is not full
+    (200, 704, 1120),  # the next panel is packed while tiles multiply by one, and used once
+    (270, 290, 1088),  # or by several blocks of rows
 ]
 
 TILES = build.instruction_set() == "amx"
