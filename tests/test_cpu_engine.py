@@ -526,6 +526,15 @@ def test_products_with_the_input_by_matrix_tiles(
     assert all(loop != tiles for loop, tiles in found)
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+def test_an_option_with_matrices_of_its_own_at_many_rows(rank: int) -> None:
+    """Mogrified cells have products that their layout does not name."""
+    module = Recurrent("gru", 9, 10, mogrify=3, mogrify_rank=rank)
+    x = torch.randn(4, 40, 9, requires_grad=True)
+    ways = _ways(Case(CELLS["gru"], input_size=9, hidden_size=10), module, x, [torch.randn(1, 40, 10)])
+    compare(module, [x], ways, f"rank {rank}")
+
+
 @pytest.mark.parametrize(
     ("name", "added", "apart"),
     [

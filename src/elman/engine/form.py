@@ -184,7 +184,9 @@ def _terms_from_afar(form: Form, kernel: Kernel, numbers: int) -> bool:
     holds, for too few rows: what writing gates and reading them again costs grows with the rows, and what reading
     matrices costs does not. Of unequal lengths a step has some half of the batch's rows."""
     rows, layout = form.packing.batch, form.plan.layout
-    exchanged = sum(layout.products[g.products[0]].input for g in kernel.groups if not g.inputs)
+    # A product that the layout does not name is that of an option, with a parameter's own matrix.
+    widths = {p.name: p.shape[-1] for p in layout.parameters} | {n: m.input for n, m in layout.products.items()}
+    exchanged = sum(widths[g.products[0]] for g in kernel.groups if not g.inputs)
     shared = split_rows(numbers * form.dtype.itemsize, numbers, exchanged, form.workers, tools(form.dtype).by_terms)
     by_tiles = tools(form.dtype).by_terms and multiplied_by_tiles(rows, shared, form.workers)
     if not by_tiles or rows <= shared or numbers * TERM_BYTES <= FAR_TERMS:

@@ -70,15 +70,16 @@ template <int SUMS, int LEFT, int RIGHT> INLINE void multiply_tiles() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(LEFT), "i"(RIGHT));
 }
 
+struct Nothing { void operator()() const {} };
+
 // Sums of HIGH x ACROSS tiles: to[v] is where the first row's sums of vector v go, `stride` bytes from row to row. Tiles leave most
 // of a processor's other units idle: `meanwhile` is called behind each block of the depth with its number, from one on, and what it
 // does costs little.
 //
 // A tile's products wait for each other, so four sums must be under way: where there are two tiles or one, each is two sums.
-struct Nothing { void operator()() const {} };
-template <int HIGH, int ACROSS, class Meanwhile, class Between>
+template <int HIGH, int ACROSS, class Meanwhile, class Between = Nothing>
 static void sum_tiles(char *const *to, int64_t stride, const char *left, int64_t rows, const char *const *right, int64_t blocks,
-                      const Meanwhile &meanwhile, const Between &between) {
+                      const Meanwhile &meanwhile, const Between &between = {}) {
     static_assert(HIGH * ACROSS <= 4, "four tiles hold sums");
     enum { APART = HIGH * ACROSS <= 2 ? HIGH * ACROSS : 0 };  // from a tile to that of its second sum
     const int64_t tile = rows * 64, term = HIGH * tile;
