@@ -91,7 +91,7 @@ TILE_ROWS, TILE_ROWS_EACH = 12, 6
 def multiplied_by_tiles(rows: int, shared: int, workers: int) -> bool:
     """Whether a loop multiplies by matrix tiles, where there are any: see `terms.h`.
 
-    Terms are half as many bytes again, and a tile takes as long for a few rows as for sixteen.
+    Terms are half as many bytes again, and a tile of few rows takes more than half as long as one of sixteen.
 
     Args:
         rows: at a step, at most. shared: see `split_rows`. workers: threads.
