@@ -60,16 +60,16 @@ template <class Part> INLINE void fetch(const real *const *streams, int64_t unit
         }
 }
 
-// The same for some rows and a block of units.
-template <class Part> INLINE void fetch_rows(const Context &c, int64_t row, int64_t rows, int64_t unit) {
+// The same for some rows and vectors of the first of these streams.
+template <class Part, int STREAMS, int VECTORS> INLINE void fetch_rows(const Context &c, int64_t row, int64_t rows, int64_t unit) {
 #pragma GCC unroll 16
-    for (int i = 0; i < Part::streams; ++i) {
+    for (int i = 0; i < STREAMS; ++i) {
         const int64_t stride = c.s[Part::stream[i]];
         if (!stride) continue;  // the same for all rows, or absent
         const real *p = c.p[Part::stream[i]] + row * stride + unit;
         for (int64_t r = 0; r < rows; ++r, p += stride)
 #pragma GCC unroll 8
-            for (int v = 0; v < Part::blocks; v += 64 / VECTOR_BYTES)
+            for (int v = 0; v < VECTORS; v += 64 / VECTOR_BYTES)
                 i < Part::reads ? __builtin_prefetch(p + v * LANES, 0, 2) : __builtin_prefetch(p + v * LANES, 1, 2);
     }
 }
@@ -107,9 +107,10 @@ static void products_of(const Context &c, V *acc, int64_t row, int64_t several, 
     enum { BLOCK = Part::blocks * LANES, SUMMED = Part::blocks * Part::count };
     const int64_t rows = HOW == OF_ROW ? 1 : several, blocks = HOW == OF_ROW ? several : 1;
     const bool begins = HOW != BY_PIECES || c.piece == 0;
-    for (int64_t i = 0; begins && Part::streams && i < blocks; ++i) {
+    for (int64_t i = 0; HOW != BY_TERMS && begins && Part::streams && i < blocks; ++i) {
         const int64_t first = (block + i) * BLOCK;
-        if (BLOCK * sizeof(real) >= 64 || first * sizeof(real) % 64 == 0) fetch_rows<Part>(c, row, rows, first);
+        if (BLOCK * sizeof(real) >= 64 || first * sizeof(real) % 64 == 0)
+            fetch_rows<Part, Part::streams, Part::blocks>(c, row, rows, first);
     }
     if (Part::transposes || CLOCK < 0) return Part::template multiply_all<HOW>(c, acc, row, several, block, units);
     for (int64_t i = 0; i < blocks; ++i, acc += SUMMED)
@@ -176,18 +177,23 @@ static __attribute__((noinline)) void tiles_by_pieces(const Context &given, int6
 }
 
 #ifdef BY_BFLOAT16
-// The expressions of a tile, some rows of a vector at a time, while matrix tiles form the next tile's sums.
+// The expressions of a tile, some rows of a vector at a time, while matrix tiles form the next tile's sums. With each piece come the
+// numbers that the same one of the next tile will read: all at once they would be in the way of matrices.
 enum { PIECE_ROWS = 4 };
 template <class Part> struct Points : Pieces {
     const Context &c;
     int64_t row, rows, first_block, units;
+    int64_t next_row, next_rows, next_block;
     const V *acc;
     Points(const Context &c, int64_t units) : Pieces{run_some, 0, 1, 0, 0}, c(c), units(units) {}
     static void run_some(const Pieces &pieces, int64_t first, int64_t last) {
         const Points &p = static_cast<const Points &>(pieces);
         enum { SUMMED = Part::blocks * Part::count };
         for (int64_t i = first; i < last; ++i) {
-            const int64_t b = i % Part::blocks, r = i / Part::blocks * PIECE_ROWS, unit = (p.first_block * Part::blocks + b) * LANES;
+            const int64_t b = i % Part::blocks, r = i / Part::blocks * PIECE_ROWS;
+            const int64_t next = (p.next_block * Part::blocks + b) * LANES, unit = (p.first_block * Part::blocks + b) * LANES;
+            if (r < p.next_rows && next < p.units)
+                fetch_rows<Part, Part::reads, 1>(p.c, p.next_row + r, smaller<int64_t>(p.next_rows - r, PIECE_ROWS), next);
             if (unit < p.units)
                 points_of<Part>(p.c, p.row + r, smaller<int64_t>(p.rows - r, PIECE_ROWS), unit, p.units,
                                 p.acc + r * SUMMED + b * Part::count, SUMMED);
@@ -221,12 +227,14 @@ static __attribute__((noinline)) void tiles_by_terms(const Context &given, int64
             if (c.call->terms[(*each)->number]) steps += term_steps(c, **each, height, block, units);
         for (int64_t row = 0; row < c.rows; row += height.of_group(), odd = !odd) {
             const int64_t rows = smaller(height.of_group(), c.rows - row);
+            points.next_row = row, points.next_rows = rows, points.next_block = block;
             points.block = 0, points.blocks = larger<int64_t>(steps, 1);
             products_of<Part, BY_TERMS>(c, acc[odd], row, rows, block, units);
             points.finish();
             points.begin(row, rows, block, acc[odd]);
         }
     }
+    points.next_rows = 0;
     points.finish();
 }
 #endif
