@@ -33,9 +33,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of each run of programs, how many ran at once."""
     found: list[int] = []
 
-    def counting(packing: Packing, *runs: program.Run) -> None:
+    def counting(packing: Packing, *runs: program.Run, **rest: Any) -> None:
         found.append(sum(one.abreast for one, _, _ in runs))
-        run_all(packing, *runs)
+        run_all(packing, *runs, **rest)
 
     for module in ("forward", "backward", "ready"):
         monkeypatch.setattr(f"elman.engine.{module}.run_all", counting)

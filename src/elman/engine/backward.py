@@ -146,17 +146,29 @@ class Backward(Written):
         self.products.give(found, made)
 
 
-def run(packing: Packing, *runs: tuple[Backward, Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+def run(
+    packing: Packing, *runs: tuple[Backward, Mapping[str, Tensor]], padded: Tensor | None = None
+) -> list[dict[str, Tensor]]:
     """Run programs of one layer's directions on what each is given.
 
+    Args:
+        padded: where the gradient of the input that all directions share is wanted, [T, B, I] in the caller's order.
+
     Returns:
-        Of each the gradients of the inputs, by the names of `Scene.names`; those that are absent are zero.
+        Of each the gradients of the inputs, by the names of `Scene.names`; those that are absent are zero, and that of
+        the input is where it is wanted.
     """
     made = [backward.program.make(packing) for backward, _ in runs]
     found = [backward.views(m) for (backward, _), m in zip(runs, made, strict=True)]  # before the jobs; see forward.py
-    run_all(packing, *((b.program, given, m) for (b, given), m in zip(runs, made, strict=True)))
+    through = [m["through"] for m, views in zip(made, found, strict=True) if "through" in m and "input" not in views]
+    rows = packing.unpacking(padded, *through) if padded is not None and len(through) == len(runs) else None
+    run_all(packing, *((b.program, given, m) for (b, given), m in zip(runs, made, strict=True)), rows=rows)
     for (backward, _), gradients, m in zip(runs, found, made, strict=True):
         backward.rest(gradients, m)
+    if padded is not None:
+        parts = [gradients.pop("input") for gradients in found]
+        if rows is None:
+            packing.move(padded, *(part.contiguous() for part in parts), unpack=True)
     return found
 
 

@@ -59,16 +59,15 @@ class Products:
     def take(self, steps: slice, entries: slice) -> None:
         """Multiply the gradients of a stretch of time."""
         run, count = self._run, entries.stop - entries.start
-        for number, group in enumerate(run.arrangement.groups):
-            width, columns = sum(group.widths), run.plan.graph.nodes[group.operand].width
-            target = self._target(number, group, width, columns)
-            add = number in self._begun or (group.weight is not None and not self._once[group.weight])
-            self._turn(number, width, columns, add)
-            with self._program.within():
-                operand = self._operand(group.operand, steps, entries)
-                d = run.columns(group.among_gates, group.start, entries.start)
+        places = [self._place(number, group) for number, group in enumerate(run.arrangement.groups)]
+        operands: dict[int, Strided] = {}  # several groups may have read the same
+        with self._program.within():
+            for (number, group), (target, add) in zip(enumerate(run.arrangement.groups), places, strict=True):
+                if group.operand not in operands:
+                    operands[group.operand] = self._operand(group.operand, steps, entries)
+                operand, d = operands[group.operand], run.columns(group.among_gates, group.start, entries.start)
                 if run.due is None:
-                    self._add(number, d, (width, count), operand, target, add)
+                    self._add(number, d, (sum(group.widths), count), operand, target, add)
                 else:
                     self._add_due(group, d, run.due[entries.start], operand, target, add)
                     self._begun.add(number)
@@ -84,6 +83,14 @@ class Products:
                 to = (self._through + entries.start * self._columns * self._size, self._columns)
                 sizes, right = (count, self._columns, width), (self._right[k], self._columns, 1)
                 self._tools.multiply(self._program, sizes, (*d, 1), right, to, add=k > 0, packed=self._packed[k])
+
+    def _place(self, number: int, group: Group) -> tuple[_Target, bool]:
+        """Where a group's gradients go, and whether they are added to what is there."""
+        width, columns = sum(group.widths), self._run.plan.graph.nodes[group.operand].width
+        target = self._target(number, group, width, columns)
+        add = number in self._begun or (group.weight is not None and not self._once[group.weight])
+        self._turn(number, width, columns, add)
+        return target, add
 
     def _target(self, number: int, group: Group | None, width: int, columns: int, row: int = 0) -> _Target:
         """Where the gradients of a group's weights and biases go.

@@ -233,6 +233,10 @@ class Packing:
         else:
             torch.index_select(padded.flatten(0, 1), 0, self._padded_places, out=packed)
 
+    def unpacking(self, padded: Tensor, packed: Tensor, more: Tensor | None = None) -> "array[int]":
+        """The words with which compiled code moves rows back, on the CPU; see `move` and `rows_words`."""
+        return _words(self, self.order, padded, packed, True, more)
+
     def put_back(self, rows: Tensor, to: Tensor) -> None:
         """Copy [B, width] in packed order to [1, B, width] in the caller's; both contiguous."""
         if not _copied(Packing.dense(1, self.batch, self.device), self.order, to, rows, True):
@@ -316,8 +320,16 @@ def _copied(
     job = _rows_function(torch.float32 if more is None else more.dtype) if padded.is_cpu else None
     if job is None:
         return False
+    words = _words(packing, order, padded, packed, unpack, more)
+    job(words.buffer_info()[0])
+    return True
+
+
+def _words(
+    packing: Packing, order: Tensor | None, padded: Tensor, packed: Tensor, unpack: bool, more: Tensor | None = None
+) -> "array[int]":
     size = padded.dtype.itemsize
-    words = rows_words(
+    return rows_words(
         (*threads.team(packed.numel()), packing.steps, packing.batch, *packing.places),
         math.prod(packed.shape[1:]) * size,
         (padded.data_ptr(), padded.shape[0], padded.stride(0) * size, padded.stride(1) * size),
@@ -326,8 +338,6 @@ def _copied(
         unpack,
         0 if more is None else more.data_ptr(),
     )
-    job(words.buffer_info()[0])
-    return True
 
 
 def rows_words(

@@ -172,6 +172,11 @@ struct Rows {
     int64_t unpack;
     const char *more;      // null, or as `packed`: to be added on the way back
 };
+static void add_rows(real *to, const real *a, const real *b, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store(to + i, load(a + i) + load(b + i));
+    if (i < count) store_part(to + i, load_part(a + i, count - i) + load_part(b + i, count - i), count - i);
+}
 static void rows(const Rows &j, int64_t thread, int64_t team) {
     const Packing &p = j.packing;
     // A row that is copied takes as long as two that are made zero; each thread has steps that lie together.
@@ -196,8 +201,7 @@ static void rows(const Rows &j, int64_t thread, int64_t team) {
             const int64_t at = (p.offsets[t] + row) * j.bytes;
             char *packed = j.packed + at;
             if (j.more)
-                for (int64_t i = 0; i < j.bytes / (int64_t)sizeof(real); ++i)
-                    ((real *)padded)[i] = ((const real *)packed)[i] + ((const real *)(j.more + at))[i];
+                add_rows((real *)padded, (const real *)packed, (const real *)(j.more + at), j.bytes / (int64_t)sizeof(real));
             else if (j.unpack) memcpy(padded, packed, j.bytes);
             else memcpy(packed, padded, j.bytes);
         }

@@ -288,18 +288,20 @@ class Program:
 Run = tuple[Program, Mapping[str, Tensor], Mapping[str, Tensor]]
 
 
-def run_all(packing: Packing, *runs: Run) -> None:
+def run_all(packing: Packing, *runs: Run, rows: "Words | None" = None) -> None:
     """Run all jobs of programs; of those that are to run abreast at once, else one program after the other.
 
     Args:
         packing: of the batch.
         runs: of each program what is given, by name, contiguous but where it knows of strides, and what :meth:`make`
             gave.
+        rows: the words of `rows_words`, for rows that are moved when all else is done.
     """
     abreast = len(runs) > 1 and runs[0][0].abreast
     if len(runs) != 1 and not abreast:
-        for one in runs:
+        for one in runs[:-1]:
             run_all(packing, one)
+        run_all(packing, runs[-1], rows=rows)
         return
     apart = [-(-program.scratch // _LINE) * _LINE + (_APART if abreast else 0) for program, _, _ in runs]
     start = memory.scratch.all_of(sum(apart))
@@ -314,6 +316,8 @@ def run_all(packing: Packing, *runs: Run) -> None:
         library.abreast(job.buffer_info()[0])
     else:
         library.run(jobs[0][0].buffer_info()[0])
+    if rows is not None:
+        library.rows(rows.buffer_info()[0])
     for (program, _, _), (_, _, times) in zip(runs, jobs, strict=True):
         program.took(times)
 

@@ -161,14 +161,12 @@ class RaggedLayer:
             given = self.given(packing, index, x, tensors) | kept[index]
             form = {"output": self._place(index), "enters": self._entering(x)}
             runs.append(direction.backward(packing, given, own, through=needed[0], over=over[index], **form))
-        parts = backward.run(packing, *runs)
-        found: list[Tensor | None] = [None]
-        if needed[0]:
-            if self._enters:
-                found = [_unpacked(packing, [part["input"] for part in parts], len(x))]
-            else:
-                cpu.sum_of_inputs(parts, in_place=True)
-                found = [parts[0]["input"]]
+        padded = memory.empty_like(x, *x.shape) if needed[0] and self._enters else None
+        parts = backward.run(packing, *runs, padded=padded)
+        found: list[Tensor | None] = [padded]
+        if needed[0] and padded is None:
+            cpu.sum_of_inputs(parts, in_place=True)
+            found = [parts[0]["input"]]
         for part, direction in zip(parts, self._directions, strict=True):
             found += [part.get(name) for name in direction.scene.names[1 : 1 + self._parameters]]
         for k in range(len(tensors) - len(found)):
@@ -264,13 +262,6 @@ class _Run(torch.autograd.Function):
             over = [cpu.may_write_over(own, plan, k.get("saved")) for own, k in zip(ctx.own, kept, strict=True)]
             found = layer.backward(ctx.packing, tensors, x, kept, gradients, needed, over)
         return (None, None, None, *found)
-
-
-def _unpacked(packing: Packing, parts: Sequence[Tensor], steps: int) -> Tensor:
-    """The sum of one or two [N, width] as [T, B, width] in the caller's order, zero past each row's length."""
-    found = memory.empty_like(parts[0], steps, packing.batch, parts[0].shape[1])
-    packing.move(found, *(part.contiguous() for part in parts), unpack=True)
-    return found
 
 
 def _ordered(packing: Packing, rows: Sequence[Tensor]) -> Tensor:
