@@ -297,27 +297,29 @@ def run_all(packing: Packing, *runs: Run, rows: "Words | None" = None) -> None:
             gave.
         rows: the words of `rows_words`, for rows that are moved when all else is done.
     """
-    abreast = len(runs) > 1 and runs[0][0].abreast
-    if len(runs) != 1 and not abreast:
-        for one in runs[:-1]:
-            run_all(packing, one)
-        run_all(packing, runs[-1], rows=rows)
-        return
-    apart = [-(-program.scratch // _LINE) * _LINE + (_APART if abreast else 0) for program, _, _ in runs]
+    if len(runs) > 1 and runs[0][0].abreast:
+        _run_at_once(packing, runs)
+    else:
+        for one in runs:
+            _run_at_once(packing, (one,))
+    if rows is not None:
+        runs[0][0].library.rows(rows.buffer_info()[0])
+
+
+def _run_at_once(packing: Packing, runs: Sequence[Run]) -> None:
+    apart = [-(-program.scratch // _LINE) * _LINE + (_APART if len(runs) > 1 else 0) for program, _, _ in runs]
     start = memory.scratch.all_of(sum(apart))
     jobs = []
     for (program, tensors, made), size in zip(runs, apart, strict=True):
         jobs.append(program.words(packing, tensors, made, start))
         start += size
     library = runs[0][0].library
-    if abreast:
+    if len(runs) > 1:
         programs = array("q", [words.buffer_info()[0] for words, _, _ in jobs])
         job = array("q", (*threads.team(), len(programs), programs.buffer_info()[0], 0, 0))
         library.abreast(job.buffer_info()[0])
     else:
         library.run(jobs[0][0].buffer_info()[0])
-    if rows is not None:
-        library.rows(rows.buffer_info()[0])
     for (program, _, _), (_, _, times) in zip(runs, jobs, strict=True):
         program.took(times)
 
