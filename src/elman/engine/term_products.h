@@ -83,7 +83,7 @@ static void put_sums(real *to, const V *sums, int64_t lines, bool first) {
 enum What { NOTHING, A_PANEL, SOME_ROWS };
 struct Coming {
     char *to;
-    int64_t first, rows, from, depth;  // the panel, or the first row and how many
+    int64_t first, rows, from, depth;  // the panel's number, or the first row and how many
     int64_t pieces, slots;             // 16 such steps each; how often there is time for some, 0: nothing is wanted
     int64_t done, step, credit;
     const real *x;                     // the next step's first vector, and where its terms go
@@ -162,7 +162,7 @@ static void term_panel(const Product &p, const char *a, const char *b, int64_t b
                        bool first, int64_t &shape, Coming &next, Going &going) {
     const int64_t vectors = p.columns - column > LANES ? 2 : 1, groups = groups_of(rows);
     const char *const right[] = {b, b + blocks * VECTOR_BLOCK};
-    const int64_t steps = next.pieces * HALF, times = next.slots, every = larger<int64_t>(6 * blocks / GROUP_ROWS, 1);
+    const int64_t steps = next.pieces * HALF, times = next.slots, every = larger<int64_t>(BETWEEN * blocks / GROUP_ROWS, 1);
     for (int64_t g = 0; g < groups; ++g, row += GROUP_ROWS, rows -= GROUP_ROWS) {
         const int64_t tiles = rows > TILE_ROWS ? 2 : 1, turn = !going.turn;
         char *const to[] = {(char *)going.sums[turn][0], (char *)(going.sums[turn][0] + LANES)};
@@ -207,11 +207,11 @@ static void multiply_terms(const Product &p, int64_t thread, int64_t team, real 
     auto begin_panel = [&](int64_t panel, int64_t k) {
         const int64_t depth = smaller(p.depth - k, most), place = once ? next.to == (char *)own : panel;
         char *to = (char *)(once ? own : packed_b) + place * blocks_of(most) * PANEL_BLOCK;
-        next = {to, panel, 0, k, depth, 0, 6 * blocks_of(depth) * groups_of(smaller(end - begin, at_once))};
+        next = {to, panel, 0, k, depth, 0, BETWEEN * blocks_of(depth) * groups_of(smaller(end - begin, at_once))};
         begin_coming<A_PANEL>(p, next);
     };
     auto begin_rows = [&](char *to, int64_t row, int64_t k) {
-        const int64_t depth = smaller(p.depth - k, most), slots = 6 * blocks_of(depth) * groups_of(at_once) * (last - first);
+        const int64_t depth = smaller(p.depth - k, most), slots = BETWEEN * blocks_of(depth) * groups_of(at_once) * (last - first);
         next = {to, row, smaller(end - row, at_once), k, depth, 0, slots};
         begin_coming<SOME_ROWS>(p, next);
     };
@@ -241,7 +241,7 @@ static void multiply_terms(const Product &p, int64_t thread, int64_t team, real 
             if (ahead) {
                 next.pieces = next.done = 0;
                 char *other = (char *)packed_a + (a == (char *)packed_a) * at_once / GROUP_ROWS * blocks_of(most) * GROUP_BLOCK;
-                if (block + at_once < end) begin_rows(other, block + at_once, k);
+                if (last > first && block + at_once < end) begin_rows(other, block + at_once, k);
             }
             for (int64_t i = first; i < last; ++i) {
                 const char *panel = b + i * stride;

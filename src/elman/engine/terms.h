@@ -76,7 +76,10 @@ struct Nothing { void operator()() const {} };
 // of a processor's other units idle: `meanwhile` is called behind each block of the depth with its number, from one on, and what it
 // does costs little.
 //
+// Where rows are in two tiles, `between` is called behind each product of a vector's terms and the rows': BETWEEN times in a block.
+//
 // A tile's products wait for each other, so four sums must be under way: where there are two tiles or one, each is two sums.
+enum { BETWEEN = 6 };
 template <int HIGH, int ACROSS, class Meanwhile, class Between = Nothing>
 static void sum_tiles(char *const *to, int64_t stride, const char *left, int64_t rows, const char *const *right, int64_t blocks,
                       const Meanwhile &meanwhile, const Between &between = {}) {
