@@ -148,7 +148,7 @@ def test_sequences_are_unpacked_side_by_side(
 ) -> None:
     """As their concatenation is, with its gradients, also where these are those of one number, and theirs."""
     if not compiled:
-        monkeypatch.setattr("elman.engine.packing._rows_function", lambda _: None)
+        monkeypatch.setattr("elman.engine.rows._rows_function", lambda _: None)
     torch.manual_seed(0)
     packing = Packing.from_lengths(lengths, CPU)
     parts = [torch.randn(packing.total, width, dtype=torch.float64, requires_grad=True) for width in (2, 5)]

@@ -4,7 +4,6 @@ A packed tensor is [N, *]: N = sum of the lengths, step 0 of all rows, then step
 """
 
 import itertools
-import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from elman.compiler import build
-from elman.engine import memory, threads
+from elman.engine import memory
+from elman.engine.rows import copied, copying
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +224,7 @@ class Packing:
             padded: each row contiguous, the rows of all steps at equal distances. packed: contiguous.
             more: as `packed`, to add to it on the way back.
         """
-        if _copied(self, self.order, padded, packed, unpack, more):
+        if copied(self, self.order, padded, packed, unpack, more):
             return
         if unpack:
             packed = packed if more is None else packed + more
@@ -235,11 +234,11 @@ class Packing:
 
     def unpacking(self, padded: Tensor, packed: Tensor, more: Tensor | None = None) -> "array[int]":
         """The words with which compiled code moves rows back, on the CPU; see `move` and `rows_words`."""
-        return _words(self, self.order, padded, packed, True, more)
+        return copying(self, self.order, padded, packed, True, more)
 
     def put_back(self, rows: Tensor, to: Tensor) -> None:
         """Copy [B, width] in packed order to [1, B, width] in the caller's; both contiguous."""
-        if not _copied(Packing.dense(1, self.batch, self.device), self.order, to, rows, True):
+        if not copied(Packing.dense(1, self.batch, self.device), self.order, to, rows, True):
             to[0].copy_(rows) if self.inverse is None else torch.index_select(rows, 0, self.inverse, out=to[0])
 
 
@@ -311,64 +310,3 @@ class _Unpack(torch.autograd.Function):
 def _integers(values: Sequence[int]) -> Tensor:
     """[n] int64, n ≥ 1; `torch.tensor` looks at each value first, which takes several times as long."""
     return torch.frombuffer(array("q", values), dtype=torch.int64)
-
-
-def _copied(
-    packing: Packing, order: Tensor | None, padded: Tensor, packed: Tensor, unpack: bool, more: Tensor | None = None
-) -> bool:
-    """Copy rows as `Packing.move` does, in compiled code; whether there is such."""
-    job = _rows_function(torch.float32 if more is None else more.dtype) if padded.is_cpu else None
-    if job is None:
-        return False
-    words = _words(packing, order, padded, packed, unpack, more)
-    job(words.buffer_info()[0])
-    return True
-
-
-def _words(
-    packing: Packing, order: Tensor | None, padded: Tensor, packed: Tensor, unpack: bool, more: Tensor | None = None
-) -> "array[int]":
-    size = padded.dtype.itemsize
-    return rows_words(
-        (*threads.team(packed.numel()), packing.steps, packing.batch, *packing.places),
-        math.prod(packed.shape[1:]) * size,
-        (padded.data_ptr(), padded.shape[0], padded.stride(0) * size, padded.stride(1) * size),
-        0 if order is None else order.data_ptr(),
-        packed.data_ptr(),
-        unpack,
-        0 if more is None else more.data_ptr(),
-    )
-
-
-def rows_words(
-    shared: Sequence[int],
-    row: int,
-    padded: tuple[int, int, int, int],
-    order: int,
-    packed: int,
-    unpack: bool,
-    more: int = 0,
-) -> "array[int]":
-    """The words of `Rows` in program.cpp; those of `ROWS_ADDRESSES` are addresses.
-
-    Args:
-        shared: the words of the threads and the packing.
-        row: bytes. padded: address, T, bytes from step to step and from row to row.
-        order, packed, more: addresses. unpack: whether rows go from there to the padded ones.
-    """
-    at, steps, apart, stride = padded
-    return array("q", (*shared, row, steps, order, at, apart, stride, packed, unpack, more))
-
-
-ROWS_ADDRESSES = (6, 7, 10, 11, 14, 16)
-
-
-@lru_cache(maxsize=4)
-def _rows_function(dtype: torch.dtype) -> Any:
-    """The compiled function that moves rows, and adds those of a dtype; None where nothing can be compiled."""
-    from elman.engine.program import library
-
-    try:
-        return library(dtype).rows
-    except build.BuildError:
-        return None  # the layers say so

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from elman.compiler import build
 from elman.engine import memory, threads
-from elman.engine.packing import ROWS_ADDRESSES, STEPS, TOTAL, Packing, Ragged, rows_words
+from elman.engine.packing import STEPS, TOTAL, Packing, Ragged
+from elman.engine.rows import ROWS_ADDRESSES, rows_words
 from elman.engine.sinks import REALS, Function, Words, address_of
 
 spent: dict[str, int] | None = None  # nanoseconds by kind of job, added up while this is a dictionary
