@@ -115,6 +115,13 @@ class Versions:
         return self._known[address]
 
 
+def _pass_time(seconds: float) -> None:
+    """Without memory of one's own, but with all threads: those that sleep might wake on one core."""
+    until, numbers = time.perf_counter() + seconds, torch.ones(256, 256)
+    while time.perf_counter() < until:
+        numbers @ numbers
+
+
 def _tiles(folder: Path) -> str:
     return (folder / "tiles.h").read_text()
 
@@ -125,8 +132,14 @@ def _most(sizes: list[Any], arguments: int) -> Callable[..., int]:
     return lambda *given: max(size(*given) for size in sizes)
 
 
-def measure(versions: Versions, count: int, way: Callable[[], object], rounds: int) -> list[list[dict[str, float]]]:
-    """Milliseconds by kind of job, and of the `call`: for each version those of each round."""
+def measure(
+    versions: Versions, count: int, way: Callable[[], object], rounds: int, pause: float
+) -> list[list[dict[str, float]]]:
+    """Milliseconds by kind of job, and of the `call`: for each version those of each round.
+
+    Args:
+        pause: seconds before each run.
+    """
     found: list[list[dict[str, float]]] = [[] for _ in range(count)]
     for number in range(rounds):
         for turn in range(count):
@@ -135,6 +148,7 @@ def measure(versions: Versions, count: int, way: Callable[[], object], rounds: i
             way()
             runs = []
             for _ in range(3):
+                _pass_time(pause)
                 program.spent, start = {}, time.perf_counter()
                 way()
                 runs.append(
@@ -153,6 +167,9 @@ def main() -> None:
     parser.add_argument("--shapes", default="32,64,256,256", help="B,T,I,H of each, with spaces")
     parser.add_argument("--rounds", type=int, default=15, help="of three runs of each version")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--pause", type=float, default=0.0, help="seconds before each run, in which others fill the shared cache"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     elman.use_engine("cpu")
@@ -169,8 +186,8 @@ def main() -> None:
     if not all(len(shape) == 4 and all(n.isdecimal() and int(n) for n in shape) for shape in shapes) or not shapes:
         parser.error(f"--shapes: expected B,T,I,H of each, with spaces, got {options.shapes!r}")
     versions = Versions(folders)
-    print("| cell | B, T, I, H | way | folder | kernels | ratio | products | ratio | call | ratio |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| cell | B, T, I, H | way | folder | kernels | ratio | packing | ratio | products | ratio | call | ratio |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for shape in shapes:
         batch, steps, inputs, hidden = map(int, shape)
         x = torch.randn(steps, batch, inputs, requires_grad=True)
@@ -186,10 +203,10 @@ def main() -> None:
                 output.backward(torch.ones_like(output))
 
             for way in (forward, training):
-                found = measure(versions, len(folders), way, options.rounds)
+                found = measure(versions, len(folders), way, options.rounds, options.pause)
                 for number, runs in enumerate(found):
                     shown = [cell, ", ".join(shape), way.__name__, str(options.folders[number])]
-                    for kind in ("kernel", "multiply", "call"):
+                    for kind in ("kernel", "pack", "multiply", "call"):
                         shown.append(f"{statistics.median(run.get(kind, 0.0) for run in runs):.2f}")
                         pairs = [(a.get(kind, 0.0), b.get(kind, 0.0)) for a, b in zip(runs, found[0], strict=True)]
                         ratios = [a / b for a, b in pairs if b]

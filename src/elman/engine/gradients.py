@@ -59,7 +59,9 @@ class Products:
     def take(self, steps: slice, entries: slice) -> None:
         """Multiply the gradients of a stretch of time."""
         run, count = self._run, entries.stop - entries.start
+        # Places for results come before all else, so that all products have the same memory to work in.
         places = [self._place(number, group) for number, group in enumerate(run.arrangement.groups)]
+        of_gates = [self._place_of_gates(-1 - k, block.width, block.start) for k, block in enumerate(run.blocks)]
         operands: dict[int, Strided] = {}  # several groups may have read the same
         with self._program.within():
             for (number, group), (target, add) in zip(enumerate(run.arrangement.groups), places, strict=True):
@@ -73,10 +75,8 @@ class Products:
                     self._begun.add(number)
         strides = run.input_strides
         start = run.input + entries.start * strides[0] * self._size
-        for k, block in enumerate(run.blocks):
+        for k, (block, target) in enumerate(zip(run.blocks, of_gates, strict=True)):
             number, width = -1 - k, block.width
-            target = self._target(number, None, width, self._columns, block.start)
-            self._turn(number, width, self._columns, number in self._begun)
             d = run.columns(True, block.start, entries.start)
             self._add(number, d, (width, count), (start, *strides, self._columns), target, number in self._begun)
             if self._through:
@@ -91,6 +91,12 @@ class Products:
         add = number in self._begun or (group.weight is not None and not self._once[group.weight])
         self._turn(number, width, columns, add)
         return target, add
+
+    def _place_of_gates(self, number: int, width: int, row: int) -> _Target:
+        """Where the gradients of a block of gates go, from this row of the parameter on."""
+        target = self._target(number, None, width, self._columns, row)
+        self._turn(number, width, self._columns, number in self._begun)
+        return target
 
     def _target(self, number: int, group: Group | None, width: int, columns: int, row: int = 0) -> _Target:
         """Where the gradients of a group's weights and biases go.

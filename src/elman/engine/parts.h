@@ -180,7 +180,7 @@ static __attribute__((noinline)) void tiles_by_pieces(const Context &given, int6
 // The expressions of a tile, some rows of a vector at a time, while matrix tiles form the next tile's sums. With each piece come the
 // numbers that the same one of the next tile will read: all at once they would be in the way of matrices.
 template <class Part> struct Points : Pieces {
-    enum { PIECE_ROWS = Part::blocks > 1 ? 4 : 2 };  // where a block is one vector of units, it has several gates to compute
+    enum { PIECE_ROWS = Part::blocks > 1 ? 4 : 2, FETCHED = Part::blocks > 1 ? int(Part::reads) : int(Part::streams) };  // where a block is one vector of units, it has several gates to compute
     const Context &c;
     int64_t row, rows, first_block, units;
     int64_t next_row, next_rows, next_block;
@@ -193,7 +193,7 @@ template <class Part> struct Points : Pieces {
             const int64_t b = i % Part::blocks, r = i / Part::blocks * PIECE_ROWS;
             const int64_t next = (p.next_block * Part::blocks + b) * LANES, unit = (p.first_block * Part::blocks + b) * LANES;
             if (r < p.next_rows && next < p.units)
-                fetch_rows<Part, Part::reads, 1>(p.c, p.next_row + r, smaller<int64_t>(p.next_rows - r, PIECE_ROWS), next);
+                fetch_rows<Part, FETCHED, 1>(p.c, p.next_row + r, smaller<int64_t>(p.next_rows - r, PIECE_ROWS), next);
             if (unit < p.units)
                 points_of<Part>(p.c, p.row + r, smaller<int64_t>(p.rows - r, PIECE_ROWS), unit, p.units,
                                 p.acc + r * SUMMED + b * Part::count, SUMMED);

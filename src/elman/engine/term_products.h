@@ -33,6 +33,11 @@ INLINE Place place_of(int64_t rows, int64_t blocks, int64_t tile, int64_t b) {
     return {group * blocks * GROUP_BLOCK + b * TERMS * term + tile % 2 * TILE_BYTES, term};
 }
 
+// From a block of the depth of some lines to what is packed behind it: the next block, or the first one of the lines that follow.
+INLINE int64_t ahead_of(int64_t b, int64_t blocks, int64_t step, int64_t lines) {
+    return b + 1 < blocks ? BLOCK_STEPS * step : lines - b * BLOCK_STEPS * step;
+}
+
 // Some rows of A over a block of the depth, and where `sums` these rows' sums.
 INLINE void pack_tile(const Product &p, char *to, int64_t row, int64_t rows, int64_t tile, int64_t b, int64_t from, int64_t depth,
                       V *sums) {
@@ -88,6 +93,7 @@ struct Coming {
     int64_t done, step, credit;
     const real *x;                     // the next step's first vector, and where its terms go
     char *at;
+    int64_t ahead;                     // from there to what will be wanted a block of the depth later
     V sums[2];
 };
 template <What WHAT> INLINE void find_piece(const Product &p, Coming &next) {
@@ -97,10 +103,12 @@ template <What WHAT> INLINE void find_piece(const Product &p, Coming &next) {
         const int64_t tile = next.done / whole, b = next.done % whole;
         next.x = p.a + (next.first + tile * TILE_ROWS) * p.a_row + next.from + b * BLOCK_STEPS;
         next.at = next.to + place_of(next.rows, blocks, tile, b).at;
+        next.ahead = ahead_of(b, whole, 1, TILE_ROWS * p.a_row);
     } else {
         const int64_t v = next.done % 2, b = next.done / 2;
         next.x = p.b + (next.from + b * BLOCK_STEPS) * p.b_depth + next.first * PANEL + v * LANES;
         next.at = next.to + (v * blocks + b) * VECTOR_BLOCK;
+        next.ahead = ahead_of(b, whole, p.b_depth, PANEL);
     }
 }
 template <What WHAT> static void begin_coming(const Product &p, Coming &next) {
@@ -110,7 +118,9 @@ template <What WHAT> static void begin_coming(const Product &p, Coming &next) {
     if (next.pieces) find_piece<WHAT>(p, next);
 }
 template <What WHAT> INLINE void pack_step(const Product &p, Coming &next) {
-    const V x = load(next.x), y = load(next.x + (WHAT == SOME_ROWS ? HALF : HALF * p.b_depth));
+    const real *const second = next.x + (WHAT == SOME_ROWS ? HALF : HALF * p.b_depth);
+    const V x = load(next.x), y = load(second);
+    __builtin_prefetch(next.x + next.ahead, 0, 2), __builtin_prefetch(second + next.ahead, 0, 2);
     store_terms(next.at, WHAT == SOME_ROWS ? 2 * TILE_BYTES : TILE_BYTES, x, y);
     if (WHAT == A_PANEL) next.sums[next.done & 1] += x + y;
     next.x += WHAT == SOME_ROWS ? p.a_row : p.b_depth, next.at += 64;
