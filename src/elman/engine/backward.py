@@ -139,37 +139,59 @@ class Backward(Written):
             found[f"state.{n}"] = made[f"carry.{n}"][half * self.batch :][: self.batch] if whole is None else whole
         return found
 
+    @functools.cached_property
+    def computes(self) -> bool:
+        """Whether `rest` reads what the jobs have written."""
+        return bool(self.totals or self.fresh) or self.products.computes("d.input" in self.program.names)
+
     def rest(self, found: dict[str, Tensor], made: dict[str, Tensor]) -> None:
-        """Behind a run, add the other gradients to those."""
+        """Add the other gradients to those; behind a run, unless it only has to name them."""
         found |= {f"parameter.{n}": made[f"total.{n}"][:, : self.shapes[n][0]].sum(0) for n in self.totals}
         found |= {f"default.{n}": made[f"fresh.{n}"][:, : self.widths[n]].sum(0) for n in self.fresh}
         self.products.give(found, made)
 
 
-def run(
-    packing: Packing, *runs: tuple[Backward, Mapping[str, Tensor]], padded: Tensor | None = None
-) -> list[dict[str, Tensor]]:
-    """Run programs of one layer's directions on what each is given.
+class Work:
+    """Programs of one layer's directions, ready to run on what each is given.
 
     Args:
         padded: where the gradient of the input that all directions share is wanted, [T, B, I] in the caller's order.
 
-    Returns:
-        Of each the gradients of the inputs, by the names of `Scene.names`; those that are absent are zero, and that of
-        the input is where it is wanted.
+    Attributes:
+        found: of each direction the gradients of the inputs, by the names of `Scene.names`; those that are absent are
+            zero, and that of the input is where it is wanted.
+        whole: whether all are there before the jobs, which only write them. What Python has to do with them is sooner
+            done then: behind the jobs the caches hold nothing of it.
     """
-    made = [backward.program.make(packing) for backward, _ in runs]
-    found = [backward.views(m) for (backward, _), m in zip(runs, made, strict=True)]  # before the jobs; see forward.py
-    through = [m["through"] for m, views in zip(made, found, strict=True) if "through" in m and "input" not in views]
-    rows = packing.unpacking(padded, *through) if padded is not None and len(through) == len(runs) else None
-    run_all(packing, *((b.program, given, m) for (b, given), m in zip(runs, made, strict=True)), rows=rows)
-    for (backward, _), gradients, m in zip(runs, found, made, strict=True):
-        backward.rest(gradients, m)
-    if padded is not None:
-        parts = [gradients.pop("input") for gradients in found]
-        if rows is None:
-            packing.move(padded, *(part.contiguous() for part in parts), unpack=True)
-    return found
+
+    def __init__(
+        self, packing: Packing, *runs: tuple[Backward, Mapping[str, Tensor]], padded: Tensor | None = None
+    ) -> None:
+        made = [backward.program.make(packing) for backward, _ in runs]
+        self.found = found = [backward.views(m) for (backward, _), m in zip(runs, made, strict=True)]
+        pairs = zip(made, found, strict=True)
+        through = [m["through"] for m, views in pairs if "through" in m and "input" not in views]
+        self._rows = packing.unpacking(padded, *through) if padded is not None and len(through) == len(runs) else None
+        self._packing, self._runs, self._made, self._padded = packing, runs, made, padded
+        self.whole = padded is None and not any(backward.computes for backward, _ in runs)
+        if self.whole:
+            self._finish()
+
+    def run(self) -> list[dict[str, Tensor]]:
+        """Run the jobs; gives `found`."""
+        given = ((b.program, given, m) for (b, given), m in zip(self._runs, self._made, strict=True))
+        run_all(self._packing, *given, rows=self._rows)
+        if not self.whole:
+            self._finish()
+        return self.found
+
+    def _finish(self) -> None:
+        for (backward, _), gradients, m in zip(self._runs, self.found, self._made, strict=True):
+            backward.rest(gradients, m)
+        if self._padded is not None:
+            parts = [gradients.pop("input") for gradients in self.found]
+            if self._rows is None:
+                self._packing.move(self._padded, *(part.contiguous() for part in parts), unpack=True)
 
 
 Due = dict[int, list[tuple[Tensor, int, int]]]

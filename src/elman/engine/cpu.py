@@ -256,7 +256,7 @@ class _Recurrence(torch.autograd.Function):
                 kept = dict(zip(ctx.kept_names[k], values[k], strict=True))
                 over = may_write_over(ctx.own[k], scenes[k].plan, kept.get("saved"))
                 runs.append(_backward(scenes[k], inputs[k], kept, given[k], over))
-            for k, gradients_of in zip(used, backward.run(scenes[0].call.packing, *runs), strict=True):
+            for k, gradients_of in zip(used, backward.Work(scenes[0].call.packing, *runs).run(), strict=True):
                 found[k] |= gradients_of
         sum_of_inputs(found, in_place=not torch.is_grad_enabled())
         named = [(one, n) for scene, one in zip(scenes, found, strict=True) for n in scene.names]

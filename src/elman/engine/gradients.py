@@ -200,6 +200,15 @@ class Products:
                 source = (address, target.columns, width, width)
                 self._tools.transpose(self._program, source, target.address, target.columns)
 
+    def computes(self, directly: bool) -> bool:
+        """Whether `give` reads what the jobs have written.
+
+        Args:
+            directly: whether the loop has written a gradient of the input too.
+        """
+        added = any(add for _, _, add in self._transposed.values())
+        return added or bool(self._apart) or (directly and bool(self._through))
+
     def give(self, found: dict[str, Tensor], made: Mapping[str, Tensor]) -> None:
         """Put the gradients of parameters and input, by name, beside those that are there."""
         for number, (_, width, add) in self._transposed.items():

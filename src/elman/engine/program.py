@@ -231,7 +231,7 @@ class Program:
 
     def results(self) -> list[tuple[str, tuple[int, ...], memory.Margins]]:
         """What each run makes: names, shapes and margins; see :meth:`result`."""
-        return list(zip(self._names, self._shapes, self._margins, strict=True))
+        return list(zip(self.names, self._shapes, self._margins, strict=True))
 
     def make(self, packing: Packing) -> dict[str, Tensor]:
         """The results of a run, by name, before it has written them."""
@@ -240,10 +240,11 @@ class Program:
         else:
             shapes = [(rows if rows >= 0 else rows - TOTAL + packing.total, *rest) for rows, *rest in self._shapes]
             tensors = memory.Tensors(shapes, self._dtype, self._margins)
-        return dict(zip(self._names, tensors.make(), strict=True))
+        return dict(zip(self.names, tensors.make(), strict=True))
 
     @functools.cached_property
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Of the results of each run."""
         return [name for name, _, _ in self._results]
 
     @functools.cached_property

@@ -162,7 +162,7 @@ class RaggedLayer:
             form = {"output": self._place(index), "enters": self._entering(x)}
             runs.append(direction.backward(packing, given, own, through=needed[0], over=over[index], **form))
         padded = memory.empty_like(x, *x.shape) if needed[0] and self._enters else None
-        parts = backward.run(packing, *runs, padded=padded)
+        parts = backward.Work(packing, *runs, padded=padded).run()
         found: list[Tensor | None] = [padded]
         if needed[0] and padded is None:
             cpu.sum_of_inputs(parts, in_place=True)

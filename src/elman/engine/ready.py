@@ -65,10 +65,14 @@ class Ready:
         """
         if self.training:
             return _Run.apply(self, draws, x, *own)  # type: ignore[no-untyped-call, no-any-return]
-        return self.forward(x, own, draws)[0]
+        results, _, runs = self.prepared(x, own, draws)
+        run_all(self.packing, *runs)
+        return results
 
-    def forward(self, x: Tensor, own: Sequence[Tensor], draws: Draws) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        """See `run`; and all that each direction made."""
+    def prepared(
+        self, x: Tensor, own: Sequence[Tensor], draws: Draws
+    ) -> tuple[list[Tensor], list[dict[str, Tensor]], list[Run]]:
+        """What `run` gives and all that each direction makes, before they are written, and the runs that write them."""
         outputs = [] if self.output is None else self.output.make()
         finals: list[Tensor] = []
         runs: list[Run] = []
@@ -82,8 +86,7 @@ class Ready:
             finals += direction.finals(made)
             runs.append((direction.program, given, made))
             all_made.append(made)
-        run_all(self.packing, *runs)
-        return [*outputs, *finals], all_made
+        return [*outputs, *finals], all_made, runs
 
     def gradients(self, given: Sequence[Tensor | None]) -> list[list[Tensor | None]]:
         """Of each direction those of its sequence and its final states, from those of what `run` gives."""
@@ -96,6 +99,26 @@ class Ready:
             outputs = [None if whole is None else whole[..., start:end] for start, end in columns]
         each = len(finals) // count
         return [[output, *finals[k * each : (k + 1) * each]] for k, output in enumerate(outputs)]
+
+    def given_back(self, found: Sequence[dict[str, Tensor]], needed: Sequence[bool], again: bool) -> tuple[Any, ...]:
+        """The gradients of what `_Run` was given, from those of each direction.
+
+        Args:
+            needed: which are wanted. again: whether they may be differentiated again, and have the caller's shapes.
+        """
+        directions = self.directions
+        if not again:
+            found = [d.shaped(g) for d, g in zip(directions, found, strict=True)]
+        cpu.sum_of_inputs(found, in_place=not again)
+        total = next((one["input"] for one in found if "input" in one), None)
+        names = [(one, n) for d, one in zip(directions, found, strict=True) for n in d.scene.names[1:]]
+        rest = zip(names, needed[3:], strict=True)
+        return (
+            None,
+            None,
+            total if needed[2] else None,
+            *(one.get(name) if need else None for (one, name), need in rest),
+        )
 
     def by_name(self, x: Tensor, own: Sequence[Tensor], draws: Draws) -> Sequence[dict[str, Tensor]]:
         """What each direction is given, by name."""
@@ -194,14 +217,16 @@ class _Direction:
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ready: Ready, draws: Draws, x: Tensor, *own: Tensor) -> Any:
-        results, made = ready.forward(x, own, draws)
+        results, made, runs = ready.prepared(x, own, draws)
         ctx.set_materialize_grads(False)
         kept = [direction.kept(one) for direction, one in zip(ready.directions, made, strict=True)]
         ctx.ready, ctx.draws = ready, draws
         ctx.own = [cpu.Own(one) for one in kept]
         ctx.names = [tuple(one) for one in kept]
         ctx.save_for_backward(x, *own, *[v for one in kept for v in one.values()])
-        return tuple(results)
+        given_back = tuple(results)
+        run_all(ready.packing, *runs)  # behind which the caches hold nothing of what Python wants
+        return given_back
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
@@ -222,18 +247,15 @@ class _Run(torch.autograd.Function):
                 continue
             over = cpu.may_write_over(ctx.own[k], direction.scene.plan, kept.get("saved"))
             runs.append(direction.backward(given | kept, wanted, ctx.needs_input_grad[2], over))
-        if not again:
-            found = [d.shaped(g) for d, g in zip(directions, backward.run(ready.packing, *runs), strict=True)]
-        cpu.sum_of_inputs(found, in_place=not again)
-        total = next((one["input"] for one in found if "input" in one), None)
-        names = [(one, n) for d, one in zip(directions, found, strict=True) for n in d.scene.names[1:]]
-        rest = zip(names, ctx.needs_input_grad[3:], strict=True)
-        return (
-            None,
-            None,
-            total if ctx.needs_input_grad[2] else None,
-            *(one.get(name) if need else None for (one, name), need in rest),
-        )
+        needed = ctx.needs_input_grad
+        if again:
+            return ready.given_back(found, needed, again)
+        work = backward.Work(ready.packing, *runs)
+        if work.whole and len(runs) == 1:
+            given_back = ready.given_back(work.found, needed, again)
+            work.run()
+            return given_back
+        return ready.given_back(work.run(), needed, again)
 
 
 def _through_reference(
