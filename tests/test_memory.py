@@ -67,7 +67,7 @@ def test_small_runs_between_large_ones_do_not_keep_the_block_small() -> None:
 @pytest.mark.parametrize("rows", [2, 5000])
 def test_tensors_have_memory_in_front_and_behind(pooled: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if not pooled:
-        monkeypatch.setattr(memory, "_pool", lambda: None)
+        monkeypatch.setattr(memory, "_maker", lambda: None)
     tensors = Tensors([(rows, 7), (3,)], torch.float32, [(14, 21), (0, 5)])
     first, second = tensors.make()
     assert first.shape == (rows, 7)
@@ -86,7 +86,7 @@ def test_tensors_have_memory_in_front_and_behind(pooled: bool, rows: int, monkey
 
 def test_tensors_of_all_sizes_stand_apart_and_come_back() -> None:
     """From a single number to blocks that are mapped; of one size the last one that was freed comes first."""
-    assert memory._pool() is not None
+    assert memory._maker() is not None
     sizes = [round(1.07**k) for k in range(200)]
     for order in (sizes, sizes[::-1], sizes):  # so that a block that came back is wanted for another size
         tensors = [empty(size, dtype=torch.float32) for size in order]

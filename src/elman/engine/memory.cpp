@@ -1,9 +1,10 @@
 // Memory for tensors that goes back to a pool, not to the system, when the last tensor on it is gone. torch takes it by
 // DLPack, a plain structure that says where a tensor is and how to give it back.
 
-#include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+
+#include "builtin.h"
 
 enum { CPU = 1, DIMENSIONS = 4, LINE = 64, PAGE = 4096, HUGE = 1 << 21 };
 
@@ -162,8 +163,7 @@ static Block *take(int64_t size) {
 // `count` tensors, uninitialised. Of each `wanted` has the number of dimensions, DIMENSIONS sizes, of which the last ones
 // may be missing, and how many numbers there are in front of the tensor and behind it, in memory that lives as long as it
 // does; `made` receives the addresses. False where there is no memory; then nothing is made.
-extern "C" __attribute__((visibility("default"))) int elman_tensors(int64_t count, const int64_t *wanted, int64_t code,
-                                                                    int64_t bits, Managed **made) {
+static bool make(int64_t count, const int64_t *wanted, int64_t code, int64_t bits, Managed **made) {
     for (int64_t i = 0; i < count; ++i, wanted += 1 + DIMENSIONS + 2) {
         const int64_t front = wanted[1 + DIMENSIONS], behind = wanted[2 + DIMENSIONS];
         int64_t numbers = 1;
@@ -171,7 +171,7 @@ extern "C" __attribute__((visibility("default"))) int elman_tensors(int64_t coun
         Block *b = take((front + numbers + behind) * (bits / 8));
         if (!b) {
             while (i--) give_back(made[i]);
-            return 0;
+            return false;
         }
         int64_t stride = 1;
         for (int64_t d = wanted[0]; d--;) {
@@ -194,5 +194,36 @@ extern "C" __attribute__((visibility("default"))) int elman_tensors(int64_t coun
         m.deleter = give_back;
         made[i] = &m;
     }
-    return 1;
+    return true;
 }
+
+struct Tensors {
+    int64_t count;
+    const int64_t *wanted;
+    int64_t code, bits;
+    Object *convert;  // what makes a tensor of a capsule
+};
+
+// function(): a list of the tensors, or 0 where there is no memory.
+static Object *tensors_of(Object *self, Object *const *, intptr_t) {
+    const Tensors &t = *(const Tensors *)PyLong_AsVoidPtr(self);
+    Managed *made[t.count];
+    if (!make(t.count, t.wanted, t.code, t.bits, made)) return PyLong_FromLong(0);
+    Object *const list = PyList_New(t.count);
+    for (int64_t i = 0; i < t.count; ++i) {
+        Object *const capsule = PyCapsule_New(made[i], "dltensor", nullptr);
+        Object *const tensor = PyObject_CallFunctionObjArgs(t.convert, capsule, nullptr);
+        Py_DecRef(capsule);
+        if (!tensor) {  // with an exception
+            for (; i < t.count; ++i) give_back(made[i]);
+            Py_DecRef(list);
+            return nullptr;
+        }
+        PyList_SetItem(list, i, tensor);
+    }
+    return list;
+}
+static Method tensors = {"tensors", tensors_of, FASTCALL, nullptr};
+
+// `job` has to stay where it is.
+EXPORT Object *elman_tensors(Tensors *job) { return builtin_of(&tensors, job); }

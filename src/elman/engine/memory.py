@@ -12,10 +12,9 @@ import math
 import mmap
 import threading
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.utils.deterministic
@@ -56,31 +55,32 @@ class Tensors:
         self._shapes, self._dtype = shapes, dtype
         self._margins = margins or [(0, 0)] * len(shapes)
         fits = all(len(shape) <= _DIMENSIONS and math.prod(shape) for shape in shapes)
-        self._pool = _pool() if fits and dtype in _CODES else None
+        maker = _maker() if fits and dtype in _CODES else None
         self._wanted = array("q")
-        for shape, margin in zip(shapes, self._margins, strict=True) if self._pool else ():
+        for shape, margin in zip(shapes, self._margins, strict=True) if maker else ():
             self._wanted.extend((len(shape), *shape, *(0,) * (_DIMENSIONS - len(shape)), *margin))
-        self._words = (len(shapes), self._wanted.buffer_info()[0], *_CODES.get(dtype, (0, 0)))
+        words = (len(shapes), self._wanted.buffer_info()[0], *_CODES.get(dtype, (0, 0)), id(from_dlpack))
+        self._words = array("q", words)
+        self._make = maker(self._words.buffer_info()[0]) if maker else self._by_torch
 
     def make(self) -> list[Tensor]:
         """They, uninitialised."""
-        if self._pool is None:
-            return [self._by_torch(shape, margin) for shape, margin in zip(self._shapes, self._margins, strict=True)]
-        made = array("q", bytes(8 * len(self._shapes)))
-        if not self._pool(*self._words, made.buffer_info()[0]):
+        tensors = self._make()
+        if not tensors and self._shapes:
             numbers = [math.prod(shape) for shape in self._shapes] + [sum(margin) for margin in self._margins]
-            size = sum(numbers) * self._dtype.itemsize
-            raise MemoryError(f"no memory for {size} bytes")
-        tensors = [from_dlpack(_capsule(address, _NAME, None)) for address in made]
+            raise MemoryError(f"no memory for {sum(numbers) * self._dtype.itemsize} bytes")
         if _poisoned():
             for tensor in tensors:
                 tensor.fill_(float("nan") if self._dtype.is_floating_point else 255)  # as torch.empty does then
         return tensors
 
-    def _by_torch(self, shape: Sequence[int], margin: Margins) -> Tensor:
-        numbers, (front, behind) = math.prod(shape), margin
-        block = torch.empty(front + numbers + behind, dtype=self._dtype, device="cpu")
-        return block[front : front + numbers].view(*shape)
+    def _by_torch(self) -> list[Tensor]:
+        tensors = []
+        for shape, (front, behind) in zip(self._shapes, self._margins, strict=True):
+            numbers = math.prod(shape)
+            block = torch.empty(front + numbers + behind, dtype=self._dtype, device="cpu")
+            tensors.append(block[front : front + numbers].view(*shape))
+        return tensors
 
 
 @functools.lru_cache(maxsize=512)
@@ -88,20 +88,14 @@ def _one(shape: tuple[int, ...], dtype: torch.dtype) -> Tensors:
     return Tensors([shape], dtype)
 
 
-_NAME = b"dltensor"
-_capsule = ctypes.pythonapi.PyCapsule_New
-_capsule.restype, _capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-
-
 @functools.cache
-def _pool() -> Any:
-    """The compiled function that makes tensors, or None where nothing can be compiled."""
+def _maker() -> Callable[[int], Callable[[], list[Tensor]]] | None:
+    """What makes builtin functions that make tensors, see memory.cpp; None where nothing can be compiled."""
     try:
         library = build.load(Path(__file__).with_name("memory.cpp").read_text(), "float")
     except build.BuildError:
         return None  # the layers say so
-    library.elman_tensors.argtypes = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-    return library.elman_tensors
+    return ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p)(("elman_tensors", library))
 
 
 def _poisoned() -> bool:

@@ -1,29 +1,8 @@
-// Steps of prepared layers, one above the other, as builtin functions of Python's: between two steps of a small layer a call by
-// ctypes takes as long as much of the step. See stepping.py.
+// Steps of prepared layers, one above the other, as builtin functions of Python's; see stepping.py.
 
-#include <stdint.h>
 #include <string.h>
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-// What is used of Python's stable interface, whose headers need not be installed.
-struct Object;
-struct Method {
-    const char *name;
-    Object *(*function)(Object *self, Object *const *given, intptr_t count);
-    int flags;
-    const char *help;
-};
-extern "C" {
-Object *PyCFunction_NewEx(Method *method, Object *self, Object *module);
-Object *PyLong_FromVoidPtr(void *address);
-void *PyLong_AsVoidPtr(Object *number);
-Object *PyLong_FromLong(long number);
-void *PyEval_SaveThread();
-void PyEval_RestoreThread(void *thread);
-void Py_DecRef(Object *object);
-}
-enum { FASTCALL = 0x80 };
+#include "builtin.h"
 
 struct Layer {
     int (*run)(void *);
@@ -84,7 +63,5 @@ static Method own = {"step", from_own, FASTCALL, nullptr}, others = {"step", fro
 // function(input, output): a step from the own state to the next. function(input, output, *before, *after): from the given state
 // to where the next is wanted. All are addresses; `steps` has to stay where it is.
 EXPORT Object *elman_stepping(Steps *steps, int64_t of_own) {
-    Object *const address = PyLong_FromVoidPtr(steps), *const function = PyCFunction_NewEx(of_own ? &own : &others, address, nullptr);
-    Py_DecRef(address);
-    return function;
+    return builtin_of(of_own ? &own : &others, steps);
 }
