@@ -151,10 +151,14 @@ class Backward(Written):
         self.products.give(found, made)
 
 
+Made = dict[str, Tensor]
+
+
 class Work:
-    """Programs of one layer's directions, ready to run on what each is given.
+    """Programs of one layer's directions, ready to run.
 
     Args:
+        runs: of each its program, what it is given, and what its run makes, as `Program.make` gives it.
         padded: where the gradient of the input that all directions share is wanted, [T, B, I] in the caller's order.
 
     Attributes:
@@ -165,29 +169,27 @@ class Work:
     """
 
     def __init__(
-        self, packing: Packing, *runs: tuple[Backward, Mapping[str, Tensor]], padded: Tensor | None = None
+        self, packing: Packing, *runs: tuple[Backward, Mapping[str, Tensor], Made], padded: Tensor | None = None
     ) -> None:
-        made = [backward.program.make(packing) for backward, _ in runs]
-        self.found = found = [backward.views(m) for (backward, _), m in zip(runs, made, strict=True)]
-        pairs = zip(made, found, strict=True)
-        through = [m["through"] for m, views in pairs if "through" in m and "input" not in views]
+        self.found = [backward.views(made) for backward, _, made in runs]
+        pairs = zip(runs, self.found, strict=True)
+        through = [m["through"] for (_, _, m), views in pairs if "through" in m and "input" not in views]
         self._rows = packing.unpacking(padded, *through) if padded is not None and len(through) == len(runs) else None
-        self._packing, self._runs, self._made, self._padded = packing, runs, made, padded
-        self.whole = padded is None and not any(backward.computes for backward, _ in runs)
+        self._packing, self._runs, self._padded = packing, runs, padded
+        self.whole = padded is None and not any(backward.computes for backward, _, _ in runs)
         if self.whole:
             self._finish()
 
     def run(self) -> list[dict[str, Tensor]]:
         """Run the jobs; gives `found`."""
-        given = ((b.program, given, m) for (b, given), m in zip(self._runs, self._made, strict=True))
-        run_all(self._packing, *given, rows=self._rows)
+        run_all(self._packing, *((b.program, given, made) for b, given, made in self._runs), rows=self._rows)
         if not self.whole:
             self._finish()
         return self.found
 
     def _finish(self) -> None:
-        for (backward, _), gradients, m in zip(self._runs, self.found, self._made, strict=True):
-            backward.rest(gradients, m)
+        for (backward, _, made), gradients in zip(self._runs, self.found, strict=True):
+            backward.rest(gradients, made)
         if self._padded is not None:
             parts = [gradients.pop("input") for gradients in self.found]
             if self._rows is None:

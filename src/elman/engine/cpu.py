@@ -255,7 +255,8 @@ class _Recurrence(torch.autograd.Function):
             for k in used:
                 kept = dict(zip(ctx.kept_names[k], values[k], strict=True))
                 over = may_write_over(ctx.own[k], scenes[k].plan, kept.get("saved"))
-                runs.append(_backward(scenes[k], inputs[k], kept, given[k], over))
+                program, tensors = _backward(scenes[k], inputs[k], kept, given[k], over)
+                runs.append((program, tensors, program.program.make(scenes[k].call.packing)))
             for k, gradients_of in zip(used, backward.Work(scenes[0].call.packing, *runs).run(), strict=True):
                 found[k] |= gradients_of
         sum_of_inputs(found, in_place=not torch.is_grad_enabled())

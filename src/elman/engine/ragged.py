@@ -160,7 +160,8 @@ class RaggedLayer:
                 own.append(entry if entry is None or packing.order is None else entry.index_select(0, packing.order))
             given = self.given(packing, index, x, tensors) | kept[index]
             form = {"output": self._place(index), "enters": self._entering(x)}
-            runs.append(direction.backward(packing, given, own, through=needed[0], over=over[index], **form))
+            program, given = direction.backward(packing, given, own, through=needed[0], over=over[index], **form)
+            runs.append((program, given, program.program.make(packing)))
         padded = memory.empty_like(x, *x.shape) if needed[0] and self._enters else None
         parts = backward.Work(packing, *runs, padded=padded).run()
         found: list[Tensor | None] = [padded]

@@ -148,7 +148,7 @@ class _Direction:
         self.count = len(inputs) - 1
         forward = forward_of(self._form)
         self.program, self._whole = forward.program, forward.whole
-        self._backward: dict[tuple[int | bool | None, ...], Backward] = {}
+        self._backward: dict[tuple[int | bool | None, ...], tuple[Backward, memory.Tensors]] = {}
         self._steps, self._batch = steps, batch = call.packing.steps, call.packing.batch
         self._saves = tuple(f"sequence.{entry.name}" for entry, _ in call.layout.states)
         rows = {"sequence": (steps + self._whole, batch), "final": (1, batch)}
@@ -177,8 +177,8 @@ class _Direction:
 
     def backward(
         self, given: dict[str, Tensor], gradients: Sequence[Tensor | None], through: bool, over: bool
-    ) -> tuple[Backward, dict[str, Tensor]]:
-        """The backward program, and what it is given.
+    ) -> tuple[Backward, dict[str, Tensor], dict[str, Tensor]]:
+        """The backward program, what it is given, and what it makes.
 
         Args:
             given: what the forward run was given, and `kept`.
@@ -198,18 +198,24 @@ class _Direction:
             given[f"gradient.{k}"] = gradient
             strides.append(row)
         key = (*strides, through, over)
-        program = self._backward.get(key)
-        if program is None:
+        known = self._backward.get(key)
+        if known is None:
             form = self._form._replace(gradients=tuple(strides), through=through, over=over)
-            program = self._backward[key] = backward_of(form, given)
-        return program, given
+            known = self._backward[key] = self._written(backward_of(form, given))
+        program, tensors = known
+        return program, given, dict(zip(program.program.names, tensors.make(), strict=True))
+
+    def _written(self, backward: Backward) -> tuple[Backward, memory.Tensors]:
+        """A backward program, and what it makes: gradients of the input as the caller has it, [T, B, I]."""
+        results = backward.program.results()
+        rows, names = (self._steps, self._batch), ("through", "d.input")
+        shapes = [(*rows, *shape[1:]) if name in names else shape for name, shape, _ in results]
+        return backward, memory.Tensors(shapes, self._form.dtype, [margins for _, _, margins in results])
 
     def shaped(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gradients as the caller has what they are of."""
         for name, gradient in found.items():
-            if name == "input":
-                found[name] = gradient.view(self._steps, self._batch, gradient.shape[1])
-            elif name.startswith("state."):
+            if name.startswith("state."):
                 found[name] = gradient.unsqueeze(0)
         return found
 
