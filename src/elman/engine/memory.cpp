@@ -161,13 +161,14 @@ static Block *take(int64_t size) {
 }
 
 // `count` tensors, uninitialised. Of each `wanted` has the number of dimensions, DIMENSIONS sizes, of which the last ones
-// may be missing, and how many numbers there are in front of the tensor and behind it, in memory that lives as long as it
+// may be missing and those below zero are -1 - size more than `rows`, and how many numbers there are in front of the tensor and behind it, in memory that lives as long as it
 // does; `made` receives the addresses. False where there is no memory; then nothing is made.
-static bool make(int64_t count, const int64_t *wanted, int64_t code, int64_t bits, Managed **made) {
+static bool make(int64_t count, const int64_t *wanted, int64_t rows, int64_t code, int64_t bits, Managed **made) {
     for (int64_t i = 0; i < count; ++i, wanted += 1 + DIMENSIONS + 2) {
         const int64_t front = wanted[1 + DIMENSIONS], behind = wanted[2 + DIMENSIONS];
+        auto size = [&](int64_t d) { return wanted[1 + d] < 0 ? rows - 1 - wanted[1 + d] : wanted[1 + d]; };
         int64_t numbers = 1;
-        for (int64_t d = 0; d < wanted[0]; ++d) numbers *= wanted[1 + d];
+        for (int64_t d = 0; d < wanted[0]; ++d) numbers *= size(d);
         Block *b = take((front + numbers + behind) * (bits / 8));
         if (!b) {
             while (i--) give_back(made[i]);
@@ -175,9 +176,9 @@ static bool make(int64_t count, const int64_t *wanted, int64_t code, int64_t bit
         }
         int64_t stride = 1;
         for (int64_t d = wanted[0]; d--;) {
-            b->shape[d] = wanted[1 + d];
+            b->shape[d] = size(d);
             b->strides[d] = stride;
-            stride *= wanted[1 + d];
+            stride *= size(d);
         }
         Managed &m = b->managed;
         m.data = (char *)m.data + front * (bits / 8);
@@ -204,11 +205,11 @@ struct Tensors {
     Object *convert;  // what makes a tensor of a capsule
 };
 
-// function(): a list of the tensors, or 0 where there is no memory.
-static Object *tensors_of(Object *self, Object *const *, intptr_t) {
+// function(rows): a list of the tensors, or 0 where there is no memory.
+static Object *tensors_of(Object *self, Object *const *given, intptr_t) {
     const Tensors &t = *(const Tensors *)PyLong_AsVoidPtr(self);
     Managed *made[t.count];
-    if (!make(t.count, t.wanted, t.code, t.bits, made)) return PyLong_FromLong(0);
+    if (!make(t.count, t.wanted, (int64_t)PyLong_AsVoidPtr(given[0]), t.code, t.bits, made)) return PyLong_FromLong(0);
     Object *const list = PyList_New(t.count);
     for (int64_t i = 0; i < t.count; ++i) {
         Object *const capsule = PyCapsule_New(made[i], "dltensor", nullptr);

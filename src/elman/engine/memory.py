@@ -46,7 +46,7 @@ class Tensors:
     """Tensors to be made together, perhaps again and again.
 
     Args:
-        shapes: of each.
+        shapes: of each; below zero a size is that of `rows_and`.
         dtype: of all.
         margins: how many numbers more there are in front of each and behind it, in memory that lives as long.
     """
@@ -54,7 +54,7 @@ class Tensors:
     def __init__(self, shapes: Sequence[Sequence[int]], dtype: torch.dtype, margins: Sequence[Margins] = ()) -> None:
         self._shapes, self._dtype = shapes, dtype
         self._margins = margins or [(0, 0)] * len(shapes)
-        fits = all(len(shape) <= _DIMENSIONS and math.prod(shape) for shape in shapes)
+        fits = all(len(shape) <= _DIMENSIONS and all(shape) for shape in shapes)
         maker = _maker() if fits and dtype in _CODES else None
         self._wanted = array("q")
         for shape, margin in zip(shapes, self._margins, strict=True) if maker else ():
@@ -63,24 +63,36 @@ class Tensors:
         self._words = array("q", words)
         self._make = maker(self._words.buffer_info()[0]) if maker else self._by_torch
 
-    def make(self) -> list[Tensor]:
-        """They, uninitialised."""
-        tensors = self._make()
+    def make(self, rows: int = 1) -> list[Tensor]:
+        """They, uninitialised.
+
+        Args:
+            rows: at least 1; for sizes of `rows_and`.
+        """
+        tensors = self._make(rows)
         if not tensors and self._shapes:
-            numbers = [math.prod(shape) for shape in self._shapes] + [sum(margin) for margin in self._margins]
+            numbers = [math.prod(shape) for shape in self._with(rows)] + [sum(margin) for margin in self._margins]
             raise MemoryError(f"no memory for {sum(numbers) * self._dtype.itemsize} bytes")
         if _poisoned():
             for tensor in tensors:
                 tensor.fill_(float("nan") if self._dtype.is_floating_point else 255)  # as torch.empty does then
         return tensors
 
-    def _by_torch(self) -> list[Tensor]:
+    def _with(self, rows: int) -> list[list[int]]:
+        return [[rows - 1 - n if n < 0 else n for n in shape] for shape in self._shapes]
+
+    def _by_torch(self, rows: int) -> list[Tensor]:
         tensors = []
-        for shape, (front, behind) in zip(self._shapes, self._margins, strict=True):
+        for shape, (front, behind) in zip(self._with(rows), self._margins, strict=True):
             numbers = math.prod(shape)
             block = torch.empty(front + numbers + behind, dtype=self._dtype, device="cpu")
             tensors.append(block[front : front + numbers].view(*shape))
         return tensors
+
+
+def rows_and(more: int) -> int:
+    """Stands for a size that is only known when tensors are made: their rows, and so many more."""
+    return -1 - more
 
 
 @functools.lru_cache(maxsize=512)
@@ -89,7 +101,7 @@ def _one(shape: tuple[int, ...], dtype: torch.dtype) -> Tensors:
 
 
 @functools.cache
-def _maker() -> Callable[[int], Callable[[], list[Tensor]]] | None:
+def _maker() -> Callable[[int], Callable[[int], list[Tensor]]] | None:
     """What makes builtin functions that make tensors, see memory.cpp; None where nothing can be compiled."""
     try:
         library = build.load(Path(__file__).with_name("memory.cpp").read_text(), "float")

@@ -235,12 +235,7 @@ class Program:
 
     def make(self, packing: Packing) -> dict[str, Tensor]:
         """The results of a run, by name, before it has written them."""
-        if self._packing.total != TOTAL:
-            tensors = self._own
-        else:
-            shapes = [(rows if rows >= 0 else rows - TOTAL + packing.total, *rest) for rows, *rest in self._shapes]
-            tensors = memory.Tensors(shapes, self._dtype, self._margins)
-        return dict(zip(self.names, tensors.make(), strict=True))
+        return dict(zip(self.names, self._tensors.make(packing.total), strict=True))
 
     @functools.cached_property
     def names(self) -> list[str]:
@@ -248,9 +243,9 @@ class Program:
         return [name for name, _, _ in self._results]
 
     @functools.cached_property
-    def _own(self) -> memory.Tensors:
-        """The results of each run, where they always have the same shapes."""
-        return memory.Tensors(self._shapes, self._dtype, self._margins)
+    def _tensors(self) -> memory.Tensors:
+        shapes = [(memory.rows_and(n - TOTAL) if n < 0 else n, *rest) for n, *rest in self._shapes]
+        return memory.Tensors(shapes, self._dtype, self._margins)
 
     @property
     def scratch(self) -> int:

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.engine import backward, cpu, double_backward, forward, memory, reference
+from elman.engine import backward, cpu, double_backward, memory, reference
 from elman.engine.backward import Backward, backward_of
 from elman.engine.call import Direction, LayerCall
 from elman.engine.form import Form, Scene, form_of, tensors_of
 from elman.engine.forward import Forward, forward_of
 from elman.engine.packing import Packing
+from elman.engine.program import run_all
 
-_KEPT = 64  # sizes of results
+_Prepared = tuple[Forward, dict[str, Tensor], dict[str, Tensor]]  # a program, what it is given, and what it makes
 
 
 class RaggedLayer:
@@ -44,8 +45,8 @@ class RaggedLayer:
         self._wanted = [f"ends.{entry.name}" for entry, _ in call.layout.states]
         if leaves or len(scenes) > 1:
             self._wanted = ["output", *self._wanted]
-        self._batch, self._dtype = call.packing.batch, call.input.dtype
-        self._tensors: dict[int, memory.Tensors] = {}
+        self._batch = call.packing.batch
+        self._results = self._made(call.input.dtype)
         self._parameters = len(call.layout.parameters)
         self._training = scenes[0].training
 
@@ -71,43 +72,43 @@ class RaggedLayer:
         """
         if self._training:
             return _Run.apply(self, packing, steps, x, *parameters, *states)  # type: ignore[no-untyped-call, no-any-return]
-        return self.forward(packing, steps, (x, *parameters, *states))[0]
+        results, _, runs = self.prepared(packing, steps, (x, *parameters, *states))
+        self.finish(packing, steps, results, runs)
+        return results
 
-    def forward(
+    def prepared(
         self, packing: Packing, steps: int, tensors: Sequence[Tensor]
-    ) -> tuple[list[Tensor], Tensor, list[dict[str, Tensor]]]:
-        """The results, the input as programs read it, and what each direction made."""
+    ) -> tuple[list[Tensor], Tensor, list[_Prepared]]:
+        """The results before they are written, the input as programs read it, and the runs that write them."""
         x = tensors[0]
         x = x if x.is_contiguous() or (self._enters and x.stride(2) == 1) else x.contiguous()
-        given = [self.given(packing, index, x, tensors) for index in range(len(self._directions))]
-        results = self._results(steps if self._leaves else packing.total).make()
+        results = self._results.make(steps if self._leaves else packing.total)
         wanted = dict(zip(self._wanted, results, strict=True))
-        if self._leaves and steps > packing.steps:
-            wanted["output"][packing.steps :].zero_()
-        for one in given:
-            one |= wanted
-        programs = [
-            one.forward(packing, output=self._place(k), finals=k, enters=self._entering(x))
-            for k, one in enumerate(self._directions)
-        ]
-        found = forward.run(packing, *zip(programs, given, strict=True))
-        sequences = [sequence for (sequence,), _ in found]
-        if not self._leaves and len(sequences) > 1:
-            torch.cat(sequences, -1, out=wanted["output"])
-        if "output" not in wanted:
-            results = [*sequences, *results]
-        return results, x, [made for _, made in found]
+        runs: list[_Prepared] = []
+        for k, direction in enumerate(self._directions):
+            given = self.given(packing, k, x, tensors) | wanted
+            forward = direction.forward(packing, output=self._place(k), finals=k, enters=self._entering(x))
+            made = forward.program.make(packing)
+            runs.append((forward, given, made))
+            if "output" not in wanted:
+                results = [forward.results(made)[0], *results]
+        return results, x, runs
 
-    def _results(self, rows: int) -> memory.Tensors:
+    def finish(self, packing: Packing, steps: int, results: Sequence[Tensor], runs: Sequence[_Prepared]) -> None:
+        """Write the results."""
+        output = results[0]
+        if self._leaves and steps > packing.steps:
+            output[packing.steps :].zero_()
+        run_all(packing, *((forward.program, given, made) for forward, given, made in runs))
+        if not self._leaves and len(runs) > 1:
+            torch.cat([forward.results(made)[0] for forward, _, made in runs], -1, out=output)
+
+    def _made(self, dtype: torch.dtype) -> memory.Tensors:
         """What makes `_wanted`; an output has [rows, B], or so many packed rows."""
-        if rows not in self._tensors:
-            if len(self._tensors) >= _KEPT:
-                self._tensors.clear()
-            count, batch = len(self._directions), self._batch
-            output = (rows, *((batch,) if self._leaves else ()), self._widths[0] * count)
-            shapes = [(count, batch, width) for width in self._widths]
-            self._tensors[rows] = memory.Tensors([output, *shapes] if "output" in self._wanted else shapes, self._dtype)
-        return self._tensors[rows]
+        count, batch = len(self._directions), self._batch
+        output = (memory.rows_and(0), *((batch,) if self._leaves else ()), self._widths[0] * count)
+        shapes = [(count, batch, width) for width in self._widths]
+        return memory.Tensors([output, *shapes] if "output" in self._wanted else shapes, dtype)
 
     def _place(self, index: int) -> tuple[int, int] | None:
         """See `Form.output`."""
@@ -142,7 +143,7 @@ class RaggedLayer:
         """The gradients of what `run` was given, from those of what it gave.
 
         Args:
-            tensors: what it was given. x, kept: see `forward`.
+            tensors: what it was given. x, kept: see `prepared`.
             needed: which gradients are wanted.
             over: for each direction, whether to write over what is kept; see `cpu.may_write_over`.
         """
@@ -240,13 +241,16 @@ class _Direction:
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: RaggedLayer, packing: Packing, steps: int, *tensors: Tensor) -> Any:
-        results, x, made = layer.forward(packing, steps, tensors)
+        results, x, runs = layer.prepared(packing, steps, tensors)
+        made = [one for _, _, one in runs]
         ctx.set_materialize_grads(False)
         ctx.layer, ctx.packing, ctx.steps, ctx.count = layer, packing, steps, len(tensors)
         ctx.names = [list(one) for one in made]
         ctx.own = [cpu.Own(one) for one in made]
         ctx.save_for_backward(*tensors, x, *(v for one in made for v in one.values()))
-        return tuple(results)
+        given_back = tuple(results)
+        layer.finish(packing, steps, results, runs)  # behind which the caches hold nothing of what Python wants
+        return given_back
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
