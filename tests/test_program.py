@@ -60,7 +60,7 @@ def test_a_ragged_program_serves_any_lengths(reverse: bool) -> None:
         given = torch.randn(4 + packing.total, 3)
         reset = torch.rand(packing.total) < 0.5
         tensors = {"sequence": given, "default": torch.tensor([9.0, 8, 7]), "reset": reset.to(torch.uint8)}
-        tensors |= {"sizes": packing.sizes, "offsets": packing.offsets}
+        tensors |= {"sizes": packing.sizes, "offsets": packing.offsets, "sequences": packing.sequences}
         made = written.make(packing)
         run_all(packing, (written, tensors, made))
         assert made["rows"].shape == (packing.total, 3)

@@ -75,7 +75,7 @@ class Backward(Written):
             if stride is not None and k == 0 and self.form.output is not None and not self.packing.is_dense:
                 start, whole = self.form.output
                 at, columns = program.numbers(self.total, width), program.given("gradient.0") + start * self.itemsize
-                program.rows(width, columns, self.batch * whole, whole, at, unpack=False)
+                program.rows(width, columns, self.packing.count * whole, whole, at, unpack=False)
                 table.place(f"sequence.{entry.name}", at, width, Kind.STEP)
             elif stride is not None:
                 table.place(f"sequence.{entry.name}", program.given(f"gradient.{k}"), stride, Kind.STEP)

@@ -87,7 +87,12 @@ def abreast(call: LayerCall) -> bool:
     if len(call.directions) != 2 or threads.count() % 2:
         return False
     size = sum(m.output * m.input for m in call.layout.products.values()) * call.input.dtype.itemsize
-    return size <= next(most for rows, most in ABREAST_BYTES.items() if call.packing.batch >= rows)
+    return size <= abreast_bytes(call.packing.batch)
+
+
+def abreast_bytes(batch: int) -> int:
+    """Bytes of recurrent matrices up to which a layer's directions run at once, for so many rows."""
+    return next(most for rows, most in ABREAST_BYTES.items() if batch >= rows)
 
 
 def form_of(scene: Scene, tensors: Mapping[str, Tensor]) -> Form:
@@ -126,7 +131,8 @@ def tensors_of(scene: Scene, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for n, rows in scene.draws.items():
         found[f"draws.{n}"] = rows
     if not call.packing.is_dense:
-        found["sizes"], found["offsets"] = call.packing.sizes, call.packing.offsets
+        packing = call.packing
+        found["sizes"], found["offsets"], found["sequences"] = packing.sizes, packing.offsets, packing.sequences
     if call.reset is not None:
         reset = reference.reset_in_reverse(call, call.reset) if scene.reverse else call.reset
         found["reset"] = reset.to(torch.uint8).contiguous()

@@ -47,7 +47,7 @@ class Forward(Written):
         for n, width in self.widths.items():
             if form.finals is not None:
                 how = Source.STANDING if form.reverse else Source.SEQUENCE
-                to = program.given(f"ends.{n}") + form.finals * self.batch * width * self.itemsize
+                to = program.given(f"ends.{n}") + form.finals * self.packing.count * width * self.itemsize
                 program.ends(how, width, sequences[n], to, ordered=True)
                 continue
             final = program.result(f"final.{n}", self.batch, width)
@@ -60,7 +60,7 @@ class Forward(Written):
             entry, width = self.layout.states[0]
             start, whole = form.output
             columns, packed = program.given("output") + start * self.itemsize, self.first_output(width)
-            program.rows(width, columns, self.batch * whole, whole, sequences[entry.name] + packed, unpack=True)
+            program.rows(width, columns, self.packing.count * whole, whole, sequences[entry.name] + packed, unpack=True)
 
     def inputs(self) -> dict[str, Matrix]:
         """See `Written.inputs`."""

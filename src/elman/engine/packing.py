@@ -1,8 +1,10 @@
 """Packed sequences: rows sorted by length and stored step by step, so that no padding is ever computed.
 
 A packed tensor is [N, *]: N = sum of the lengths, step 0 of all rows, then step 1 of those that reach it, and so on.
+A packed row is one of the caller's, or several of them, one behind the other.
 """
 
+import heapq
 import itertools
 from array import array
 from collections.abc import Sequence
@@ -27,12 +29,14 @@ class Packing:
         order: [B] int64, the caller's row that each packed row is, or None where the caller's order is kept.
         device: where index tensors live.
         kept: whether batches of the same lengths have this same packing.
+        chains: the numbers of `sequences`, where packed rows have several of the caller's; then `order` is None.
     """
 
     batch_sizes: tuple[int, ...]
     order: Tensor | None
     device: torch.device
     kept: bool = False
+    chains: "array[int] | None" = None
 
     @staticmethod
     @lru_cache(maxsize=64)
@@ -47,13 +51,23 @@ class Packing:
             return cls.dense(lengths[0], len(lengths), device)
         rows = list(range(len(lengths)))
         order = sorted(rows, key=lengths.__getitem__, reverse=True)
-        changes = [0] * max(lengths)  # in the number of rows, from step to step
-        changes[0] = len(lengths)
-        for length in lengths:
-            if length < len(changes):
-                changes[length] -= 1
-        batch_sizes = tuple(itertools.accumulate(changes))
-        return cls(batch_sizes, None if order == rows else _integers(order).to(device), device)
+        return cls(_active(lengths), None if order == rows else _integers(order).to(device), device)
+
+    @classmethod
+    def chained(cls, lengths: Sequence[int], rows: int, device: torch.device) -> "Packing":
+        """Sequences one behind the other in so many packed rows of about equal length; each has to start afresh."""
+        loads = [(0, row) for row in range(rows)]
+        places = [(0, 0)] * len(lengths)
+        for caller in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+            load, row = loads[0]
+            places[caller] = (row, load)
+            heapq.heapreplace(loads, (load + lengths[caller], row))
+        longest = sorted(loads, reverse=True)
+        packed = {row: place for place, (_, row) in enumerate(longest)}
+        chains = array("q")
+        for (row, start), length in zip(places, lengths, strict=True):
+            chains.extend((packed[row], start, length))
+        return cls(_active([load for load, _ in longest]), None, device, chains=chains)
 
     @classmethod
     def from_packed_sequence(cls, sequence: PackedSequence) -> "Packing":
@@ -62,8 +76,13 @@ class Packing:
 
     @property
     def batch(self) -> int:
-        """B, the number of rows."""
+        """The number of packed rows: B, but for chains."""
         return self.batch_sizes[0]
+
+    @property
+    def count(self) -> int:
+        """B, the number of the caller's rows."""
+        return self.batch if self.chains is None else len(self.chains) // 3
 
     @property
     def steps(self) -> int:
@@ -77,8 +96,8 @@ class Packing:
 
     @property
     def is_dense(self) -> bool:
-        """Whether all rows have the same length."""
-        return self.batch_sizes[-1] == self.batch_sizes[0]
+        """Whether all rows have the same length, one of the caller's each."""
+        return self.batch_sizes[-1] == self.batch_sizes[0] and self.chains is None
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -112,7 +131,7 @@ class Packing:
     def ragged(self) -> "Ragged":
         """What stands for this and other packings of about as many entries."""
         unit = max(64, 1 << self.total.bit_length() >> 4)
-        return Ragged.at(self.batch, -(-self.total // unit) * unit)
+        return Ragged.at(self.batch, -(-self.total // unit) * unit, self.count)
 
     @cached_property
     def places(self) -> tuple[int, int]:
@@ -161,8 +180,40 @@ class Packing:
     def _padded_places(self) -> Tensor:
         """[N]: where each entry stands in the caller's [T, B, *] with its first two dimensions flattened."""
         step, row = self.entries
+        if self.chains is not None:
+            places = torch.empty(self.total, dtype=torch.int64, device="cpu")
+            for caller, (packed, start, length) in enumerate(self.sequences.tolist()):
+                steps = torch.arange(length, device="cpu")
+                places[self.offsets[start + steps] + packed] = steps * self.count + caller
+            return places.to(self.device)
         caller_row = row if self.order is None else self.order.cpu()[row]
         return (step * self.batch + caller_row).to(self.device)
+
+    @property
+    def longest(self) -> int:
+        """The steps of the longest sequence."""
+        return self.steps if self.chains is None else max(self.chains[2::3])
+
+    @cached_property
+    def cuts(self) -> tuple[Tensor, Tensor]:
+        """[N] uint8 each: where within a packed row another sequence starts, and where time runs backwards."""
+        found, starts = (bytearray(self.total), bytearray(self.total)), self.starts
+        chains = self.chains or ()
+        for row, start in zip(chains[::3], chains[1::3], strict=True):
+            if start:
+                found[0][starts[start] + row] = 1
+                found[1][starts[start - 1] + row] = 1
+        forward, backward = (torch.frombuffer(one, dtype=torch.uint8).to(self.device) for one in found)
+        return forward, backward
+
+    def ends(self, sequence: Tensor, reverse: bool) -> Tensor:
+        """[B, *] in the caller's order of [N, *]: each sequence's last step, or where time runs backwards its first."""
+        return sequence.index_select(0, self.entries_at_ends(reverse))
+
+    def entries_at_ends(self, reverse: bool) -> Tensor:
+        """[B]: see `ends`."""
+        row, start, length = self.sequences.unbind(1)
+        return (self.offsets[start if reverse else start + length - 1] + row).to(self.device)
 
     def pack(self, padded: Tensor) -> Tensor:
         """[T, B, *] in the caller's order to [N, *]; steps past a row's length are dropped."""
@@ -213,9 +264,16 @@ class Packing:
         return _integers(found)
 
     @cached_property
-    def rows(self) -> Tensor:
-        """`order` where there is one, else [B] int64 of the caller's order, on the CPU."""
-        return torch.arange(self.batch, device="cpu") if self.order is None else self.order.cpu()
+    def sequences(self) -> Tensor:
+        """[B, 3] int64 on the CPU, in the caller's order: the packed row of each, its first step there, its length."""
+        if self.chains is not None:
+            return torch.frombuffer(self.chains, dtype=torch.int64).view(-1, 3)
+        lengths = self.lengths
+        order = range(self.batch) if self.order is None else self.order.tolist()
+        found = [0] * (3 * self.batch)
+        for row, (caller, length) in enumerate(zip(order, lengths, strict=True)):
+            found[3 * caller], found[3 * caller + 2] = row, length
+        return _integers(found).view(-1, 3)
 
     def move(self, padded: Tensor, packed: Tensor, more: Tensor | None = None, *, unpack: bool) -> None:
         """Copy the rows of [T, B, *] to those of [N, *], or back with zeros past each row's length.
@@ -224,7 +282,7 @@ class Packing:
             padded: each row contiguous, the rows of all steps at equal distances. packed: contiguous.
             more: as `packed`, to add to it on the way back.
         """
-        if copied(self, self.order, padded, packed, unpack, more):
+        if copied(self, padded, packed, unpack, more):
             return
         if unpack:
             packed = packed if more is None else packed + more
@@ -234,12 +292,7 @@ class Packing:
 
     def unpacking(self, padded: Tensor, packed: Tensor, more: Tensor | None = None) -> "array[int]":
         """The words with which compiled code moves rows back, on the CPU; see `move` and `rows_words`."""
-        return copying(self, self.order, padded, packed, True, more)
-
-    def put_back(self, rows: Tensor, to: Tensor) -> None:
-        """Copy [B, width] in packed order to [1, B, width] in the caller's; both contiguous."""
-        if not copied(Packing.dense(1, self.batch, self.device), self.order, to, rows, True):
-            to[0].copy_(rows) if self.inverse is None else torch.index_select(rows, 0, self.inverse, out=to[0])
+        return copying(self, padded, packed, True, more)
 
 
 # Stand for N and for T' in what is the same for many batches: below zero, where no other count is.
@@ -251,12 +304,14 @@ class Ragged:
     """Any batch of rows of unequal lengths: what packings of as many rows have in common.
 
     Attributes:
-        batch: B.
+        batch: packed rows.
         capacity: no batch has more entries.
+        count: B, the caller's rows.
     """
 
     batch: int
     capacity: int
+    count: int
     total: int = TOTAL
     steps: int = STEPS
     is_dense: bool = False
@@ -264,9 +319,9 @@ class Ragged:
 
     @staticmethod
     @lru_cache(maxsize=1024)
-    def at(batch: int, capacity: int) -> "Ragged":
+    def at(batch: int, capacity: int, count: int) -> "Ragged":
         """The only one with these sizes."""
-        return Ragged(batch, capacity)
+        return Ragged(batch, capacity, count)
 
 
 class _Pack(torch.autograd.Function):
@@ -296,7 +351,7 @@ class _Unpack(torch.autograd.Function):
         ctx.packing = packing
         ctx.widths = tuple(part.shape[-1] for part in packed) if len(packed) > 1 else ()
         rest = (*packed[0].shape[1:-1], sum(ctx.widths)) if ctx.widths else packed[0].shape[1:]
-        padded = memory.empty_like(packed[0], steps, packing.batch, *rest)
+        padded = memory.empty_like(packed[0], steps, packing.count, *rest)
         parts = padded.split(ctx.widths, -1) if ctx.widths else (padded,)
         for part, whole in zip(packed, parts, strict=True):
             packing.move(whole, part.contiguous(), unpack=True)
@@ -305,6 +360,16 @@ class _Unpack(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return None, None, *_Pack.apply(gradients[0], ctx.packing, ctx.widths)  # type: ignore[no-untyped-call]
+
+
+def _active(lengths: Sequence[int]) -> tuple[int, ...]:
+    """Rows that are active at each step."""
+    changes = [0] * max(lengths)  # in the number of rows, from step to step
+    changes[0] = len(lengths)
+    for length in lengths:
+        if length < len(changes):
+            changes[length] -= 1
+    return tuple(itertools.accumulate(changes))
 
 
 def _integers(values: Sequence[int]) -> Tensor:

@@ -101,6 +101,10 @@ struct Packing {
     const int64_t *offsets;  // [steps]: the packed row at which a step starts
 };
 
+// Where one of the caller's rows stands: the packed row that it is in, its first step there, and how many it has.
+struct Sequence { int64_t row, start, length; };
+INLINE int64_t entry_of(const Packing &p, const Sequence &s, int64_t t) { return p.offsets[s.start + t] + s.row; }
+
 // The states before some steps, one after the other, out of a state's sequence. That has the initial state first, or
 // where time runs backwards, last.
 struct Before {
@@ -133,11 +137,12 @@ static void before(const Before &j, int64_t thread, int64_t team) {
 }
 EXPORT int elman_before(Before *job) { return shared_out<Before, before>(job); }
 
-// Of each row what belongs to its last step, [batch, width].
+// Of each sequence what belongs to its last step in the order of time, [count, width] in the caller's order, or [batch, width] in
+// packed order.
 enum Source : int64_t {
     SEQUENCE,  // of a state, with the initial state first
     CARRIED,   // [2, batch, width], by the parity of lengths
-    STANDING,  // [batch, width]
+    STANDING,  // of a state where time runs backwards, or [batch, width]
 };
 struct Ends {
     Packing packing;
@@ -145,27 +150,32 @@ struct Ends {
     int64_t width;
     const real *from;
     real *to;
-    const int64_t *order;  // null, or [batch]: the row of the result that each packed one is
+    int64_t count;
+    const Sequence *sequences;
+    int64_t ordered;
 };
 EXPORT int elman_ends(const Ends *job) {
     const Ends &j = *job;
     const Packing &p = j.packing;
-    for (int64_t t = 0; t < p.steps; ++t) {
-        const int64_t begin = j.source == SEQUENCE ? p.batch + p.offsets[t] : j.source == CARRIED ? (t + 1) % 2 * p.batch : 0;
-        for (int64_t row = t + 1 < p.steps ? p.sizes[t + 1] : 0; row < p.sizes[t]; ++row)
-            memcpy(j.to + (j.order ? j.order[row] : row) * j.width, j.from + (begin + row) * j.width, j.width * sizeof(real));
+    for (int64_t i = 0; i < j.count; ++i) {
+        const Sequence &s = j.sequences[i];
+        const int64_t from = j.source == SEQUENCE  ? p.batch + entry_of(p, s, s.length - 1)
+                             : j.source == CARRIED ? s.length % 2 * p.batch + s.row
+                                                   : entry_of(p, s, 0);
+        memcpy(j.to + (j.ordered ? i : s.row) * j.width, j.from + from * j.width, j.width * sizeof(real));
     }
     return 0;
 }
 
-// Between a padded batch, [T, batch, *], and its packed rows.
+// Between a padded batch, [T, count, *], and its packed rows.
 struct Rows {
     int64_t threads;
     Pool pool;
     Packing packing;
     int64_t bytes;         // of a row
-    int64_t padded_steps;  // T; steps past a row's length are passed over, or zero
-    const int64_t *order;  // null, or [batch]: the padded row that each packed one is
+    int64_t padded_steps;  // T, or 0 for those of the longest; steps past a row's length are passed over, or zero
+    int64_t count;
+    const Sequence *sequences;  // null, or [count]; without all have all steps
     char *padded;
     int64_t step_stride, row_stride;  // bytes
     char *packed;
@@ -179,32 +189,36 @@ static void add_rows(real *to, const real *a, const real *b, int64_t count) {
 }
 static void rows(const Rows &j, int64_t thread, int64_t team) {
     const Packing &p = j.packing;
+    auto sequence = [&](int64_t row) { return j.sequences ? j.sequences[row] : Sequence{row, 0, p.steps}; };
     // A row that is copied takes as long as two that are made zero; each thread has steps that lie together.
-    auto work_before = [&](int64_t t) {
-        const int64_t copied = t < p.steps ? p.offsets[t] : p.offsets[p.steps - 1] + p.sizes[p.steps - 1];
-        return j.unpack ? copied + t * p.batch : copied;
-    };
+    int64_t steps = j.padded_steps;
+    for (int64_t row = 0; !j.padded_steps && row < j.count; ++row) steps = steps < sequence(row).length ? sequence(row).length : steps;
+    int64_t before[steps + 1];
+    before[0] = 0;
+    for (int64_t t = 0; t < steps; ++t) {
+        int64_t copied = 0;
+        for (int64_t row = 0; row < j.count; ++row) copied += t < sequence(row).length;
+        before[t + 1] = before[t] + copied + (j.unpack ? j.count : 0);
+    }
     auto begin_of = [&](int64_t number) {
-        const int64_t all = work_before(j.padded_steps);
-        int64_t t = number == team ? j.padded_steps : 0;
-        while (t < j.padded_steps && work_before(t) < all * number / team) ++t;
+        int64_t t = number == team ? steps : 0;
+        while (t < steps && before[t] < before[steps] * number / team) ++t;
         return t;
     };
-    for (int64_t t = begin_of(thread), end = begin_of(thread + 1); t < end; ++t) {
-        const int64_t size = t < p.steps ? p.sizes[t] : 0, rows = j.unpack ? p.batch : size;
-        for (int64_t row = 0; row < rows; ++row) {
-            char *padded = j.padded + t * j.step_stride + (j.order ? j.order[row] : row) * j.row_stride;
-            if (row >= size) {
-                memset(padded, 0, j.bytes);
+    for (int64_t t = begin_of(thread), end = begin_of(thread + 1); t < end; ++t)
+        for (int64_t row = 0; row < j.count; ++row) {
+            const Sequence s = sequence(row);
+            char *padded = j.padded + t * j.step_stride + row * j.row_stride;
+            if (t >= s.length) {
+                if (j.unpack) memset(padded, 0, j.bytes);
                 continue;
             }
-            const int64_t at = (p.offsets[t] + row) * j.bytes;
+            const int64_t at = entry_of(p, s, t) * j.bytes;
             char *packed = j.packed + at;
             if (j.more)
                 add_rows((real *)padded, (const real *)packed, (const real *)(j.more + at), j.bytes / (int64_t)sizeof(real));
             else if (j.unpack) memcpy(padded, packed, j.bytes);
             else memcpy(packed, padded, j.bytes);
         }
-    }
 }
 EXPORT int elman_rows(Rows *job) { return shared_out<Rows, rows>(job); }

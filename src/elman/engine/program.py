@@ -35,7 +35,7 @@ _SCRATCH, _WORDS, _FIRST = 1, 2, 3  # regions; an address of 0 is none
 
 class Source(IntEnum):
     """Where `Program.ends` finds it: in a state's sequence with the initial state first; in a carry, [2, B, width], by
-    the parity of the row's length; in [B, width]. As in program.cpp."""
+    the parity of the row's length; in a state's sequence where time runs backwards. As in program.cpp."""
 
     SEQUENCE = 0
     CARRIED = 1
@@ -201,8 +201,8 @@ class Program:
 
     def ends(self, how: "Source", width: int, source: int, to: int, ordered: bool = False) -> None:
         """Write of each row what belongs to its last step, [B, width]; where `ordered` in the caller's order."""
-        words = (*self._steps(), how, width, source, to, self.given("order") if ordered else 0)
-        self.call("copy", self.library.ends, array("q", words), (2, 3, 6, 7, 8))
+        words = (*self._steps(), how, width, source, to, *self._sequences(), ordered)
+        self.call("copy", self.library.ends, array("q", words), (2, 3, 6, 7, 9))
 
     def rows(self, width: int, padded: int, apart: int, stride: int, packed: int, unpack: bool) -> None:
         """Copy rows between [T', B, *] in the caller's order and [N, width], as `Packing.move` does.
@@ -212,10 +212,13 @@ class Program:
         """
         size = self.itemsize
         shared = (*self.team(self.at_most(self._packing.total) * width), *self._steps())
-        order = 0 if self._packing.is_dense else self.given("order")
-        there = (padded, self._packing.steps, apart * size, stride * size)
-        words = rows_words(shared, width * size, there, order, packed, unpack)
+        there = (padded, 0, apart * size, stride * size)
+        words = rows_words(shared, width * size, there, self._sequences(), packed, unpack)
         self.call("copy", self.library.move, words, ROWS_ADDRESSES)
+
+    def _sequences(self) -> tuple[int, int]:
+        """How many, and where they are; see `Packing.sequences`."""
+        return self._packing.count, 0 if self._packing.is_dense else self.given("sequences")
 
     def _steps(self) -> tuple[int, int, int, int]:
         """The words of a `Packing` in program.cpp."""

@@ -35,17 +35,18 @@ class RaggedLayer:
     def __init__(self, call: LayerCall, enters: bool, leaves: bool) -> None:
         self._enters, self._leaves = enters, leaves
         ((scenes, inputs),) = cpu.scenes_of(call, cpu.plan_of(call))
+        self._chained = call.packing.chains is not None
         self._directions: list[_Direction] = []
         for scene, given in zip(scenes, inputs, strict=True):
             form = form_of(scene, tensors_of(scene, given))
             # Of the call only what all such calls have in common.
-            scene.call = replace(call, input=call.input.new_empty(0, call.input.shape[1]), directions=())
+            scene.call = replace(call, input=call.input.new_empty(0, call.input.shape[1]), directions=(), reset=None)
             self._directions.append(_Direction(scene, form))
         self._widths = [width for _, width in call.layout.states]
         self._wanted = [f"ends.{entry.name}" for entry, _ in call.layout.states]
         if leaves or len(scenes) > 1:
             self._wanted = ["output", *self._wanted]
-        self._batch = call.packing.batch
+        self._batch = call.packing.count
         self._results = self._made(call.input.dtype)
         self._parameters = len(call.layout.parameters)
         self._training = scenes[0].training
@@ -54,7 +55,8 @@ class RaggedLayer:
     def fits(call: LayerCall) -> bool:
         """Whether such calls can be made ready: nothing that differs from call to call but lengths."""
         plan = cpu.plan_of(call)
-        special = call.reset is not None or call.extras or any(d.below or d.default or d.draws for d in call.directions)
+        cut = call.reset is not None and call.packing.chains is None
+        special = cut or call.extras or any(d.below or d.default or d.draws for d in call.directions)
         of_cell = plan.integer or plan.structured or plan.clock
         return not (special or of_cell or call.packing.is_dense) and len(cpu.scenes_of(call, plan)) == 1
 
@@ -97,8 +99,8 @@ class RaggedLayer:
     def finish(self, packing: Packing, steps: int, results: Sequence[Tensor], runs: Sequence[_Prepared]) -> None:
         """Write the results."""
         output = results[0]
-        if self._leaves and steps > packing.steps:
-            output[packing.steps :].zero_()
+        if self._leaves and steps > packing.longest:
+            output[packing.longest :].zero_()
         run_all(packing, *((forward.program, given, made) for forward, given, made in runs))
         if not self._leaves and len(runs) > 1:
             torch.cat([forward.results(made)[0] for forward, _, made in runs], -1, out=output)
@@ -127,7 +129,9 @@ class RaggedLayer:
         if packing.order is not None:
             entries = [v.index_select(0, packing.order) for v in entries]
         found = dict(zip(direction.scene.names, (x, *own, *(v.contiguous() for v in entries)), strict=True))
-        found["sizes"], found["offsets"], found["order"] = packing.sizes, packing.offsets, packing.rows
+        found["sizes"], found["offsets"], found["sequences"] = packing.sizes, packing.offsets, packing.sequences
+        if self._chained:
+            found["reset"] = packing.cuts[direction.scene.reverse]
         return found
 
     def backward(
@@ -161,6 +165,12 @@ class RaggedLayer:
                 own.append(entry if entry is None or packing.order is None else entry.index_select(0, packing.order))
             given = self.given(packing, index, x, tensors) | kept[index]
             form = {"output": self._place(index), "enters": self._entering(x)}
+            if self._chained:
+                if any(g is not None for g in own[1:]):
+                    form["output"] = None
+                    own = self._at_ends(packing, index, own)
+                else:
+                    own += [None] * (len(self._widths) - 1)
             program, given = direction.backward(packing, given, own, through=needed[0], over=over[index], **form)
             runs.append((program, given, program.program.make(packing)))
         padded = memory.empty_like(x, *x.shape) if needed[0] and self._enters else None
@@ -177,6 +187,25 @@ class RaggedLayer:
             found.append(_ordered(packing, [part.get(name, zeros) for part in parts]))
         return [v if need else None for v, need in zip(found, needed, strict=True)]
 
+    def _at_ends(self, packing: Packing, index: int, own: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients of all states' sequences, [N, width] each, of which those of final states are a part.
+
+        Args:
+            own: a direction's gradients, of its output and of its final states.
+        """
+        output, *finals = own
+        if output is not None and self._leaves:
+            start = index * self._widths[0]
+            output = packing.pack(output[..., start : start + self._widths[0]])
+        found: list[Tensor | None] = [output, *(None for _ in self._widths[1:])]
+        for k, (final, width) in enumerate(zip(finals, self._widths, strict=True)):
+            if final is not None:
+                whole = final.new_zeros(packing.total, width)
+                whole.index_add_(0, packing.entries_at_ends(self._directions[index].scene.reverse), final)
+                before = found[k]
+                found[k] = whole if before is None else before + whole
+        return [*found, *(None for _ in finals)]
+
     def through_reference(
         self, packing: Packing, steps: int, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
@@ -187,13 +216,20 @@ class RaggedLayer:
             results = []
             for index, direction in enumerate(self._directions):
                 named = self.given(packing, index, x, own)
+                reset = packing.cuts[0].bool() if self._chained else None
                 parameters = {n.partition(".")[2]: v for n, v in named.items() if n.startswith("parameter.")}
                 entries = tuple(v for n, v in named.items() if n.startswith("state.")) or None
                 one = Direction(parameters, entries, direction.scene.reverse, {})
-                results += reference.run(replace(direction.scene.call, packing=packing, input=x, directions=(one,)))
+                call = replace(direction.scene.call, packing=packing, input=x, directions=(one,), reset=reset)
+                results += reference.run(call)
             output = torch.cat([result.sequences[0] for result in results], -1)
             output = packing.unpack(output, steps) if self._leaves else output
-            finals = [torch.stack(entry) for entry in zip(*(result.state for result in results), strict=True)]
+            states = [result.state for result in results]
+            if self._chained:
+                reverse = [direction.scene.reverse for direction in self._directions]
+                pairs = zip(results, reverse, strict=True)
+                states = [tuple(packing.ends(v, back) for v in result.sequences) for result, back in pairs]
+            finals = [torch.stack(entry) for entry in zip(*states, strict=True)]
             return [output, *(packing.to_caller_order(final, 1) for final in finals)]
 
         return double_backward.differentiated(run, tensors, gradients)
@@ -273,5 +309,5 @@ def _ordered(packing: Packing, rows: Sequence[Tensor]) -> Tensor:
     """Several [B, width] in packed order as one [., B, width] in the caller's."""
     whole = memory.empty_like(rows[0], len(rows), *rows[0].shape)
     for k, v in enumerate(rows):
-        packing.put_back(v, whole[k : k + 1])
+        whole[k] = packing.to_caller_order(v, 0)
     return whole

@@ -16,20 +16,18 @@ if TYPE_CHECKING:
     from elman.engine.packing import Packing
 
 
-def copied(
-    packing: "Packing", order: Tensor | None, padded: Tensor, packed: Tensor, unpack: bool, more: Tensor | None = None
-) -> bool:
+def copied(packing: "Packing", padded: Tensor, packed: Tensor, unpack: bool, more: Tensor | None = None) -> bool:
     """Copy rows as `Packing.move` does, in compiled code; whether there is such."""
     job = _rows_function(torch.float32 if more is None else more.dtype) if padded.is_cpu else None
     if job is None:
         return False
-    words = copying(packing, order, padded, packed, unpack, more)
+    words = copying(packing, padded, packed, unpack, more)
     job(words.buffer_info()[0])
     return True
 
 
 def copying(
-    packing: "Packing", order: Tensor | None, padded: Tensor, packed: Tensor, unpack: bool, more: Tensor | None = None
+    packing: "Packing", padded: Tensor, packed: Tensor, unpack: bool, more: Tensor | None = None
 ) -> "array[int]":
     """The words with which compiled code does so; see `rows_words`."""
     size = padded.dtype.itemsize
@@ -37,7 +35,7 @@ def copying(
         (*threads.team(packed.numel()), packing.steps, packing.batch, *packing.places),
         math.prod(packed.shape[1:]) * size,
         (padded.data_ptr(), padded.shape[0], padded.stride(0) * size, padded.stride(1) * size),
-        0 if order is None else order.data_ptr(),
+        (packing.sequences.shape[0], packing.sequences.data_ptr()),
         packed.data_ptr(),
         unpack,
         0 if more is None else more.data_ptr(),
@@ -48,7 +46,7 @@ def rows_words(
     shared: Sequence[int],
     row: int,
     padded: tuple[int, int, int, int],
-    order: int,
+    sequences: tuple[int, int],
     packed: int,
     unpack: bool,
     more: int = 0,
@@ -57,14 +55,15 @@ def rows_words(
 
     Args:
         shared: the words of the threads and the packing.
-        row: bytes. padded: address, T, bytes from step to step and from row to row.
-        order, packed, more: addresses. unpack: whether rows go from there to the padded ones.
+        row: bytes. padded: address, T or 0 for the steps of the longest, bytes from step to step and from row to row.
+        sequences: how many, and the address of `Packing.sequences`, or 0 where all have all steps.
+        packed, more: addresses. unpack: whether rows go from there to the padded ones.
     """
     at, steps, apart, stride = padded
-    return array("q", (*shared, row, steps, order, at, apart, stride, packed, unpack, more))
+    return array("q", (*shared, row, steps, *sequences, at, apart, stride, packed, unpack, more))
 
 
-ROWS_ADDRESSES = (6, 7, 10, 11, 14, 16)
+ROWS_ADDRESSES = (6, 7, 11, 12, 15, 17)
 
 
 @lru_cache(maxsize=4)

@@ -20,6 +20,7 @@ class Frame:
         input_size: I.
         lengths: [B] valid steps of each row, or None.
         batch_first: whether batched tensors are [B, T, *].
+        chain: in how many packed rows to set sequences one behind the other; 0: each has its own.
 
     Raises:
         ValueError: a shape or a length does not fit.
@@ -31,6 +32,7 @@ class Frame:
         input_size: int,
         lengths: Tensor | Sequence[int] | None,
         batch_first: bool,
+        chain: int = 0,
     ) -> None:
         self._sequence: PackedSequence | None = None
         self._swap = False
@@ -57,7 +59,9 @@ class Frame:
         if lengths is None:
             self.packing = Packing.dense(self.steps, batch, input.device)
         else:
-            self.packing = Packing.from_lengths(checked_lengths(lengths, batch, self.steps), input.device)
+            numbers = checked_lengths(lengths, batch, self.steps)
+            packed = Packing.chained(numbers, chain, input.device) if chain else None
+            self.packing = packed or Packing.from_lengths(numbers, input.device)
         self.input = self.packing.pack(padded)
 
     def _time_major(self, tensor: Tensor) -> Tensor:
@@ -69,7 +73,7 @@ class Frame:
         """The sizes of the caller's dimensions of time and batch."""
         if self._unbatched:
             return (self.steps,)
-        return (self.packing.batch, self.steps) if self._swap else (self.steps, self.packing.batch)
+        return (self.packing.count, self.steps) if self._swap else (self.steps, self.packing.count)
 
     def reset(self, reset: Tensor | None) -> Tensor | None:
         """The caller's `reset`, [T, B] bool in the layout of the input, as [N]."""

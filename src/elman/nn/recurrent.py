@@ -16,6 +16,7 @@ from elman.engine import dispatch, draws
 from elman.engine.call import DirectionResult, LayerCall
 from elman.engine.draws import Noise
 from elman.engine.reference import default_state
+from elman.nn.chains import rows_of_chains
 from elman.nn.frame import Frame
 from elman.nn.initialise import fill, initial_name
 from elman.nn.options import Merge, Options, RecurrentInit, per_layer
@@ -227,13 +228,16 @@ class Recurrent(nn.Module):
             ValueError: a shape, length or dtype does not fit.
         """
         shortcuts, known = self._shortcuts, None
+        chain = 0
+        if lengths is not None and state is None and reset is None and not extras and noise is None:
+            chain = rows_of_chains(self, input, lengths)
         if type(input) is Tensor and reset is None and not extras and noise is None and self._brief:
-            known = shortcuts.form(self, input, state, lengths is not None)
+            known = shortcuts.form(self, input, state, lengths is not None, chain)
             found = None if known is None else shortcuts.run(known, self, input, state, lengths)
             if found is not None:
                 return found
         run = shortcuts.recorder(known, dispatch.run)
-        frame = self._frame(input, lengths)
+        frame = self._frame(input, lengths, chain)
         outputs, _, final = self._unrolling(frame, noise, run).forward(state, reset, extras, every_state=False)
         shortcuts.learn(known, self, input, run, lengths is not None)
         return frame.leave(*outputs), final
@@ -317,8 +321,8 @@ class Recurrent(nn.Module):
         if arguments:
             raise TypeError(f"unknown arguments: {', '.join(arguments)}")
 
-    def _frame(self, input: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None) -> Frame:
-        frame = Frame(input, self.input_size, lengths, self.batch_first)
+    def _frame(self, input: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None, chain: int = 0) -> Frame:
+        frame = Frame(input, self.input_size, lengths, self.batch_first, chain)
         x, weight = frame.input, getattr(self, self._stack.slots[0][0][0][1])
         if x.device != weight.device:
             raise ValueError(f"input is on {x.device}, the parameters on {weight.device}")

@@ -35,7 +35,7 @@ class Shortcuts:
     def __reduce__(self) -> Any:
         return Shortcuts, ()
 
-    def form(self, module: "Recurrent", input: Tensor, state: Any, ragged: bool) -> Form | None:
+    def form(self, module: "Recurrent", input: Tensor, state: Any, ragged: bool, chain: int) -> Form | None:
         """What the work of a call depends on, beside the parameters; None where no shortcut can serve."""
         if input.dim() != 3 or not input.is_cpu or torch.is_autocast_enabled("cpu"):
             return None
@@ -49,7 +49,7 @@ class Shortcuts:
             return None
         random = module.training and module._random
         situation = (states, torch.is_grad_enabled(), torch.get_num_threads(), dispatch.wanted(), module.batch_first)
-        return (input.shape, input.stride(), input.dtype, input.requires_grad, random, ragged, *situation)
+        return (input.shape, input.stride(), input.dtype, input.requires_grad, random, ragged, chain, *situation)
 
     def run(
         self, form: Form, module: "Recurrent", input: Tensor, state: Any, lengths: Any
@@ -86,7 +86,8 @@ class Shortcuts:
 
 
 def _runs(call: LayerCall, way: type[Ready] | type[RaggedLayer]) -> bool:
-    return dispatch.choose(call)[0] == cpu.name and way.fits(call) and not call.every_state
+    chained = way is RaggedLayer and call.packing.chains is not None
+    return dispatch.choose(call)[0] == cpu.name and way.fits(call) and (chained or not call.every_state)
 
 
 class _Recorder:
@@ -112,7 +113,7 @@ class _Way:
         names = [full for level in stack.slots for slots in level for _, full in slots]
         self._parameters = [(name, _requires_grad(module, name)) for name in names]
         self._places = sum(len(call.directions) for call in calls)
-        shapes = [(self._places, calls[0].packing.batch, width) for _, width in calls[0].layout.states]
+        shapes = [(self._places, calls[0].packing.count, width) for _, width in calls[0].layout.states]
         self._states = [torch.Size(shape) for shape in shapes]
         self._form = form(module.layers[-1][0])
 
@@ -206,6 +207,7 @@ class _RaggedRoute(_Way):
         super().__init__(module, calls)
         last = len(calls) - 1
         self._layers = [RaggedLayer(call, level == 0, level == last) for level, call in enumerate(calls)]
+        self._rows = calls[0].packing.batch if calls[0].packing.chains is not None else 0
         self._counts = [len(call.directions) * len(call.layout.parameters) for call in calls]
 
     @staticmethod
@@ -220,7 +222,11 @@ class _RaggedRoute(_Way):
         parameters, states = self._owned(module), self._given(state)
         x = input.transpose(0, 1) if module.batch_first else input
         steps, batch = x.shape[:2]
-        packing = Packing.from_lengths(checked_lengths(lengths, batch, steps), input.device)
+        numbers = checked_lengths(lengths, batch, steps)
+        if self._rows:
+            packing = Packing.chained(numbers, self._rows, input.device)
+        else:
+            packing = Packing.from_lengths(numbers, input.device)
         if parameters is None or states is None or packing.is_dense:
             return None
         finals = []

@@ -57,6 +57,9 @@ class Unrolling:
         """
         stack, frame, noise = self.stack, self.frame, self.noise
         packing, packed_reset = frame.packing, frame.reset(reset)
+        chained = packing.chains is not None
+        if chained:
+            packed_reset = packing.cuts[0].bool()
         layers, wiring = stack.layers if noise is None else stack.trained, stack.wiring
         last = len(layers) - 1
         given = None if state is None else self._given(state)
@@ -81,13 +84,18 @@ class Unrolling:
                     )
                     for index in range(stack.directions)
                 ),
-                every_state=every_state if level == last else bool(layers[level + 1][0].below),
+                every_state=chained or (every_state if level == last else bool(layers[level + 1][0].below)),
             )
             if self.recompute:
                 results = checkpoint(self.run, call, use_reentrant=False, preserve_rng_state=False)
             else:
                 results = self.run(call)
-            finals += [result.state for result in results]
+            if chained:  # where sequences end within packed rows
+                finals += [
+                    tuple(packing.ends(v, index == 1) for v in result.sequences) for index, result in enumerate(results)
+                ]
+            else:
+                finals += [result.state for result in results]
             outputs = tuple(result.sequences[0] for result in results)
             if level == last and wiring.trivial and stack.options.merge == "concatenate":
                 return outputs, results, self._leave(finals)
