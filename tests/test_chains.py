@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 
 import elman
+from elman import cells
 from elman.engine import cpu
 from elman.engine.packing import Packing
 from elman.nn import chains
+from elman.testing import Case, compare
+
+pytestmark = pytest.mark.usefixtures("poison")
 
 CPU = torch.device("cpu")
 STEPS, ROWS = 30, 40
@@ -175,3 +179,23 @@ def test_small_layers_are_left_as_they_are(set_threads: Callable[[int], None], m
         for hidden in (32, 128)
     }
     assert rows == {32: 0, 128: 16}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("chained")
+@pytest.mark.parametrize("name", cells.names())
+def test_every_cell_equals_the_reference(name: str) -> None:
+    case = Case(cells.get(name)(), dtype=torch.float32, input_size=5, hidden_size=24)
+    module, x, lengths = case.module(bidirectional=True), case.input(STEPS, ROWS).requires_grad_(), _lengths(4)
+    extras = case.extras(STEPS, ROWS)
+
+    def way(engine: str) -> Callable[[], list[Tensor]]:
+        def run() -> list[Tensor]:
+            with elman.use_engine(engine):
+                output, final = module(x, lengths=lengths, extras=extras)
+            return [output, *(final if isinstance(final, tuple) else (final,))]
+
+        return run
+
+    for _ in range(3):
+        compare(module, [x], [way("cpu"), way("reference")], name)
