@@ -141,6 +141,20 @@ def test_rows_are_moved_as_by_index(dtype: torch.dtype, rest: tuple[int, ...]) -
             assert torch.equal(packing.unpack(packed, 7), expected.view(padded.shape))
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_rows_of_very_long_sequences_are_moved() -> None:
+    """No memory on a thread's stack grows with the steps."""
+    steps = 2_000_000
+    packing = Packing.from_lengths([1, steps], CPU)
+    x = torch.randn(steps, 2, 1)
+    packed = packing.pack(x)
+    assert torch.equal(packed[:3, 0], torch.stack([x[0, 1, 0], x[0, 0, 0], x[1, 1, 0]]))
+    assert torch.equal(packed[2:, 0], x[1:, 1, 0])
+    there = torch.ones(steps, 2, 1)
+    there[1:, 0] = 0
+    assert torch.equal(packing.unpack(packed, steps), x * there)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("lengths", [[4, 1, 6], [6, 6, 2], [5, 5, 5], [7, 7, 7]], ids=str)
 def test_sequences_are_unpacked_side_by_side(

@@ -161,8 +161,8 @@ static Block *take(int64_t size) {
 }
 
 // `count` tensors, uninitialised. Of each `wanted` has the number of dimensions, DIMENSIONS sizes, of which the last ones
-// may be missing and those below zero are -1 - size more than `rows`, and how many numbers there are in front of the tensor and behind it, in memory that lives as long as it
-// does; `made` receives the addresses. False where there is no memory; then nothing is made.
+// may be missing and those below zero are -1 - size more than `rows`, and how many numbers there are in front of the tensor and
+// behind it, in memory that lives as long as it does; `made` receives the addresses. False where there is no memory; then nothing is made.
 static bool make(int64_t count, const int64_t *wanted, int64_t rows, int64_t code, int64_t bits, Managed **made) {
     for (int64_t i = 0; i < count; ++i, wanted += 1 + DIMENSIONS + 2) {
         const int64_t front = wanted[1 + DIMENSIONS], behind = wanted[2 + DIMENSIONS];

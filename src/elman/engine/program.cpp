@@ -190,24 +190,23 @@ static void add_rows(real *to, const real *a, const real *b, int64_t count) {
 static void rows(const Rows &j, int64_t thread, int64_t team) {
     const Packing &p = j.packing;
     auto sequence = [&](int64_t row) { return j.sequences ? j.sequences[row] : Sequence{row, 0, p.steps}; };
-    // A row that is copied takes as long as two that are made zero; each thread has steps that lie together.
-    int64_t steps = j.padded_steps;
-    for (int64_t row = 0; !j.padded_steps && row < j.count; ++row) steps = steps < sequence(row).length ? sequence(row).length : steps;
-    int64_t before[steps + 1];
-    before[0] = 0;
-    for (int64_t t = 0; t < steps; ++t) {
-        int64_t copied = 0;
-        for (int64_t row = 0; row < j.count; ++row) copied += t < sequence(row).length;
-        before[t + 1] = before[t] + copied + (j.unpack ? j.count : 0);
+    int64_t copied = 0, longest = 0;
+    for (int64_t row = 0; row < j.count; ++row) {
+        const int64_t length = sequence(row).length;
+        copied += length;
+        longest = longest < length ? length : longest;
     }
-    auto begin_of = [&](int64_t number) {
-        int64_t t = number == team ? steps : 0;
-        while (t < steps && before[t] < before[steps] * number / team) ++t;
-        return t;
-    };
-    for (int64_t t = begin_of(thread), end = begin_of(thread + 1); t < end; ++t)
+    // A row that is copied takes as long as two that are made zero; each thread has steps that lie together.
+    const int64_t steps = j.padded_steps ? j.padded_steps : longest, each = j.unpack ? j.count : 0, all = copied + steps * each;
+    const int64_t begin = all * thread / team, end = all * (thread + 1) / team;
+    int64_t before = 0;
+    for (int64_t t = 0; t < steps && (before < end || thread + 1 == team); ++t) {
+        const bool mine = before >= begin;
+        before += each;
         for (int64_t row = 0; row < j.count; ++row) {
             const Sequence s = sequence(row);
+            before += t < s.length;
+            if (!mine) continue;
             char *padded = j.padded + t * j.step_stride + row * j.row_stride;
             if (t >= s.length) {
                 if (j.unpack) memset(padded, 0, j.bytes);
@@ -220,5 +219,6 @@ static void rows(const Rows &j, int64_t thread, int64_t team) {
             else if (j.unpack) memcpy(padded, packed, j.bytes);
             else memcpy(packed, padded, j.bytes);
         }
+    }
 }
 EXPORT int elman_rows(Rows *job) { return shared_out<Rows, rows>(job); }
