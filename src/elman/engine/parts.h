@@ -178,9 +178,10 @@ static __attribute__((noinline)) void tiles_by_pieces(const Context &given, int6
 
 #ifdef BY_BFLOAT16
 // The expressions of a tile, some rows of a vector at a time, while matrix tiles form the next tile's sums. With each piece come the
-// numbers that the same one of the next tile will read: all at once they would be in the way of matrices.
+// numbers that the same one of the next tile is about: all at once they would be in the way of matrices.
 template <class Part> struct Points : Pieces {
-    enum { PIECE_ROWS = Part::blocks > 1 ? 4 : 2, FETCHED = Part::blocks > 1 ? int(Part::reads) : int(Part::streams) };  // where a block is one vector of units, it has several gates to compute
+    // Where a block is one vector of units, it has several gates to compute; there it repays to fetch what is only written, too.
+    enum { ONE_VECTOR = Part::blocks == 1, PIECE_ROWS = ONE_VECTOR ? 2 : 4, FETCHED = ONE_VECTOR ? int(Part::streams) : int(Part::reads) };
     const Context &c;
     int64_t row, rows, first_block, units;
     int64_t next_row, next_rows, next_block;
