@@ -10,6 +10,7 @@ from torch import Tensor
 
 from elman.engine.arrangement import arrangement
 from elman.engine.form import Form, gates_width, widened
+from elman.engine.forward import Made
 from elman.engine.gradients import Products
 from elman.engine.kernel import Kind, chunks
 from elman.engine.packing import Packing
@@ -149,9 +150,6 @@ class Backward(Written):
         found |= {f"parameter.{n}": made[f"total.{n}"][:, : self.shapes[n][0]].sum(0) for n in self.totals}
         found |= {f"default.{n}": made[f"fresh.{n}"][:, : self.widths[n]].sum(0) for n in self.fresh}
         self.products.give(found, made)
-
-
-Made = dict[str, Tensor]
 
 
 class Work:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from elman.nn.stack import Stack
 
 TILE = 16  # rows of a matrix tile, which takes about as long for fewer; see terms.h
-_WORTH = 0.9  # of the tiles that each row by itself would take, at most; measured, docs/engine.md
-FEWEST = 30_000  # numbers of a layer's matrices, with which steps take long enough to repay it; likewise
+_WORTH = 0.9  # of the tiles that each row by itself would take, at most: a tenth less repays finding places
+FEWEST = 30_000  # numbers of a layer's matrices, with which steps take long enough to repay it; measured, docs/engine.md
 
 
 def rows_of_chains(module: "Recurrent", input: Any, lengths: Any) -> int:
@@ -63,7 +63,7 @@ def _by_tiles(dtype: torch.dtype) -> bool:
 
 
 def _numbers(lengths: Any) -> list[int]:
-    """The lengths, or nothing where they are none."""
+    """The lengths, or nothing where they are not positive integers; `checked_lengths` will say so."""
     values = lengths.tolist() if isinstance(lengths, Tensor) and lengths.dim() == 1 else lengths
     fine = isinstance(values, list) and values and all(type(n) is int for n in values) and min(values) > 0
     return values if fine else []
