@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TILE = 16  # rows of a matrix tile, which takes about as long for fewer; see terms.h
 _WORTH = 0.9  # of the tiles that each row by itself would take, at most: a tenth less repays finding places
-FEWEST = 30_000  # numbers of a layer's matrices, with which steps take long enough to repay it; measured, docs/engine.md
+FEWEST = 30_000  # numbers of the matrices of a layer whose steps take long enough to repay it; measured, docs/engine.md
 
 
 def rows_of_chains(module: "Recurrent", input: Any, lengths: Any) -> int:
