@@ -55,16 +55,18 @@ PAIRS: dict[str, tuple[Any, Any, int]] = {
 
 
 def medians(ways: Sequence[Callable[[], object]], seconds: float) -> list[float]:
-    """Median seconds of each way, run in turns for so long together, three rounds at least."""
+    """Median seconds of each way, in turns for so long together, every other round backwards, three at least."""
     for way in ways:
         way()
     times: list[list[float]] = [[] for _ in ways]
+    order = list(zip(times, ways, strict=True))
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 3:
-        for kept, way in zip(times, ways, strict=True):
+        for kept, way in order:
             start = time.perf_counter()
             way()
             kept.append(time.perf_counter() - start)
+        order.reverse()
     return [statistics.median(t) for t in times]
 
 
@@ -111,10 +113,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         print("| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row) + " |", flush=True)
 
 
-def bench_layers(seconds: float, peak: float) -> None:
+def bench_layers(seconds: float, workers: int) -> None:
     """Each shape against torch.nn."""
     print("\n## Against torch.nn")
-    summary = []
+    print("\nShares are of the multiply-add peak as it was in turns with the layers.")
+    multiply_adds, work = machine.multiply_adds(workers)
+    summary, peaks = [], []
     for kind, (ours, theirs, gates) in PAIRS.items():
         rows = []
         for batch, steps, inputs, hidden in SHAPES:
@@ -123,9 +127,10 @@ def bench_layers(seconds: float, peak: float) -> None:
             x = torch.randn(steps, batch, inputs, requires_grad=True)
             row: list[object] = [f"{batch}, {steps}, {inputs}, {hidden}"]
             for trained, way in ((False, forward), (True, training)):
-                mine, peer = medians([way(a, x), way(b, x)], seconds)
+                mine, peer, spent = medians([way(a, x), way(b, x), multiply_adds], seconds)
                 rate = flops(gates, batch, steps, inputs, hidden, trained) / mine / 1e9
-                row += [peer / mine, f"{rate:.0f}", f"{100 * rate / peak:.0f} %"]
+                peaks.append(work / spent)
+                row += [peer / mine, f"{rate:.0f}", f"{100 * rate / peaks[-1]:.0f} %"]
             rows.append(row)
         print(f"\n### {kind}")
         head = ["B, T, I, H", "forward ×", "GFLOP/s", "of peak", "training ×", "GFLOP/s", "of peak"]
@@ -134,6 +139,8 @@ def bench_layers(seconds: float, peak: float) -> None:
             ratios = [float(str(row[column])) for row in rows]
             summary.append([kind, name, geometric_mean(ratios), min(ratios)])
     table(["layer", "", "geometric mean ×", "worst ×"], summary)
+    quartiles = ", ".join(f"{q:.0f}" for q in statistics.quantiles(peaks, n=4))
+    print(f"\nThe peak was {min(peaks):.0f} to {max(peaks):.0f} GFLOP/s, quartiles {quartiles}.")
 
 
 class Minimal(elman.Cell):
@@ -254,21 +261,24 @@ def _loops(way: Callable[[], object], seconds: float) -> float:
     return statistics.median(spent[1:])
 
 
-def bench_cells(seconds: float, peak: float) -> None:
+def bench_cells(seconds: float, workers: int) -> None:
     """Other cells at LSTM's rate, and against torchrecurrent and an eager loop."""
     print("\n## Any cell (training)")
+    multiply_adds, work = machine.multiply_adds(workers)
     rows = []
     for batch, steps, inputs, hidden in ((32, 64, 256, 256), (64, 64, 512, 512)):
         x = torch.randn(steps, batch, inputs, requires_grad=True)
         chosen: list[tuple[Any, int]] = [("lstm", 4), ("peephole_lstm", 4), ("gru_reset_before", 3), (Minimal, 2)]
         ways = [training(elman.Recurrent(cell, inputs, hidden), x) for cell, _ in chosen]
-        times = medians(ways, seconds * 2)
+        *times, spent = medians([*ways, multiply_adds], seconds * 2)
         rates = [
             flops(g, batch, steps, inputs, hidden, True) / t / 1e9 for (_, g), t in zip(chosen, times, strict=True)
         ]
         for (cell, _), rate in zip(chosen, rates, strict=True):
             name = cell if isinstance(cell, str) else cell.__name__
-            rows.append([name, f"{batch}, {steps}, {inputs}, {hidden}", f"{rate:.0f}", rate / rates[0], rate / peak])
+            rows.append(
+                [name, f"{batch}, {steps}, {inputs}, {hidden}", f"{rate:.0f}", rate / rates[0], rate * spent / work]
+            )
     table(["cell", "B, T, I, H", "GFLOP/s", "of Elman's LSTM", "of peak"], rows)
 
     import torchrecurrent
@@ -523,12 +533,11 @@ def main() -> None:
     seconds = options.seconds
     torch.manual_seed(0)
     workers = torch.get_num_threads()
-    peak = machine.peak_gflops(workers)
     sections: dict[str, Callable[[], None]] = {
-        "layers": lambda: bench_layers(seconds, peak),
+        "layers": lambda: bench_layers(seconds, workers),
         "recurrence": lambda: bench_recurrence(seconds, workers),
         "elementwise": lambda: bench_elementwise(seconds),
-        "cells": lambda: bench_cells(seconds, peak),
+        "cells": lambda: bench_cells(seconds, workers),
         "options": lambda: bench_options(seconds),
         "clock": lambda: bench_clock(seconds),
         "directions": lambda: bench_directions(seconds),
@@ -547,8 +556,8 @@ def main() -> None:
     print(
         f"\n{datetime.date.today()}, {model.partition(':')[2].strip()}, {workers} threads, {build.instruction_set()}, "
     )
-    print(f"torch {torch.__version__}. Multiply-add peak {peak:.0f} GFLOP/s, of numbers in registers; the engine's")
-    print(f"tiles alone, of numbers from the second-level cache, {machine.tiles_gflops(workers):.0f}.")
+    print(f"torch {torch.__version__}. Multiply-add peak {machine.peak_gflops(workers):.0f} GFLOP/s, in registers;")
+    print(f"the engine's tiles alone, of numbers from the second-level cache, {machine.tiles_gflops(workers):.0f}.")
     if by_matrix_tiles := machine.matrix_tiles_gflops(workers):
         print(f"Matrix tiles alone, float32 products of six products of terms: {by_matrix_tiles:.0f} GFLOP/s.")
     print(f"Reads by {workers} threads together: ", end="")

@@ -3,7 +3,7 @@ long a line takes from one thread to another."""
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -192,6 +192,20 @@ def peak_gflops(workers: int) -> float:
     repeats = 2_000_000
     seconds, per_repeat = _best(0, 0, repeats, workers)
     return per_repeat * repeats * workers / seconds / 1e9
+
+
+def multiply_adds(workers: int) -> tuple[Callable[[], object], float]:
+    """A run of multiply-adds of one or two milliseconds, and how many GFLOP it is: beside whatever is to be compared.
+
+    What a shared machine gives changes from minute to minute, so a peak taken before is not the peak of then.
+    """
+    library = build.load(_SOURCE, "float")
+    pool = threads.pool()
+    assert pool is not None
+    data = torch.ones(1)
+    job = _Job(data.data_ptr(), data.nbytes, 500_000, pool[0], pool[1])
+    work = library.run(ctypes.byref(job), 0, workers) * job.repeats * workers
+    return lambda: (library.run(ctypes.byref(job), 0, workers), data), work / 1e9
 
 
 def tiles_gflops(workers: int) -> float:
