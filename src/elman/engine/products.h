@@ -7,7 +7,8 @@
 
 #include "transposition.h"
 
-enum { VECTORS = ABREAST, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS, DEPTH = REGISTERS == 32 ? 3072 / sizeof(real) : 384,
+enum { VECTORS = ABREAST, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS,
+       DEPTH = REGISTERS == 32 ? 3072 / sizeof(real) : 384, MOST_DEPTH = REGISTERS == 32 ? int(DEPTH) : DEPTH * 3 / 2,
        BLOCK_ROWS = 16 * ROWS, FEW_ROWS = (256 + ROWS - 1) / ROWS * ROWS, LINE = 64 / sizeof(real), AHEAD = 8, FETCHED_STEPS = 16 };
 
 // Bytes of a thread's panels from which on no near cache holds them.
@@ -36,10 +37,10 @@ struct Product {
 INLINE int64_t step_of(const Product &p, int64_t k) { return p.chosen ? p.chosen[k] : k; }
 INLINE int64_t panels(int64_t columns) { return (columns + COLUMNS - 1) / COLUMNS; }
 
-// Steps of the depth that are taken together: blocks of about equal size.
+// Steps of the depth that are taken together: blocks of about equal size, about DEPTH and MOST_DEPTH at most.
 INLINE int64_t block_depth(int64_t depth) {
-    const int64_t blocks = (depth + DEPTH - 1) / DEPTH;
-    return blocks < 2 ? DEPTH : (depth + blocks * LANES - 1) / (blocks * LANES) * LANES;
+    const int64_t blocks = (depth - MOST_DEPTH + 2 * DEPTH - 1) / DEPTH;
+    return blocks < 2 ? MOST_DEPTH : (depth + blocks * LANES - 1) / (blocks * LANES) * LANES;
 }
 
 // Numbers from one of A's packed tiles to the next: a line more than they have, or where the depth is a power of two all would
@@ -268,15 +269,15 @@ INLINE bool by_tiles(int64_t columns, int64_t depth) { return columns >= FEWEST_
 INLINE bool by_tiles(const Product &p) {
     return by_tiles(p.columns, p.depth) && !p.chosen && (p.packed || p.rows >= FEWEST_LINES);
 }
-INLINE int64_t room_for_a() { return larger<int64_t>(FEW_ROWS / ROWS * tile_size(DEPTH), term_room_for_a()); }
-INLINE int64_t room_for_panel() { return larger<int64_t>(DEPTH * COLUMNS, term_room_for_panel()); }
+INLINE int64_t room_for_a() { return larger<int64_t>(FEW_ROWS / ROWS * tile_size(MOST_DEPTH), term_room_for_a()); }
+INLINE int64_t room_for_panel() { return larger<int64_t>(MOST_DEPTH * COLUMNS, term_room_for_panel()); }
 INLINE int64_t room_for_b(int64_t columns, int64_t threads) {
-    return larger(larger(panels(columns), threads) * DEPTH * COLUMNS, larger(term_panels(columns), threads) * term_room_for_panel());
+    return larger(larger(panels(columns), threads) * MOST_DEPTH * COLUMNS, larger(term_panels(columns), threads) * term_room_for_panel());
 }
 #else
 INLINE bool by_tiles(const Product &) { return false; }
-INLINE int64_t room_for_a() { return FEW_ROWS / ROWS * tile_size(DEPTH); }
-INLINE int64_t room_for_panel() { return DEPTH * COLUMNS; }
+INLINE int64_t room_for_a() { return FEW_ROWS / ROWS * tile_size(MOST_DEPTH); }
+INLINE int64_t room_for_panel() { return MOST_DEPTH * COLUMNS; }
 INLINE int64_t room_for_b(int64_t columns, int64_t threads) { return larger(panels(columns), threads) * room_for_panel(); }
 static void multiply_terms(const Product &, int64_t, int64_t, real *, real *, real *) {}
 static void pack_terms_share(const Product &, int64_t, int64_t) {}
