@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from elman import LSTM, Recurrent, use_engine
 
@@ -53,10 +54,11 @@ LENGTHS = {
 }
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("cell", ["elman", "gru", "lstm", "gru_reset_before", "sru"])
-def test_unequal_lengths_are_the_same_to_the_bit(cell: str, options: dict[str, Any]) -> None:
-    """The layers as one operation each, from padded rows to padded ones, and with gradients of each result alone."""
+def test_unequal_lengths_are_the_same_to_the_bit(cell: str, options: dict[str, Any], packed: bool) -> None:
+    """The layers as one operation each, from the caller's rows to the caller's, with gradients of each result alone."""
     module = Recurrent(cell, 5, 7, **options)
     shape = (5, 9, 5) if module.batch_first else (9, 5, 5)
     x = torch.randn(shape, requires_grad=True)
@@ -65,8 +67,17 @@ def test_unequal_lengths_are_the_same_to_the_bit(cell: str, options: dict[str, A
     start = tuple(torch.randn(places, 5, 7, requires_grad=True) for _ in range(entries))
     alone = start if entries > 1 else start[0]
 
+    def called(state: Any, lengths: list[int]) -> tuple[Tensor, Any]:
+        if not packed:
+            return module(x, state, lengths=lengths)  # type: ignore[no-any-return]
+        given = pack_padded_sequence(x, torch.tensor(lengths), module.batch_first, enforce_sorted=False)
+        output, final = module(given, state)
+        assert isinstance(output, PackedSequence)
+        assert output.sorted_indices is given.sorted_indices
+        return output.data, final
+
     def numbers(state: Any, lengths: list[int]) -> list[Tensor]:
-        output, final = module(x, state, lengths=lengths)
+        output, final = called(state, lengths)
         results = [output, *(final if isinstance(final, tuple) else (final,))]
         wanted = [x, *module.parameters(), *(start if state is not None else ())]
         found = list(results)
@@ -74,7 +85,7 @@ def test_unequal_lengths_are_the_same_to_the_bit(cell: str, options: dict[str, A
             gradients = torch.autograd.grad(sum(losses), wanted, retain_graph=True, allow_unused=True)
             found += [v for v in gradients if v is not None]
         with torch.no_grad():
-            return [*found, module(x, state, lengths=lengths)[0]]
+            return [*found, called(state, lengths)[0]]
 
     with use_engine("cpu"):
         for state in (None, alone):
@@ -100,6 +111,24 @@ def test_unequal_lengths_twice_differentiable() -> None:
         for which in (lambda v: module(v, lengths=[2, 5, 3])[0], lambda v: module(v, lengths=[4, 1, 3])[1].c):
             assert torch.autograd.gradcheck(which, (x,))
             assert torch.autograd.gradgradcheck(which, (x,))
+        for _ in range(3):
+            module(pack_padded_sequence(x, torch.tensor([5, 3, 2])))
+        assert _made(module) == 2
+        again = lambda v: module(pack_padded_sequence(v, torch.tensor([5, 4, 1])))[0].data  # noqa: E731
+        assert torch.autograd.gradcheck(again, (x,))
+        assert torch.autograd.gradgradcheck(again, (x,))
+
+
+def test_packed_sequences_with_lengths_are_refused_on_the_shorter_way() -> None:
+    module = Recurrent("gru", 5, 7)
+    given = pack_padded_sequence(torch.randn(4, 3, 5), torch.tensor([4, 2, 1]))
+    for _ in range(3):
+        module(given)
+    assert _made(module) == 1
+    with pytest.raises(ValueError, match="lengths must be None with a PackedSequence"):
+        module(given, lengths=[4, 2, 1])
+    with pytest.raises(ValueError, match="input_size = 5"):
+        module(given._replace(data=torch.randn(7, 4)))
 
 
 def test_wrong_lengths_on_the_shorter_way() -> None:

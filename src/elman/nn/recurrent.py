@@ -231,15 +231,17 @@ class Recurrent(nn.Module):
         chain = 0
         if lengths is not None and state is None and reset is None and not extras and noise is None:
             chain = rows_of_chains(self, input, lengths)
-        if type(input) is Tensor and reset is None and not extras and noise is None and self._brief:
-            known = shortcuts.form(self, input, state, lengths is not None, chain)
+        brief = type(input) is Tensor or (type(input) is PackedSequence and lengths is None)
+        ragged = lengths is not None or type(input) is PackedSequence
+        if brief and reset is None and not extras and noise is None and self._brief:
+            known = shortcuts.form(self, input, state, ragged, chain)
             found = None if known is None else shortcuts.run(known, self, input, state, lengths)
             if found is not None:
                 return found
         run = shortcuts.recorder(known, dispatch.run)
         frame = self._frame(input, lengths, chain)
         outputs, _, final = self._unrolling(frame, noise, run).forward(state, reset, extras, every_state=False)
-        shortcuts.learn(known, self, input, run, lengths is not None)
+        shortcuts.learn(known, self, input, run, ragged)
         return frame.leave(*outputs), final
 
     def unroll(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils.rnn import PackedSequence
 
 from elman.engine import cpu, dispatch
 from elman.engine.call import DirectionResult, LayerCall
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from elman.nn.recurrent import Recurrent
 
 Form = tuple[Any, ...]
+Input = Tensor | PackedSequence
 KEPT = 64  # forms of a module
 
 
@@ -35,9 +37,13 @@ class Shortcuts:
     def __reduce__(self) -> Any:
         return Shortcuts, ()
 
-    def form(self, module: "Recurrent", input: Tensor, state: Any, ragged: bool, chain: int) -> Form | None:
+    def form(self, module: "Recurrent", input: Input, state: Any, ragged: bool, chain: int) -> Form | None:
         """What the work of a call depends on, beside the parameters; None where no shortcut can serve."""
-        if input.dim() != 3 or not input.is_cpu or torch.is_autocast_enabled("cpu"):
+        data: Any = input
+        shape: tuple[int, int] | None = None
+        if isinstance(input, PackedSequence):  # of which all have the form of the first step's rows
+            data, shape = input.data, (int(input.batch_sizes[0]), input.data.shape[1])
+        if data.dim() != 3 - bool(shape) or not data.is_cpu or torch.is_autocast_enabled("cpu"):
             return None
         if state is None:
             states: Any = None
@@ -49,11 +55,9 @@ class Shortcuts:
             return None
         random = module.training and module._random
         situation = (states, torch.is_grad_enabled(), torch.get_num_threads(), dispatch.wanted(), module.batch_first)
-        return (input.shape, input.stride(), input.dtype, input.requires_grad, random, ragged, chain, *situation)
+        return (shape or (data.shape, data.stride()), data.dtype, data.requires_grad, random, ragged, chain, *situation)
 
-    def run(
-        self, form: Form, module: "Recurrent", input: Tensor, state: Any, lengths: Any
-    ) -> tuple[Tensor, Any] | None:
+    def run(self, form: Form, module: "Recurrent", input: Input, state: Any, lengths: Any) -> tuple[Any, Any] | None:
         """What the module gives, or None where the call has to go the general way."""
         route = self._routes.get(form)
         return None if route is None else route.run(module, input, state, lengths)
@@ -76,7 +80,7 @@ class Shortcuts:
         calls = recorded.calls
         if ragged:
             if _RaggedRoute.fits(module) and all(_runs(call, RaggedLayer) for call in calls):
-                self._routes[form] = _RaggedRoute(module, calls)
+                self._routes[form] = _RaggedRoute(module, calls, isinstance(input, PackedSequence))
         else:
             x = input.transpose(0, 1).contiguous() if module.batch_first else input
             strides = [(call.input.stride(0), call.input.stride(1)) for call in calls]
@@ -158,7 +162,7 @@ class _Route(_Way):
         self._whole = self._places == 1
         self._read_once = self._stack.directions == 1 and self._stack.wiring.plain
 
-    def run(self, module: "Recurrent", input: Tensor, state: Any, lengths: Any) -> tuple[Tensor, Any] | None:
+    def run(self, module: "Recurrent", input: Any, state: Any, lengths: Any) -> tuple[Tensor, Any] | None:
         """See `Shortcuts.run`."""
         parameters, states = self._owned(module), self._given(state)
         if parameters is None or states is None:
@@ -201,12 +205,16 @@ class _Route(_Way):
 
 
 class _RaggedRoute(_Way):
-    """The layers of a module, ready for batches of one shape whose rows have unequal lengths."""
+    """The layers of a module, ready for batches of one shape whose rows have unequal lengths.
 
-    def __init__(self, module: "Recurrent", calls: list[LayerCall]) -> None:
+    Args:
+        packed: whether the caller has packed them, and gets them back like that.
+    """
+
+    def __init__(self, module: "Recurrent", calls: list[LayerCall], packed: bool) -> None:
         super().__init__(module, calls)
-        last = len(calls) - 1
-        self._layers = [RaggedLayer(call, level == 0, level == last) for level, call in enumerate(calls)]
+        first, last = (-1, -1) if packed else (0, len(calls) - 1)
+        self._layers = [RaggedLayer(call, level == first, level == last) for level, call in enumerate(calls)]
         self._rows = calls[0].packing.batch if calls[0].packing.chains is not None else 0
         self._counts = [len(call.directions) * len(call.layout.parameters) for call in calls]
 
@@ -217,16 +225,20 @@ class _RaggedRoute(_Way):
         beside = stack.directions == 1 or stack.options.merge == "concatenate"
         return beside and stack.wiring.trivial and not (module.training and module._random)
 
-    def run(self, module: "Recurrent", input: Tensor, state: Any, lengths: Any) -> tuple[Tensor, Any] | None:
+    def run(self, module: "Recurrent", input: Input, state: Any, lengths: Any) -> tuple[Any, Any] | None:
         """See `Shortcuts.run`."""
         parameters, states = self._owned(module), self._given(state)
-        x = input.transpose(0, 1) if module.batch_first else input
-        steps, batch = x.shape[:2]
-        numbers = checked_lengths(lengths, batch, steps)
-        if self._rows:
-            packing = Packing.chained(numbers, self._rows, input.device)
+        if isinstance(input, PackedSequence):
+            packing, x = Packing.from_packed_sequence(input), input.data
+            steps = packing.steps
         else:
-            packing = Packing.from_lengths(numbers, input.device)
+            x = input.transpose(0, 1) if module.batch_first else input
+            steps, batch = x.shape[:2]
+            numbers = checked_lengths(lengths, batch, steps)
+            if self._rows:
+                packing = Packing.chained(numbers, self._rows, input.device)
+            else:
+                packing = Packing.from_lengths(numbers, input.device)
         if parameters is None or states is None or packing.is_dense:
             return None
         finals = []
@@ -238,7 +250,12 @@ class _RaggedRoute(_Way):
             finals.append(final)
             start, place = start + count, end
         entries = finals[0] if len(finals) == 1 else [torch.cat(entry) for entry in zip(*finals, strict=True)]
-        return (x.transpose(0, 1) if module.batch_first else x), self._state(entries)
+        output: Input
+        if isinstance(input, PackedSequence):
+            output = PackedSequence(x, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+        else:
+            output = x.transpose(0, 1) if module.batch_first else x
+        return output, self._state(entries)
 
 
 def _requires_grad(module: "Recurrent", name: str) -> bool:
