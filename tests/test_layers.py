@@ -1,5 +1,6 @@
 """`Recurrent` beyond what torch.nn has: engines, errors, resets, unrolled states."""
 
+import contextvars
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -268,6 +269,34 @@ def test_a_named_engine_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("ELMAN_ENGINE", "quick")
     with pytest.raises(ValueError, match="ELMAN_ENGINE must be one of auto, torch, cpu, reference, got 'quick'"):
         LSTM(3, 4)(X)
+
+
+def test_an_engine_is_chosen_from_now_on_within_a_context_or_for_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine() -> str:
+        return elman.explain(LSTM(3, 4)).engines[0]
+
+    monkeypatch.delenv("ELMAN_ENGINE", raising=False)
+    in_here = contextvars.copy_context()  # what is chosen from now on ends with it
+
+    def choices() -> None:
+        assert engine() == "cpu"
+        elman.use_engine("reference")
+        assert engine() == "reference"
+        within = elman.use_engine("cpu")
+        with within:
+            assert engine() == "cpu"
+            with elman.use_engine("torch"):
+                assert engine() == "torch"
+            assert engine() == "cpu"
+        assert engine() == "reference"
+        with pytest.raises(KeyError), elman.use_engine("torch"):
+            raise KeyError
+        assert engine() == "reference"
+        by_torch = elman.use_engine("torch")(engine)
+        assert [engine(), by_torch(), engine()] == ["reference", "torch", "reference"]
+
+    in_here.run(choices)
+    assert engine() == "cpu"
 
 
 def test_autocast_runs_on_both_engines() -> None:

@@ -1,8 +1,8 @@
 """Which engine runs a layer, and why."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ContextDecorator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,21 +44,30 @@ class Explanation:
         return "\n".join(lines)
 
 
-@contextmanager
-def use_engine(name: str) -> Iterator[None]:
-    """Run layers on one engine within the context: "auto", "torch", "cpu" or "reference".
+class use_engine(ContextDecorator):  # noqa: N801 - used as a function, as torch.no_grad is
+    """Run layers on one engine, "auto", "torch", "cpu" or "reference": within the context, or without one from now on.
 
-    Outside any such context the environment variable ELMAN_ENGINE chooses, and without it "auto". A named engine that
-    cannot run a layer raises a RuntimeError that says why.
+    It holds for this thread. Where nothing was chosen so, the environment variable ELMAN_ENGINE chooses, and without it "auto". A named engine
+    that cannot run a layer raises a RuntimeError that says why.
 
     Raises:
         ValueError: no engine has this name.
     """
-    token = _chosen.set(_check(name, "engine"))
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
+
+    def __init__(self, name: str) -> None:
+        self._name, self._before = _check(name, "engine"), _chosen.get()
+        _chosen.set(name)
+
+    def __enter__(self) -> None:
+        _chosen.set(self._name)
+
+    def __exit__(self, *problem: object) -> None:
+        _chosen.set(self._before)
+
+    def __call__(self, function: Any) -> Any:
+        """As a decorator, of that function alone."""
+        _chosen.set(self._before)
+        return super().__call__(function)
 
 
 def _check(name: str, what: str) -> str:
@@ -67,9 +76,17 @@ def _check(name: str, what: str) -> str:
     return name
 
 
+# What `os.environ` holds, if it can be had: behind a kernel, its own functions take longer than all of `wanted`.
+_variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
+_variable: Any = "ELMAN_ENGINE" if _variables is os.environ else os.environ.encodekey("ELMAN_ENGINE")
+
+
 def wanted() -> str:
     """The engine that is asked for here: "auto", or a name."""
-    return _chosen.get() or _check(os.environ.get("ELMAN_ENGINE") or "auto", "ELMAN_ENGINE")
+    chosen = _chosen.get()
+    if chosen is None and _variables.get(_variable):
+        chosen = _check(os.environ["ELMAN_ENGINE"], "ELMAN_ENGINE")
+    return chosen or "auto"
 
 
 def choose(call: LayerCall) -> tuple[str, dict[str, str]]:
