@@ -47,8 +47,8 @@ class Explanation:
 class use_engine(ContextDecorator):  # noqa: N801 - used as a function, as torch.no_grad is
     """Run layers on one engine, "auto", "torch", "cpu" or "reference": within the context, or without one from now on.
 
-    It holds for this thread. Where nothing was chosen so, the environment variable ELMAN_ENGINE chooses, and without it "auto". A named engine
-    that cannot run a layer raises a RuntimeError that says why.
+    It holds for this thread. Where nothing was chosen so, the environment variable ELMAN_ENGINE chooses, and without it
+    "auto". A named engine that cannot run a layer raises a RuntimeError that says why.
 
     Raises:
         ValueError: no engine has this name.
