@@ -22,6 +22,9 @@ SHAPES = [  # M, N, K; some with blocks of the depth that are not equally deep, 
     (97, 130, 17),
     (256, 290, 400),  # as many rows as fit beside each other, and more
     (262, 290, 400),
+    (256, 290, 576),  # by vectors: the deepest block of sixteen registers
+    (262, 70, 577),  # and two
+    (40, 300, 961),
     (8, 192, 2050),  # small ones whose depth threads share out
     (258, 70, 200),
     (20, 1500, 800),  # packed, more than near caches hold
