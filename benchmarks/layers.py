@@ -55,18 +55,16 @@ PAIRS: dict[str, tuple[Any, Any, int]] = {
 
 
 def medians(ways: Sequence[Callable[[], object]], seconds: float) -> list[float]:
-    """Median seconds of each way, in turns for so long together, every other round backwards, three at least."""
+    """Median seconds of each way, run in turns for so long together, three rounds at least."""
     for way in ways:
         way()
     times: list[list[float]] = [[] for _ in ways]
-    order = list(zip(times, ways, strict=True))
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 3:
-        for kept, way in order:
+        for kept, way in zip(times, ways, strict=True):
             start = time.perf_counter()
             way()
             kept.append(time.perf_counter() - start)
-        order.reverse()
     return [statistics.median(t) for t in times]
 
 
