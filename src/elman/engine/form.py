@@ -14,9 +14,10 @@ from elman.compiler.emit import Kernel
 from elman.compiler.plan import Plan
 from elman.engine import reference, threads
 from elman.engine.call import LayerCall
+from elman.engine.capacity import Ragged
 from elman.engine.kernel import NEAR, at_once, multiplied_by_tiles, split_rows
 from elman.engine.matrices import dense
-from elman.engine.packing import Packing, Ragged
+from elman.engine.packing import Packing
 from elman.engine.products import TERM_BYTES, tools
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from elman.compiler import build
 from elman.compiler.emit import Group, Kernel
-from elman.engine.packing import Packing, Ragged
+from elman.engine.capacity import Ragged
+from elman.engine.packing import Packing
 from elman.engine.products import Matrix, Segments, tools
 from elman.engine.sinks import REALS, Function, Sink, address_of
 

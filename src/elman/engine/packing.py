@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from elman.engine import memory
+from elman.engine.capacity import Ragged
 from elman.engine.rows import copied, copying
 
 
@@ -293,35 +294,6 @@ class Packing:
     def unpacking(self, padded: Tensor, packed: Tensor, more: Tensor | None = None) -> "array[int]":
         """The words with which compiled code moves rows back, on the CPU; see `move` and `rows_words`."""
         return copying(self, padded, packed, True, more)
-
-
-# Stand for N and for T' in what is the same for many batches: below zero, where no other count is.
-TOTAL, STEPS = -1 << 41, -1 << 40
-
-
-@dataclass(frozen=True, eq=False)
-class Ragged:
-    """Any batch of rows of unequal lengths: what packings of as many rows have in common.
-
-    Attributes:
-        batch: packed rows.
-        capacity: no batch has more entries.
-        count: B, the caller's rows.
-    """
-
-    batch: int
-    capacity: int
-    count: int
-    total: int = TOTAL
-    steps: int = STEPS
-    is_dense: bool = False
-    kept: bool = True
-
-    @staticmethod
-    @lru_cache(maxsize=1024)
-    def at(batch: int, capacity: int, count: int) -> "Ragged":
-        """The only one with these sizes."""
-        return Ragged(batch, capacity, count)
 
 
 class _Pack(torch.autograd.Function):

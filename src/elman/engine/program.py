@@ -20,7 +20,8 @@ from torch import Tensor
 
 from elman.compiler import build
 from elman.engine import memory, threads
-from elman.engine.packing import STEPS, TOTAL, Packing, Ragged
+from elman.engine.capacity import STEPS, TOTAL, Ragged
+from elman.engine.packing import Packing
 from elman.engine.rows import ROWS_ADDRESSES, rows_words
 from elman.engine.sinks import REALS, Function, Words, address_of
 

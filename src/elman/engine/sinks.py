@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from elman.engine import memory, threads
-from elman.engine.packing import Packing, Ragged
+from elman.engine.capacity import Ragged
+from elman.engine.packing import Packing
 
 REALS = {torch.float32: "float", torch.float64: "double"}
 
