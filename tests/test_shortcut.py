@@ -119,6 +119,18 @@ def test_unequal_lengths_twice_differentiable() -> None:
         assert torch.autograd.gradgradcheck(again, (x,))
 
 
+def test_packed_sequences_of_other_rows() -> None:
+    module = Recurrent("lstm", 5, 7, bidirectional=True)
+    for lengths in ([4, 2, 1], [4, 2, 1], [4, 2, 1], [6, 5, 3], [3, 1], [5, 4, 4, 1]):
+        given = pack_padded_sequence(torch.randn(6, len(lengths), 5), torch.tensor(lengths))
+        with use_engine("reference"):
+            expected, state = module(given)
+        found, final = module(given)
+        for a, b in zip((expected.data, *state), (found.data, *final), strict=True):
+            assert torch.allclose(a, b, atol=1e-6)
+    assert _made(module) == 1
+
+
 def test_packed_sequences_with_lengths_are_refused_on_the_shorter_way() -> None:
     module = Recurrent("gru", 5, 7)
     given = pack_padded_sequence(torch.randn(4, 3, 5), torch.tensor([4, 2, 1]))
