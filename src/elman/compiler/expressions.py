@@ -110,6 +110,8 @@ class Expressions:
             if name.startswith("gradient."):
                 entry = name.removeprefix("gradient.")
                 carry, given = self.buffer(f"carry.{entry}", width), self.buffer(f"sequence.{entry}", width)
+                if width == 1:
+                    return f"read_one(c, {carry}, ROW) + (c.p[{given}] ? read_one(c, {given}, ROW) : V{{}})"
                 return f"read<WHOLE>(c, {carry}, AT, left) + read_if<WHOLE>(c, {given}, AT, left)"
             if name.startswith("x."):
                 self._kernel.ahead.add(name.removeprefix("x."))

@@ -12,13 +12,14 @@ from torch import Tensor
 from elman.compiler import build
 from elman.compiler.graph import CannotCompile
 from elman.compiler.plan import Plan
-from elman.engine import backward, double_backward, forward
+from elman.engine import backward, double_backward, forward, threads
 from elman.engine.backward import Backward, backward_of
 from elman.engine.call import Direction, DirectionResult, LayerCall
 from elman.engine.form import Scene, abreast, default_names, form_of, parameter_names, state_names, tensors_of
 from elman.engine.forward import forward_of
 from elman.engine.products import tools
 from elman.engine.sinks import REALS
+from elman.engine.surroundings import obstacle, wants_operations
 
 name = "cpu"
 
@@ -33,6 +34,9 @@ def why_not(call: LayerCall) -> str | None:
         return "the cpu engine does not run under autocast"
     if call.packing.batch == 0:
         return "the batch has no rows"
+    problem = obstacle()
+    if problem is not None:
+        return f"the cpu engine's kernels are no operations of torch's, and {problem}"
     try:
         plan = plan_of(call)
     except CannotCompile as error:
@@ -144,8 +148,9 @@ def scenes_of(call: LayerCall, plan: Plan) -> list[tuple[Scenes, list[dict[str, 
     wanted = len(call.layout.states) if call.every_state else 1
     together = len(set(training)) == 1
     at_once = together and abreast(call)
+    workers = threads.count() // 2 if at_once else threads.count()
     scenes = [
-        Scene(call, plan, direction.reverse, tuple(inputs), wanted, trained, direction.draws, at_once)
+        Scene(call, plan, direction.reverse, tuple(inputs), wanted, trained, direction.draws, at_once, workers)
         for direction, inputs, trained in zip(call.directions, given, training, strict=True)
     ]
     if together:
@@ -244,7 +249,8 @@ class _Recurrence(torch.autograd.Function):
         # A direction that nothing is wanted of has no gradients.
         used = [k for k, own in enumerate(given) if any(g is not None for g in own)]
         found: list[dict[str, Tensor | None]] = [{} for _ in scenes]
-        if torch.is_grad_enabled():
+        again = wants_operations(gradients)
+        if again:
             for k in used:
                 found[k] = dict(
                     zip(inputs[k], double_backward.through_reference(scenes[k], inputs[k], given[k]), strict=True)
@@ -259,7 +265,7 @@ class _Recurrence(torch.autograd.Function):
                 runs.append((program, tensors, program.program.make(scenes[k].call.packing)))
             for k, gradients_of in zip(used, backward.Work(scenes[0].call.packing, *runs).run(), strict=True):
                 found[k] |= gradients_of
-        sum_of_inputs(found, in_place=not torch.is_grad_enabled())
+        sum_of_inputs(found, in_place=not again)
         named = [(one, n) for scene, one in zip(scenes, found, strict=True) for n in scene.names]
         return (
             None,

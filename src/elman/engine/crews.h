@@ -2,18 +2,13 @@
 // that crew. The first thread of a crew does the thing; the others wait for shares of it.
 
 #pragma once
-#include <sched.h>
-
 #include "pool.h"
 
 struct alignas(128) Count { int64_t number; };
 
-// Until it is so many. Where there are more threads than cores, the one that is waited for may need this one's.
-enum { PATIENCE = 1 << 14 };
+// Until it is so many.
 INLINE void wait_for(const Count &count, int64_t number) {
-    for (int tries = 0; __atomic_load_n(&count.number, __ATOMIC_ACQUIRE) < number;)
-        if (tries < PATIENCE) ++tries, relax();
-        else sched_yield();
+    for (int looks = 0; __atomic_load_n(&count.number, __ATOMIC_ACQUIRE) < number;) wait_a_little(looks);
 }
 
 struct Crew {

@@ -55,19 +55,28 @@ class use_engine(ContextDecorator):  # noqa: N801 - used as a function, as torch
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self._before = _check(name, "engine"), _chosen.get()
+        self._name = _check(name, "engine")
+        self._before = [_chosen.get()]  # what to go back to, of each context that was entered and is not left yet
+        self._entered = False
         _chosen.set(name)
 
     def __enter__(self) -> None:
+        if self._entered:
+            self._before.append(_chosen.get())
+        self._entered = True
         _chosen.set(self._name)
 
     def __exit__(self, *problem: object) -> None:
-        _chosen.set(self._before)
+        _chosen.set(self._before.pop())
 
     def __call__(self, function: Any) -> Any:
         """As a decorator, of that function alone."""
-        _chosen.set(self._before)
+        _chosen.set(self._before[0])
         return super().__call__(function)
+
+    def _recreate_cm(self) -> "use_engine":
+        """What each call of a decorated function enters; see `ContextDecorator`."""
+        return use_engine(self._name)
 
 
 def _check(name: str, what: str) -> str:

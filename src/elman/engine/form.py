@@ -33,6 +33,7 @@ class Scene:
     training: bool
     draws: Mapping[str, Tensor]
     abreast: bool
+    workers: int  # of forward and backward alike, however many threads torch has by then
 
 
 class Form(NamedTuple):
@@ -108,7 +109,7 @@ def form_of(scene: Scene, tensors: Mapping[str, Tensor]) -> Form:
         tuple(tensors),
         x.stride(),
         x.dtype,
-        threads.count() // 2 if scene.abreast else threads.count(),
+        scene.workers,
         scene.abreast,
         build.instruction_set(),
     )

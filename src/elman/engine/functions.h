@@ -1,6 +1,6 @@
 // The functions of a vector that a cell's equations use: to a few units in the last place over the whole range, and for
-// 0, infinities and NaN what the C library gives. One source for every width of vectors; AVX-512 has instructions for
-// some steps. No lane is computed alone, but sines and cosines of very large numbers.
+// 0, infinities and NaN what the C library gives, but that no sigmoid is below its clamp. One source for every width of
+// vectors; AVX-512 has instructions for some steps. No lane is computed alone, but sines and cosines of very large numbers.
 
 #pragma once
 #include "vectors.h"

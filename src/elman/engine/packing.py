@@ -7,10 +7,10 @@ A packed row is one of the caller's, or several of them, one behind the other.
 import heapq
 import itertools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property, lru_cache, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,20 @@ from torch.nn.utils.rnn import PackedSequence
 from elman.engine import memory
 from elman.engine.capacity import Ragged
 from elman.engine.rows import copied, copying
+
+
+T = TypeVar("T")
+
+
+def _lasting(function: Callable[["Packing"], T]) -> Callable[["Packing"], T]:
+    """Makes tensors that training may use too, also where `torch.inference_mode` is the first to ask for them."""
+
+    @wraps(function)
+    def made(packing: "Packing") -> T:
+        with torch.inference_mode(False):
+            return function(packing)
+
+    return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +128,13 @@ class Packing:
         return tuple(lengths)
 
     @cached_property
+    @_lasting
     def sizes(self) -> Tensor:
         """`batch_sizes` as [T'] int64 on the CPU."""
         return _integers(self.batch_sizes)
 
     @cached_property
+    @_lasting
     def offsets(self) -> Tensor:
         """`starts` as [T'] int64 on the CPU."""
         return _integers(self.starts)
@@ -140,6 +156,7 @@ class Packing:
         return self.sizes.data_ptr(), self.offsets.data_ptr()
 
     @cached_property
+    @_lasting
     def entries(self) -> tuple[Tensor, Tensor]:
         """Step and packed row of each of the N entries, [N] each."""
         step = torch.repeat_interleave(torch.arange(self.steps, device="cpu"), self.sizes)
@@ -150,12 +167,14 @@ class Packing:
         return (self.offsets[step] + row).to(self.device)
 
     @cached_property
+    @_lasting
     def reversal(self) -> Tensor:
         """[N]: the entries with each row reversed by its own length; it is its own inverse."""
         step, row = self.entries
         return self._at(torch.tensor(self.lengths, device="cpu")[row] - 1 - step, row)
 
     @cached_property
+    @_lasting
     def successors(self) -> tuple[Tensor, Tensor]:
         """Entries that have a next step, and those next steps: [M] each, M = N - B."""
         step, row = self.entries
@@ -163,6 +182,7 @@ class Packing:
         return has_next.nonzero()[:, 0].to(self.device), self._at(step[has_next] + 1, row[has_next])
 
     @cached_property
+    @_lasting
     def previous_steps(self) -> Tensor:
         """[N]: where each entry's previous step stands in a sequence that starts with B initial rows."""
         step, row = self.entries
@@ -170,6 +190,7 @@ class Packing:
         return torch.where(step.to(self.device) == 0, row.to(self.device), before)
 
     @cached_property
+    @_lasting
     def next_steps(self) -> Tensor:
         """[N]: where each entry's next step stands in a sequence that ends with B initial rows."""
         step, row = self.entries
@@ -178,6 +199,7 @@ class Packing:
         return torch.where(has_next.to(self.device), after, self.total + row.to(self.device))
 
     @cached_property
+    @_lasting
     def _padded_places(self) -> Tensor:
         """[N]: where each entry stands in the caller's [T, B, *] with its first two dimensions flattened."""
         step, row = self.entries
@@ -187,8 +209,8 @@ class Packing:
                 steps = torch.arange(length, device="cpu")
                 places[self.offsets[start + steps] + packed] = steps * self.count + caller
             return places.to(self.device)
-        caller_row = row if self.order is None else self.order.cpu()[row]
-        return (step * self.batch + caller_row).to(self.device)
+        row = row.to(self.device)
+        return step.to(self.device) * self.batch + (row if self.order is None else self.order[row])
 
     @property
     def longest(self) -> int:
@@ -196,6 +218,7 @@ class Packing:
         return self.steps if self.chains is None else max(self.chains[2::3])
 
     @cached_property
+    @_lasting
     def cuts(self) -> tuple[Tensor, Tensor]:
         """[N] uint8 each: where within a packed row another sequence starts, and where time runs backwards."""
         found, starts = (bytearray(self.total), bytearray(self.total)), self.starts
@@ -253,6 +276,7 @@ class Packing:
         return rows if self.inverse is None else rows.index_select(dim, self.inverse)
 
     @cached_property
+    @_lasting
     def inverse(self) -> Tensor | None:
         """[B] int64, the packed row that each of the caller's is, or None where the caller's order is kept."""
         if self.order is None:
@@ -265,6 +289,7 @@ class Packing:
         return _integers(found)
 
     @cached_property
+    @_lasting
     def sequences(self) -> Tensor:
         """[B, 3] int64 on the CPU, in the caller's order: the packed row of each, its first step there, its length."""
         if self.chains is not None:

@@ -19,6 +19,7 @@ from elman.engine.form import Form, Scene, form_of, tensors_of
 from elman.engine.forward import Forward, forward_of
 from elman.engine.packing import Packing
 from elman.engine.program import run_all
+from elman.engine.surroundings import wants_operations
 
 _Prepared = tuple[Forward, dict[str, Tensor], dict[str, Tensor]]  # a program, what it is given, and what it makes
 
@@ -295,7 +296,7 @@ class _Run(torch.autograd.Function):
         tensors = [next(saved) for _ in range(ctx.count)]
         x = next(saved)
         needed = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled():
+        if wants_operations(gradients):
             found = layer.through_reference(ctx.packing, ctx.steps, tensors, gradients)
         else:
             kept = [{name: next(saved) for name in names} for names in ctx.names]

@@ -18,6 +18,7 @@ from elman.engine.call import LayerCall
 from elman.engine.form import Scene, form_of, tensors_of
 from elman.engine.forward import forward_of
 from elman.engine.program import Run, run_all
+from elman.engine.surroundings import wants_operations
 
 Draws = Sequence[Mapping[str, Tensor]]
 
@@ -240,7 +241,7 @@ class _Run(torch.autograd.Function):
         directions, saved = ready.directions, iter(ctx.saved_tensors)
         x = next(saved)
         own = [next(saved) for direction in directions for _ in range(direction.count)]
-        again = torch.is_grad_enabled()
+        again = wants_operations(gradients)
         found: list[dict[str, Any]] = [{} for _ in directions]
         runs = []
         for k, (given, wanted) in enumerate(

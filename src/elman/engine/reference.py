@@ -149,8 +149,9 @@ def constants(cell: Cell, hidden_size: int, like: Tensor) -> dict[str, Tensor]:
 
 @lru_cache(maxsize=256)
 def _constants(cell: Cell, hidden_size: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    tensors = {k: torch.as_tensor(v, device=device) for k, v in cell.constants(hidden_size).items()}
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    with torch.inference_mode(False):  # or training could not use what an evaluation was the first to ask for
+        tensors = {k: torch.as_tensor(v, device=device) for k, v in cell.constants(hidden_size).items()}
+        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 class Products:

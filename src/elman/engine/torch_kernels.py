@@ -13,6 +13,7 @@ from elman.cells.lstm import LSTM
 from elman.cells.wrapped import Projected
 from elman.engine.call import DirectionResult, LayerCall
 from elman.engine.reference import default_state
+from elman.engine.surroundings import transformed
 
 name = "torch"
 
@@ -25,6 +26,9 @@ def why_not(call: LayerCall) -> str | None:
         return "torch's kernels take no reset"
     if call.every_state and len(call.layout.states) > 1:
         return "torch's kernels give no sequences of the inner states"
+    problem = transformed()
+    if problem is not None:
+        return f"torch's kernels are one operation for all steps, and {problem}"
     mixed = torch.is_autocast_enabled("cpu")
     if call.input.device.type == "cpu" and mixed and _kernel(call.cell) is torch._VF.lstm:
         return _refusal(torch.get_autocast_dtype("cpu"))

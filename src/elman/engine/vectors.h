@@ -1,6 +1,7 @@
 // Vectors of `real`, as wide as VECTOR_BYTES says. The file that includes this defines both.
 
 #pragma once
+#include <sched.h>
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
@@ -79,6 +80,14 @@ INLINE void relax() {
 #endif
 }
 
+// Between two looks at what another thread is to do. Where there are more threads than cores to run them, that one may need this
+// one's core.
+enum { PATIENCE = 1 << 11 };
+INLINE void wait_a_little(int &looks) {
+    if (looks < PATIENCE) ++looks, relax();
+    else sched_yield();
+}
+
 // Where the threads of a team wait for each other: how often each has come, on lines of its own, so that the others see it
 // after one trip of a line.
 struct alignas(128) Arrivals { volatile int32_t count; };
@@ -89,8 +98,9 @@ INLINE void announce(Arrivals *all, int64_t thread, int32_t count) {
     __atomic_store_n(&all[thread].count, count, __ATOMIC_RELEASE);
 }
 static void await(const Arrivals *all, int64_t team, int64_t thread, int32_t count) {
+    int looks = 0;
     for (int64_t i = 0; i < team; ++i)
-        while (i != thread && __atomic_load_n(&all[i].count, __ATOMIC_ACQUIRE) - count < 0) relax();
+        while (i != thread && __atomic_load_n(&all[i].count, __ATOMIC_ACQUIRE) - count < 0) wait_a_little(looks);
 }
 static void meet(Arrivals *all, int64_t thread, int64_t team) {
     const int32_t count = all[thread].count + 1;

@@ -41,7 +41,7 @@ class Frame:
             if lengths is not None:
                 raise ValueError("lengths must be None with a PackedSequence, which has its own")
             self._sequence = input
-            self.packing = Packing.from_packed_sequence(input)
+            self.packing = packing_of(input)
             self.steps = self.packing.steps
             self.input = _last(input.data, "input.data", input_size, 2)
             return
@@ -151,6 +151,18 @@ def _last(tensor: Tensor, name: str, size: int, dims: int) -> Tensor:
     if tensor.dim() != dims or tensor.shape[-1] != size:
         raise ValueError(f"{name} must have input_size = {size} as its last dimension, got {tuple(tensor.shape)}")
     return tensor
+
+
+def packing_of(sequence: PackedSequence) -> Packing:
+    """How a PackedSequence is packed.
+
+    Raises:
+        ValueError: it has not as many rows of data as its sizes of steps say.
+    """
+    packing = Packing.from_packed_sequence(sequence)
+    if len(sequence.data) != packing.total:
+        raise ValueError(f"input.data must have the {packing.total} rows of batch_sizes, got {len(sequence.data)}")
+    return packing
 
 
 def checked_lengths(lengths: Tensor | Sequence[int], batch: int, steps: int) -> list[int]:

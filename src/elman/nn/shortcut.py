@@ -13,7 +13,8 @@ from elman.engine.call import DirectionResult, LayerCall
 from elman.engine.packing import Packing
 from elman.engine.ragged import RaggedLayer
 from elman.engine.ready import Ready
-from elman.nn.frame import checked_lengths
+from elman.engine.surroundings import obstacle, saves_elsewhere
+from elman.nn.frame import checked_lengths, packing_of
 from elman.nn.unrolling import drawn, form, thinned
 from elman.nn.wiring import merged
 
@@ -52,6 +53,8 @@ class Shortcuts:
         elif isinstance(state, tuple) and all(isinstance(v, Tensor) for v in state):
             states = tuple([v.requires_grad for v in state])
         else:
+            return None
+        if obstacle() is not None or (torch.is_grad_enabled() and saves_elsewhere()):
             return None
         random = module.training and module._random
         situation = (states, torch.is_grad_enabled(), torch.get_num_threads(), dispatch.wanted(), module.batch_first)
@@ -115,7 +118,7 @@ class _Way:
         self._dtype = calls[0].input.dtype
         self._stack = stack = module._stack
         names = [full for level in stack.slots for slots in level for _, full in slots]
-        self._parameters = [(name, _requires_grad(module, name)) for name in names]
+        self._parameters = [(name, _requires_grad(module, name), getattr(module, name).shape) for name in names]
         self._places = sum(len(call.directions) for call in calls)
         shapes = [(self._places, calls[0].packing.count, width) for _, width in calls[0].layout.states]
         self._states = [torch.Size(shape) for shape in shapes]
@@ -125,11 +128,11 @@ class _Way:
         """The parameters, if they are as they were."""
         dtype, owned = self._dtype, module._parameters
         found: list[Tensor] = []
-        for name, wanted in self._parameters:
+        for name, wanted, shape in self._parameters:
             p = owned.get(name)
             if type(p) is not Parameter or p.requires_grad is not wanted or p.dtype is not dtype:
                 return None
-            if not p.is_contiguous() or not p.is_cpu:
+            if p.shape != shape or not p.is_contiguous() or not p.is_cpu:
                 return None
             found.append(p)
         return found
@@ -229,7 +232,7 @@ class _RaggedRoute(_Way):
         """See `Shortcuts.run`."""
         parameters, states = self._owned(module), self._given(state)
         if isinstance(input, PackedSequence):
-            packing, x = Packing.from_packed_sequence(input), input.data
+            packing, x = packing_of(input), input.data
             steps = packing.steps
         else:
             x = input.transpose(0, 1) if module.batch_first else input

@@ -28,6 +28,7 @@ class Stack:
         wiring: how layers are joined.
         suffixes: of the parameters' names, for each layer and direction.
         slots: the parameters' names in the layout and in full, for each layer and direction.
+        names: all of them in full.
 
     Raises:
         ValueError: the layers do not fit each other, or an option does not fit a cell.
@@ -54,6 +55,7 @@ class Stack:
             [[(p.name, p.name + suffix) for p in parts.parameters] for suffix in suffixes]
             for (_, parts), suffixes in zip(self.layers, self.suffixes, strict=True)
         ]
+        self.names = frozenset(full for level in self.slots for slots in level for _, full in slots)
 
     @property
     def output_size(self) -> int:

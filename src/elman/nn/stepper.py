@@ -16,6 +16,8 @@ from elman.engine.draws import SILENT
 from elman.engine.products import tools
 from elman.engine.sinks import REALS
 from elman.engine.stepping import LayerStep, Steps
+from elman.engine.surroundings import obstacle
+from elman.nn.unrolling import parameters_of
 
 if TYPE_CHECKING:
     from elman.nn.recurrent import Recurrent
@@ -25,6 +27,8 @@ class Stepper:
     """Steps of a unidirectional `Recurrent` for a fixed number of rows; no gradients, and no masks, as in evaluation.
 
     Where the compiled engine can run the layers, matrices are packed once and each step is one call into a kernel.
+
+    A copy, by `copy` or by pickle, goes on from the same state by itself, and reads the parameters when it is made.
 
     Args:
         module: the layers to step; their parameters are read when the stepper is made.
@@ -47,6 +51,9 @@ class Stepper:
         self._run = None if self._kernel is None else self._kernel.steps.run
         self._shape, self._dtype = torch.Size((batch_size, module.input_size)), next(module.parameters()).dtype
         self._like = None if self._kernel is None else self._kernel.like
+
+    def __reduce__(self) -> Any:
+        return _stepper, (self._module, self.batch_size, _plain(self.state))
 
     @property
     def state(self) -> Any:
@@ -86,6 +93,17 @@ class Stepper:
     def reset(self) -> None:
         """Go back to the cell's default state, for all rows."""
         self.state = None
+
+
+def _stepper(module: "Recurrent", batch_size: int, state: Any) -> Stepper:
+    made = Stepper(module, batch_size)
+    made.state = state
+    return made
+
+
+def _plain(state: Any) -> Any:
+    """A state with tuples in place of named ones, which pickle would look for by name."""
+    return tuple(_plain(one) for one in state) if isinstance(state, tuple) else state
 
 
 class _Cache(threading.local):
@@ -129,6 +147,8 @@ def prepared(module: "Recurrent", batch: int) -> "_Kernels | None":
     """The layers as kernels that `Recurrent.step` may use, kept until a parameter changes, or None."""
     if module._modules or batch == 0 or torch.is_autocast_enabled("cpu"):  # a parametrization is a submodule
         return None
+    if not _as_they_are(module) or obstacle() is not None:
+        return None
     parameters = [p for p in module._parameters.values() if p is not None]
     situation = (batch, dispatch.wanted())
     kept = _cache.kernels.get(module)
@@ -149,6 +169,8 @@ def prepared(module: "Recurrent", batch: int) -> "_Kernels | None":
 
 def _prepare(module: "Recurrent", batch: int, carrying: bool = False) -> "_Kernels | None":
     """The layers as prepared kernels, which may carry their own state, or None where `step` has to do."""
+    if not _as_they_are(module):
+        return None
     weight = next(module.parameters())
     layers = module.layers
     plain = all(not cell.below and not parts.extras for cell, parts in layers)
@@ -166,6 +188,11 @@ def _prepare(module: "Recurrent", batch: int, carrying: bool = False) -> "_Kerne
         return None  # `explain` says why; the layers' own engine is asked at each step
 
 
+def _as_they_are(module: "Recurrent") -> bool:
+    """Whether a call does nothing but to run the layers with the parameters: no hooks, which may also set weights."""
+    return not (module._forward_pre_hooks or module._forward_hooks) and module._stack.names <= module._parameters.keys()
+
+
 def _misfit(input: Tensor, shape: torch.Size, dtype: torch.dtype) -> ValueError:
     expected = f"[B, I] with B = {shape[0]} and I = {shape[1]} of {dtype}"
     return ValueError(f"input must be {expected}, got {tuple(input.shape)} of {input.dtype}")
@@ -179,7 +206,8 @@ class _Kernels:
         self._shape = torch.Size((batch, module.input_size))
         layers, width = [], module.input_size
         for level, (cell, parts) in enumerate(module.layers):
-            parameters = {p.name: getattr(module, f"{p.name}_l{level}").detach().clone() for p in parts.parameters}
+            given = parameters_of(module, module._stack, level, 0)
+            parameters = {name: value.detach().clone() for name, value in given.items()}
             layers.append(LayerStep(cell, parts, parameters, batch, width, self._dtype))
             width = parts.states[0][1]
         defaults = [module.default_state(level) for level in range(len(layers))]

@@ -1,8 +1,9 @@
 """A call of a stack of layers: what each layer is given, in order, and what becomes of its results."""
 
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -87,7 +88,9 @@ class Unrolling:
                 every_state=chained or (every_state if level == last else bool(layers[level + 1][0].below)),
             )
             if self.recompute:
-                results = checkpoint(self.run, call, use_reentrant=False, preserve_rng_state=False)
+                # Again on the engine that is chosen now, whatever `use_engine` says by then.
+                run = partial(copy_context().run, self.run)
+                results = checkpoint(run, call, use_reentrant=False, preserve_rng_state=False)
             else:
                 results = self.run(call)
             if chained:  # where sequences end within packed rows
@@ -108,7 +111,7 @@ class Unrolling:
     ) -> Direction:
         """One direction of a layer: its parameters, where it starts from, and what it draws."""
         stack, noise, packing = self.stack, self.noise, self.frame.packing
-        parameters = {name: getattr(self.module, full) for name, full in stack.slots[level][index]}
+        parameters = parameters_of(self.module, stack, level, index)
         direction = Direction(parameters, state, index == 1, below)
         if stack.options.learn_state:
             direction.default = learned_state(self.module, stack, level, index)
@@ -145,15 +148,32 @@ class Unrolling:
         return state if len(state) > 1 else state[0]
 
 
+def parameters_of(module: nn.Module, stack: Stack, level: int, index: int) -> dict[str, Tensor]:
+    """The parameters of a layer's direction, by the names of its layout.
+
+    Raises:
+        ValueError: one has another shape than it was made with, beyond which kernels would read.
+    """
+    found = {}
+    parts = stack.layers[level][1]
+    for (name, full), declared in zip(stack.slots[level][index], parts.parameters, strict=True):
+        found[name] = value = getattr(module, full)
+        if tuple(value.shape) != declared.shape:
+            raise ValueError(f"{full} must be {declared.shape}, got {tuple(value.shape)}")
+    return found
+
+
 def learned_state(module: nn.Module, stack: Stack, level: int, index: int) -> tuple[Tensor, ...]:
     """The learned state of a layer's direction at the start of a sequence, [width] for each entry."""
     suffix, device = stack.suffixes[level][index], next(module.parameters()).device
-    return tuple(
-        getattr(module, initial_name(entry.name, suffix))
-        if entry.dtype == "float"
-        else torch.full((width,), int(entry.initial), device=device)
-        for entry, width in stack.layers[level][1].states
-    )
+    found = []
+    for entry, width in stack.layers[level][1].states:
+        name = initial_name(entry.name, suffix)
+        value = getattr(module, name) if entry.dtype == "float" else torch.full((width,), int(entry.initial), device=device)
+        if tuple(value.shape) != (width,):
+            raise ValueError(f"{name} must be ({width},), got {tuple(value.shape)}")
+        found.append(value)
+    return tuple(found)
 
 
 def drawn(stack: Stack, level: int, index: int, noise: Noise, packing: Packing) -> dict[str, Tensor]:
