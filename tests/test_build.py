@@ -76,9 +76,9 @@ def test_a_compiler_that_fails_leaves_another_engine(tmp_path: Path) -> None:
     run = _start(tmp_path, "auto", CXX="false")
     output, errors = run.communicate()
     assert run.returncode == 0, errors
-    assert errors.count("cannot be built: the C++ compiler failed with status 1") == 1
+    assert errors.count("cannot be built: the C++ compiler 'false' failed with status 1") == 1
     assert "layer 0: reference" in output
-    assert "not cpu: the C++ compiler failed" in output
+    assert "not cpu: the C++ compiler 'false' failed" in output
 
 
 def test_without_a_compiler_there_is_one_warning_and_another_engine(tmp_path: Path) -> None:
@@ -95,7 +95,9 @@ def test_without_a_compiler_there_is_one_warning_and_another_engine(tmp_path: Pa
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"CXX": "false"}, "the C++ compiler failed with status 1"),
+        ({"CXX": "false"}, "the C++ compiler 'false' failed with status 1"),
+        ({"CXX": "true"}, "the C++ compiler 'true' made no file"),
+        ({"CXX": "g++ 'x"}, "no C++ compiler was found"),
         ({"ELMAN_ISA": "avx1024"}, "ELMAN_ISA is 'avx1024', which is none of amx, avx512, avx2, portable"),
         ({"ELMAN_CACHE": "/proc/nothing"}, "the kernel cache /proc/nothing cannot be written"),
     ],
@@ -105,6 +107,50 @@ def test_what_stops_a_build_is_said(tmp_path: Path, environment: dict[str, str],
     _, errors = run.communicate()
     assert run.returncode == 1
     assert message in errors
+
+
+@pytest.mark.parametrize("text", ["", "#!/nowhere/to/be/found\n"])
+def test_a_compiler_that_cannot_be_started_leaves_another_engine(tmp_path: Path, text: str) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(text)
+    compiler.chmod(0o755)
+    run = _start(tmp_path / "cache", "auto", CXX=str(compiler))
+    output, errors = run.communicate()
+    assert run.returncode == 0, errors
+    assert "layer 0: reference" in output
+    assert f"the C++ compiler {str(compiler)!r} cannot be started" in output
+
+
+def test_a_cache_that_is_nowhere_leaves_another_engine(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path / "file" / "home"), "XDG_CACHE_HOME": "", "ELMAN_CACHE": ""}
+    (tmp_path / "file").write_text("")
+    run = _start(tmp_path, "auto", **home)
+    output, errors = run.communicate()
+    assert run.returncode == 0, errors
+    assert "layer 0: reference" in output
+    assert "not cpu: the kernel cache" in output
+
+
+def test_headers_are_those_that_the_name_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another version is installed while a process runs."""
+    monkeypatch.setenv("ELMAN_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        build,
+        "_header",
+        lambda name: 'extern "C" __attribute__((visibility("default"))) int elman_is_here() { return 17; }',
+    )
+    library = build.load('#include "nowhere.h"\n', "float")
+    assert library.elman_is_here() == 17
+
+
+def test_what_killed_compiles_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELMAN_CACHE", str(tmp_path))
+    for name, age in ("build-old", 2 * 24 * 3600), ("build-now", 60):
+        (tmp_path / name).mkdir()
+        then = time.time() - age
+        os.utime(tmp_path / name, (then, then))
+    build.load("// nothing\n", "float")
+    assert sorted(path.name for path in tmp_path.glob("build-*")) == ["build-now"]
 
 
 def test_kernels_place_as_many_passes_as_tiles_take() -> None:

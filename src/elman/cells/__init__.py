@@ -118,6 +118,8 @@ def get(name: str) -> type[Cell]:
         ValueError: no cell has this name, and the message offers the nearest one that exists; or the module cannot be
             imported, or has no such cell.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"the name of a cell must be a string, got {name!r}")
     if ":" in name:
         return _imported(name)
     found = _registry.get(name)
@@ -138,6 +140,8 @@ def register(name: str, cell: type[Cell]) -> None:
         ValueError: the name is taken by another class, or the class is no subclass of `Cell`.
     """
     cell = _class(cell)
+    if not isinstance(name, str) or not name or ":" in name:
+        raise ValueError(f"the name of a cell must be a string without a colon, got {name!r}")
     if name in _registry and get(name) is not cell:
         raise ValueError(f"the cell name {name!r} is taken by {get(name).__name__}")
     _registry[name] = cell

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from elman.cells.contract import Cell, Draw, Extra, Gate, StateEntry, Vector, Width, entries
+from elman.cells.checks import check_constants, check_draws, check_lists, check_names, check_states, checked_width
+from elman.cells.contract import Cell, Draw, Extra, Gate, StateEntry, Vector, entries
 from elman.cells.structure import BlockDiagonal, BlockTriangular, Dense, LowRank, Structure
 
 _RESERVED = {"raw", "below"}
@@ -98,10 +99,12 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
     """Work out a cell's layout.
 
     Raises:
-        ValueError: a name is declared twice or reserved, a width does not fit a product's structure or the cell has
-            `equal_sizes` and these are not, or a frozen parameter does not exist.
+        ValueError: a declaration is not what it has to be (see `checks.py`), a name is declared twice or reserved, a
+            width does not fit a product's structure or the cell has `equal_sizes` and these are not, or a frozen
+            parameter does not exist.
     """
     where = type(cell).__name__
+    check_lists(cell)
     states = entries(cell)
     if not states:
         raise ValueError(f"{where}.state must name at least one state, the first of which is the output")
@@ -109,14 +112,28 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
         raise ValueError(
             f"{cell!r} needs as many inputs as units in each layer, got {input_size} inputs and {hidden_size} units"
         )
+    check_names(cell, "state", (e.name for e in states))
+    check_states(cell, states)
     widths = {"H": hidden_size, "I": input_size}
-    widths["R"] = _width(states[0].width, widths)
+    widths["R"] = checked_width(cell, states[0].name, states[0].width, widths)
 
-    input_gates = _rows(cell.input_gates, widths)
-    recurrent_gates = _rows(cell.recurrent_gates, widths)
+    input_gates = _rows(cell, cell.input_gates, widths)
+    recurrent_gates = _rows(cell, cell.recurrent_gates, widths)
     vectors = [v if isinstance(v, Vector) else Vector(v) for v in (*cell.vectors, *(cell.biases if bias else ()))]
     extras = tuple(e if isinstance(e, Extra) else Extra(e) for e in cell.extras)
-    draws = tuple((d, _width(d.width, widths)) for d in cell.draws)
+    check_draws(cell, cell.draws)
+    draws = tuple((d, checked_width(cell, d.name, d.width, widths)) for d in cell.draws)
+    for extra in extras:
+        checked_width(cell, extra.name, extra.width, {})
+    for what, names in (
+        ("gate", (*input_gates, *recurrent_gates)),
+        ("vector", [v.name for v in vectors]),
+        ("product", [p.name for p in cell.products]),
+        ("further input", [e.name for e in extras]),
+        ("random choice", [d.name for d, _ in draws]),
+    ):
+        check_names(cell, what, names)
+    fixed: dict[str, tuple[int, int]] = {}
     inputs_of_step = [*input_gates, *(e.name for e in extras), *(d.name for d, _ in draws)]
     _distinct(where, "input", [*inputs_of_step, *_RESERVED])
     _distinct(where, "product", [*recurrent_gates, *(p.name for p in cell.products)])
@@ -144,12 +161,14 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
     if recurrent_bias:
         parameters.append(Parameter("bias_hh", (_total(recurrent_gates),), recurrent_gates))
     for product in cell.products:
-        inputs, outputs = _width(product.input, widths), _width(product.output, widths)
+        inputs, outputs = (checked_width(cell, product.name, w, widths) for w in (product.input, product.output))
         rows = slice(0, outputs)
         has_bias = bias and product.bias and not product.fixed
         if product.fixed and not isinstance(product.structure, Dense):
             raise ValueError(f"{where}: the fixed product {product.name!r} must be dense")
-        if not product.fixed:
+        if product.fixed:
+            fixed[product.name] = (outputs, inputs)
+        else:
             parameters += _matrix(product.name, product.structure, outputs, inputs, {})
         if has_bias:
             parameters.append(Parameter(f"bias_{product.name}", (outputs,), {}))
@@ -163,7 +182,8 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
             product.structure,
             product.fixed,
         )
-    parameters += [Parameter(v.name, (_width(v.width, widths),), {}) for v in vectors]
+    check_constants(cell, hidden_size, fixed)
+    parameters += [Parameter(v.name, (checked_width(cell, v.name, v.width, widths),), {}) for v in vectors]
     _distinct(where, "parameter", [p.name for p in parameters])
     unknown = set(cell.frozen) - {p.name for p in parameters}
     if unknown and bias:  # without biases, those of the cell are missing
@@ -172,7 +192,7 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
     found = Layout(
         input_size,
         hidden_size,
-        tuple((e, _width(e.width, widths)) for e in states),
+        tuple((e, checked_width(cell, e.name, e.width, widths)) for e in states),
         input_gates,
         products,
         tuple(v.name for v in vectors),
@@ -184,18 +204,14 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
     return found.within() if cell.input_within else found
 
 
-def _width(width: Width, widths: dict[str, int]) -> int:
-    return width if isinstance(width, int) else widths[width]
-
-
-def _rows(gates: Iterable[str | Gate], widths: dict[str, int]) -> dict[str, slice]:
+def _rows(cell: Cell, gates: Iterable[str | Gate], widths: dict[str, int]) -> dict[str, slice]:
     rows: dict[str, slice] = {}
     start = 0
     for gate in gates:
         gate = gate if isinstance(gate, Gate) else Gate(gate)
         if gate.name in rows:
             raise ValueError(f"the gate {gate.name!r} is declared twice")
-        stop = start + _width(gate.width, widths)
+        stop = start + checked_width(cell, gate.name, gate.width, widths)
         rows[gate.name] = slice(start, stop)
         start = stop
     return rows

@@ -7,7 +7,6 @@ evaluation `Cell.evaluated` gives what takes the place of a random option.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from elman.cells.contract import Cell, Draw, Gate, Product, Vector, Width, entries
 from elman.cells.initial import Constant, Initial
 from elman.cells.math import layer_norm, sigmoid, where
+from elman.cells.named import Named
 from elman.cells.structure import Dense, LowRank
 from elman.cells.wrapped import Wrapped
 
@@ -169,7 +169,7 @@ class LayerNorm(Wrapped):
             return lambda v: normalised("hh", name, product(v))
 
         gates = {gate: normalised("ih", gate, getattr(x, gate)) for gate in _widths(self.cell.input_gates)}
-        return self.cell.step(SimpleNamespace(**{**vars(x), **gates}), _Products(u, self.cell, reading), s, p)
+        return self.cell.step(Named(**{**vars(x), **gates}), _Products(u, self.cell, reading), s, p)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class Mogrified(Wrapped):
             else:
                 h = 2 * sigmoid(u[f"mogrify_{i}"](raw)) * h
         gates = {gate: u[f"x.{gate}"](raw) for gate in _widths(self.cell.input_gates)}
-        inputs = SimpleNamespace(**{**vars(x), **gates, "raw": raw})
+        inputs = Named(**{**vars(x), **gates, "raw": raw})
         return self.cell.step(inputs, u, s._replace(**{output: h}), p)
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 
 def _blocks(width: int, blocks: int, what: str) -> int:
+    if not isinstance(blocks, int) or blocks < 1:
+        raise ValueError(f"the number of blocks must be at least 1, got {blocks!r}")
     if width % blocks:
         raise ValueError(f"{what} must be a multiple of the number of blocks ({blocks}), got {width}")
     return width // blocks
@@ -48,6 +50,8 @@ class LowRank:
     rank: int
 
     def shapes(self, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"the rank of a low-rank product must be at least 1, got {self.rank!r}")
         return {"": (outputs, self.rank), "_in": (self.rank, inputs)}
 
 

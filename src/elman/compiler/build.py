@@ -15,9 +15,11 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 _ENGINE = Path(__file__).parent.parent / "engine"
+_DAY = 24 * 3600  # seconds
 _INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
 
 
@@ -26,10 +28,19 @@ class BuildError(RuntimeError):
 
 
 def cache_directory() -> Path:
-    """Where libraries are kept: ELMAN_CACHE, else `elman` in the user's cache directory."""
+    """Where libraries are kept: ELMAN_CACHE, else `elman` in the user's cache directory.
+
+    Raises:
+        BuildError: the user has none.
+    """
     chosen = os.environ.get("ELMAN_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(chosen) if chosen else Path(base) / "elman"
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "elman"
+    except RuntimeError as error:  # no home
+        raise BuildError(f"there is no folder for the kernel cache ({error}); set ELMAN_CACHE to one") from error
 
 
 @functools.cache
@@ -72,12 +83,12 @@ def _is_amd() -> bool:
 
 
 def instruction_set() -> str:
-    """What libraries are compiled for: ELMAN_ISA where set, else the best of "amx", "avx512", "avx2" and "portable".
+    """What libraries are compiled for: ELMAN_ISA where it says, or the best of "amx", "avx512", "avx2" and "portable".
 
     Raises:
         BuildError: ELMAN_ISA names none of them, or one that the processor or the system does not offer.
     """
-    return _instruction_set(os.environ.get("ELMAN_ISA"))
+    return _instruction_set(os.environ.get("ELMAN_ISA") or None)
 
 
 @functools.cache
@@ -130,8 +141,11 @@ def _included(text: str, found: dict[str, str]) -> dict[str, str]:
 @functools.cache
 def compiler() -> tuple[str, ...] | None:
     """The command of the system's C++ compiler: CXX where set, else g++, clang++ or c++; None where there is none."""
-    named = os.environ.get("CXX")
-    for command in (shlex.split(named),) if named else (["g++"], ["clang++"], ["c++"]):
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError:  # a quotation without an end
+        return None
+    for command in (named,) if named else (["g++"], ["clang++"], ["c++"]):
         if shutil.which(command[0]):
             return tuple(command)
     return None
@@ -139,7 +153,23 @@ def compiler() -> tuple[str, ...] | None:
 
 @functools.cache
 def _compiler_version(command: tuple[str, ...]) -> str:
-    return subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
+    """What it says of itself.
+
+    Raises:
+        BuildError: it cannot be started.
+    """
+    try:
+        said = subprocess.run([*command, "--version"], capture_output=True, check=False).stdout
+    except OSError as error:
+        raise BuildError(f"the C++ compiler {shlex.join(command)!r} cannot be started: {error}") from error
+    return said.decode(errors="replace")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what compiles left that were killed."""
+    for left in folder.glob("build-*"):
+        if time.time() - left.stat().st_mtime > _DAY:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def load(source: str, real: str) -> ctypes.CDLL:
@@ -178,9 +208,10 @@ class Build:
         traits = {"QUICK_DIVISION": divides_quickly(), "ODD_STEPS_LOST": loses_odd_steps(), "MATRIX_TILES": tiles}
         defined = "".join(f"#define {name}\n" for name, has in traits.items() if has)
         text = f"#define VECTOR_BYTES {vector_bytes}\n{defined}typedef {real} real;\n{source}"
+        self._headers = _included(text, {})
         parts = (
             text,
-            *_included(text, {}).values(),
+            *self._headers.values(),
             *command,
             _compiler_version(command),
             *flags,
@@ -190,23 +221,37 @@ class Build:
         digest = hashlib.sha256("\0".join((*parts, *native)).encode()).hexdigest()[:32]
         self._path = cache_directory() / f"{digest}.so"
         self._text = text
-        self._command = [*command, *flags, f"-I{_ENGINE}"]
+        self._command = [*command, *flags]
         self._process: subprocess.Popen[str] | None = None
-        if not self._path.exists():
+        if not self._is_there():
             self._begin()
+
+    def _is_there(self) -> bool:
+        try:
+            return self._path.exists()
+        except OSError as error:  # a folder on the way may not be looked into
+            raise BuildError(f"the kernel cache {self._path.parent} cannot be read: {error}") from error
 
     def _begin(self) -> None:
         """Start the compiler."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(self._path.parent)
             self._work = tempfile.TemporaryDirectory(dir=self._path.parent, prefix="build-")
             file = Path(self._work.name) / "cell.cpp"
             file.write_text(self._text)
+            for (
+                name,
+                header,
+            ) in self._headers.items():  # those that the library's name is of, whatever is installed by now
+                file.with_name(name).write_text(header)
         except OSError as error:
             raise BuildError(f"the kernel cache {self._path.parent} cannot be written: {error}") from error
         self._built = file.with_suffix(".so")
         arguments = [*self._command, str(file), "-o", str(self._built), "-lm"]
-        self._process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
 
     def _finish(self) -> None:
         """Wait for the compiler and put what it made in the cache."""
@@ -216,8 +261,11 @@ class Build:
         code, self._process = self._process.returncode, None
         with self._work:
             if code:
-                first = next((line for line in errors.splitlines() if "error" in line), errors.strip()[:200])
-                raise BuildError(f"the C++ compiler failed with status {code}: {first}")
+                telling = (line for line in errors.splitlines() if "error" in line or "No space" in line)
+                first = next(telling, errors.strip()[:200])
+                raise BuildError(f"the C++ compiler {self._command[0]!r} failed with status {code}: {first}")
+            if not self._built.exists():
+                raise BuildError(f"the C++ compiler {self._command[0]!r} made no file, and said that all was well")
             try:
                 os.replace(self._built, self._path)
             except OSError as error:

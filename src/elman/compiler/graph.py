@@ -94,6 +94,7 @@ class Graph:
 
     nodes: list[Node] = field(default_factory=list)
     outputs: dict[str, int] = field(default_factory=dict)
+    tracing: bool = False  # a step, which may make mistakes
     free: dict[int, bool] = field(default_factory=dict, repr=False)  # what `schedule` has found out
     _known: dict[Node, int] = field(default_factory=dict, repr=False)
 
@@ -136,6 +137,11 @@ class Symbol:
         """Units of a row."""
         return self.node.width
 
+    @property
+    def is_mask(self) -> bool:
+        """Whether it holds truth values."""
+        return self.node.op in OPERATIONS and OPERATIONS[self.node.op].mask
+
     def __elman_apply__(self, name: str, operands: Sequence[Any]) -> "Symbol":
         if name == "mean":
             return row_sum(self) * self.graph.leaf(f"reciprocal.{self.width}", 1) if self.width > 1 else self
@@ -165,6 +171,13 @@ class Symbol:
         if name not in OPERATIONS or kwargs:
             raise CannotCompile(f"step uses torch.{function.__name__}, which the compiler does not know")
         return apply(name, *args)
+
+    def _in_place(self, other: Any) -> Any:
+        if self.node.op == "leaf":  # of a tensor, everybody else's would change too
+            raise CannotCompile("step changes what it is given in place; write h = s.h + a in place of h = s.h; h += a")
+        return NotImplemented  # then Python takes the operator without the assignment
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __imod__ = __ipow__ = _in_place
 
     def __add__(self, other: Any) -> "Symbol":
         return apply("add", self, other)
@@ -197,8 +210,8 @@ class Symbol:
         return apply("neg", self)
 
     def __pow__(self, exponent: Any) -> "Symbol":
-        if exponent not in (2, 3):
-            raise CannotCompile(f"step raises a value to the power {exponent!r}; the compiler knows 2 and 3")
+        if isinstance(exponent, Symbol) or exponent not in (2, 3):
+            raise CannotCompile(f"step raises a value to the power {_shown(exponent)}; the compiler knows 2 and 3")
         return self * self if exponent == 2 else self * self * self
 
     def __eq__(self, other: Any) -> "Symbol":  # type: ignore[override]
@@ -226,6 +239,8 @@ def apply(name: str, *operands: Any) -> Symbol:
         raise CannotCompile(f"the compiler does not know the operation {name!r}")
     graph = next(v.graph for v in operands if isinstance(v, Symbol))
     values = [v if isinstance(v, Symbol) else _as_number(graph, v) for v in operands]
+    if graph.tracing:
+        _check_masks(name, values)
     widths = {v.width for v in values} - {1}
     if len(widths) > 1:
         raise CannotCompile(f"{name} of values of {' and '.join(map(str, sorted(widths)))} units")
@@ -235,10 +250,24 @@ def apply(name: str, *operands: Any) -> Symbol:
     return graph.add(Node(name, tuple(v.index for v in values), widths.pop() if widths else 1))
 
 
+def _shown(exponent: Any) -> str:
+    return "of another" if isinstance(exponent, Symbol) else repr(exponent)
+
+
+def _check_masks(name: str, values: Sequence[Symbol]) -> None:
+    """Truth values choose in `where`, and nothing else."""
+    masks = [v.is_mask for v in values]
+    if name == "where" and not masks[0]:
+        raise CannotCompile("where takes a comparison or a random choice as its condition, such as a > 0")
+    if any(masks[1:] if name == "where" else masks):
+        raise CannotCompile(f"step computes {name} of a truth value; choose by where(condition, a, b)")
+
+
 def _as_number(graph: Graph, value: Any) -> Symbol:
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and value == value:  # no NaN
         return graph.number(value)
-    raise CannotCompile(f"step mixes its values with a {type(value).__name__}")
+    shown = "NaN" if isinstance(value, float) else f"a {type(value).__name__}"
+    raise CannotCompile(f"step mixes its values with {shown}")
 
 
 def _simplified(name: str, values: list[Symbol]) -> Symbol | None:

@@ -1,10 +1,10 @@
 """Trace: a cell's step, run once on symbols, as a graph."""
 
-from types import SimpleNamespace
 from typing import Any
 
 from elman.cells.contract import Cell
 from elman.cells.layout import Layout
+from elman.cells.named import Named
 from elman.cells.structure import LowRank
 from elman.compiler.graph import CannotCompile, Graph, Node, Symbol
 
@@ -24,7 +24,7 @@ def trace(cell: Cell, layout: Layout, below: dict[str, int] | None = None) -> Gr
     Raises:
         CannotCompile: the step does something that a kernel cannot; the message says what.
     """
-    graph = Graph()
+    graph = Graph(tracing=True)
     inputs: dict[str, Any] = {
         gate: graph.leaf(f"x.{gate}", rows.stop - rows.start) for gate, rows in layout.input_gates.items()
     }
@@ -35,7 +35,7 @@ def trace(cell: Cell, layout: Layout, below: dict[str, int] | None = None) -> Gr
         if name.startswith("x.") and not cell.input_within:
             gate = graph.add(Node("product", (raw.index,), product.output, name))
             inputs[name.removeprefix("x.")] = gate
-    inputs["below"] = SimpleNamespace(**{n: graph.leaf(f"below.{n}", w) for n, w in (below or {}).items()})
+    inputs["below"] = Named(**{n: graph.leaf(f"below.{n}", w) for n, w in (below or {}).items()})
     values = {name: graph.leaf(f"vector.{name}", _vector_width(layout, name)) for name in layout.vectors}
     for name, array in cell.constants(layout.hidden_size).items():
         if array.ndim == 1:
@@ -43,7 +43,7 @@ def trace(cell: Cell, layout: Layout, below: dict[str, int] | None = None) -> Gr
     state = cell.State(*(graph.leaf(f"state.{e.name}", width) for e, width in layout.states))
 
     try:
-        result = cell.step(SimpleNamespace(**inputs), _Products(graph, layout), state, SimpleNamespace(**values))
+        result = cell.step(Named(**inputs), _Products(graph, layout), state, Named(**values))
     except CannotCompile:
         raise
     except Exception as error:
@@ -51,10 +51,15 @@ def trace(cell: Cell, layout: Layout, below: dict[str, int] | None = None) -> Gr
     if not isinstance(result, tuple) or len(result) != len(layout.states):
         raise CannotCompile("step does not return self.State(...)")
     for value, (entry, width) in zip(result, layout.states, strict=True):
+        if not isinstance(value, (Symbol, int, float)):
+            raise CannotCompile(f"step returns {entry.name} as a {type(value).__name__}")
         symbol = value if isinstance(value, Symbol) else graph.number(value)
+        if symbol.is_mask:
+            raise CannotCompile(f"step returns truth values as {entry.name}; where(condition, 1.0, 0.0) makes numbers")
         if symbol.width != width:
             raise CannotCompile(f"step returns {entry.name} with {symbol.width} units, declared {width}")
         graph.outputs[entry.name] = symbol.index
+    graph.tracing = False
     return graph
 
 

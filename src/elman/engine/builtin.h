@@ -21,6 +21,7 @@ Object *PyLong_FromLong(long number);
 Object *PyList_New(intptr_t size);
 int PyList_SetItem(Object *list, intptr_t index, Object *item);
 Object *PyCapsule_New(void *address, const char *name, void (*destructor)(Object *));
+int PyCapsule_IsValid(Object *capsule, const char *name);
 Object *PyObject_CallFunctionObjArgs(Object *function, ...);
 void *PyEval_SaveThread();
 void PyEval_RestoreThread(void *thread);

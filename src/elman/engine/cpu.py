@@ -19,7 +19,7 @@ from elman.engine.form import Scene, abreast, default_names, form_of, parameter_
 from elman.engine.forward import forward_of
 from elman.engine.products import tools
 from elman.engine.sinks import REALS
-from elman.engine.surroundings import obstacle, wants_operations
+from elman.engine.surroundings import obstacle, sees_operations, wants_operations
 
 name = "cpu"
 
@@ -34,6 +34,8 @@ def why_not(call: LayerCall) -> str | None:
         return "the cpu engine does not run under autocast"
     if call.packing.batch == 0:
         return "the batch has no rows"
+    if sees_operations(call.input):
+        return f"the input is a {type(call.input).__name__}, which takes each operation itself"
     problem = obstacle()
     if problem is not None:
         return f"the cpu engine's kernels are no operations of torch's, and {problem}"
@@ -45,6 +47,8 @@ def why_not(call: LayerCall) -> str | None:
         steps = [v for d in call.directions for v in d.state or () if v.dtype == torch.int64]
         if any(int(v.max()) + call.packing.steps >= 1 << 24 for v in steps):
             return "the step index passes 2^24, beyond which the kernels cannot count"
+        if any(int(v.min()) < 0 for v in steps):
+            return "the step index is below zero, where the kernels do not count"
     dtype = call.input.dtype
     return build_problem(dtype) or _kernel_problem(plan, _differentiates(call), dtype, build.instruction_set())
 
@@ -62,14 +66,21 @@ def build_problem(dtype: torch.dtype) -> str | None:
         if build.compiler() is not None:
             return None
         problem = "no C++ compiler was found (g++, clang++, or the one that CXX names)"
+        advice = "; install a compiler (Debian: apt install g++; pip: ziglang, with CXX='python -m ziglang c++')"
     except build.BuildError as error:
-        problem = str(error)
-    warnings.warn(
-        f"Elman's kernels cannot be compiled: {problem}. Layers run on slower engines; install a compiler "
-        "(Debian: apt install g++; pip: ziglang, with CXX='python -m ziglang c++')",
-        stacklevel=2,
-    )
+        problem, advice = str(error), ""
+    warnings.warn(f"Elman's kernels cannot be compiled: {problem}. Layers run on slower engines{advice}", stacklevel=2)
     return problem
+
+
+@functools.cache
+def tools_problem(dtype: torch.dtype) -> str | None:
+    """Why what all kernels of a dtype share cannot be built, or None."""
+    try:
+        tools(dtype)
+    except build.BuildError as error:
+        return str(error)
+    return None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -94,17 +105,24 @@ def _differentiates(call: LayerCall) -> bool:
 def _kernel_problem(plan: Plan, training: bool, dtype: torch.dtype, isa: str) -> str | None:
     """Why a plan's kernels cannot be built, or None when they are there; said once as a warning."""
     kernels = [plan.training, plan.gradients] if training else [plan.inference]
+    under_way: list[build.Build] = []
+    problems: list[str] = []
     try:
-        under_way = [build.start(kernel.source, REALS[dtype]) for kernel in kernels]
+        under_way += (build.start(kernel.source, REALS[dtype]) for kernel in kernels)
         tools(dtype)
-        for started in under_way:
-            started.result()
     except build.BuildError as error:
-        warnings.warn(
-            f"Elman's kernels for {plan.cell!r} cannot be built: {error}. It runs on a slower engine", stacklevel=2
-        )
-        return str(error)
-    return None
+        problems.append(str(error))
+    for started in under_way:
+        try:
+            started.result()
+        except build.BuildError as error:
+            problems.append(str(error))
+    if not problems:
+        return None
+    warnings.warn(
+        f"Elman's kernels for {plan.cell!r} cannot be built: {problems[0]}. It runs on a slower engine", stacklevel=2
+    )
+    return problems[0]
 
 
 def plan_of(call: LayerCall) -> Plan:

@@ -139,6 +139,8 @@ def explain(module: "Recurrent", input: "Tensor | PackedSequence | None" = None,
         input: what the module would be called with; by default two steps of one row.
         arguments: `lengths`, `reset` and `extras` as for the call.
     """
+    if not hasattr(module, "plan"):
+        raise TypeError(f"explain takes a Recurrent, got {type(module).__name__}")
     found: list[tuple[str, dict[str, str]]] = []
     module.plan(input, found=found, **arguments)
     return Explanation(tuple(engine for engine, _ in found), tuple(refusals for _, refusals in found))

@@ -44,6 +44,11 @@ class Noise:
     step: int = 0
     row: int | Sequence[int] = 0
 
+    def __post_init__(self) -> None:
+        for name in ("seed", "step"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"noise.{name} must be an integer, got {getattr(self, name)!r}")
+
     def after(self, steps: int) -> "Noise":
         """For the chunk that follows so many steps later."""
         return Noise(self.seed, self.step + steps, self.row)
@@ -91,15 +96,21 @@ def rows(noise: Noise, purpose: str, place: int, packing: Packing) -> Tensor:
     """
     batch = packing.batch
     given = noise.row
-    listed: Tensor | range
-    if isinstance(given, int):
-        listed = range(given, given + batch)
-    else:
-        listed = torch.as_tensor(given, dtype=torch.int64, device="cpu")
-    if isinstance(listed, Tensor) and listed.shape != (batch,):
-        raise ValueError(f"noise.row must be a number, or one for each of {batch} rows, got {len(listed)}")
+    listed = range(given, given + batch) if isinstance(given, int) else _numbers(given, batch)
     numbers = listed if packing.order is None else torch.as_tensor(listed, device="cpu")[packing.order.cpu()]
     return keys(noise.seed, purpose, place, numbers, noise.step).to(packing.device)
+
+
+def _numbers(given: Any, batch: int) -> Tensor:
+    """The numbers of a call's rows, [B] int64."""
+    try:
+        numbers = torch.as_tensor(given, device="cpu")
+        fine = numbers.shape == (batch,) and not numbers.is_floating_point()
+    except (TypeError, ValueError, RuntimeError):
+        fine = False
+    if not fine:
+        raise ValueError(f"noise.row must be an integer, or one for each of {batch} rows, got {given!r:.80}")
+    return numbers.to(torch.int64)
 
 
 def keys(seed: int, purpose: str, place: int, numbers: Tensor | range, start: int) -> Tensor:

@@ -212,15 +212,19 @@ static Object *tensors_of(Object *self, Object *const *given, intptr_t) {
     if (!make(t.count, t.wanted, (int64_t)PyLong_AsVoidPtr(given[0]), t.code, t.bits, made)) return PyLong_FromLong(0);
     Object *const list = PyList_New(t.count);
     for (int64_t i = 0; i < t.count; ++i) {
-        Object *const capsule = PyCapsule_New(made[i], "dltensor", nullptr);
-        Object *const tensor = PyObject_CallFunctionObjArgs(t.convert, capsule, nullptr);
-        Py_DecRef(capsule);
-        if (!tensor) {  // with an exception
-            for (; i < t.count; ++i) give_back(made[i]);
-            Py_DecRef(list);
-            return nullptr;
+        Object *const capsule = list ? PyCapsule_New(made[i], "dltensor", nullptr) : nullptr;
+        Object *const tensor = capsule ? PyObject_CallFunctionObjArgs(t.convert, capsule, nullptr) : nullptr;
+        // An interrupt may come behind the conversion: then the tensor is gone, and has given its memory back itself. torch renames
+        // what it takes.
+        const bool taken = capsule && !PyCapsule_IsValid(capsule, "dltensor");
+        if (capsule) Py_DecRef(capsule);
+        if (tensor) {
+            PyList_SetItem(list, i, tensor);
+            continue;
         }
-        PyList_SetItem(list, i, tensor);
+        for (i += taken; i < t.count; ++i) give_back(made[i]);
+        if (list) Py_DecRef(list);
+        return nullptr;  // with an exception
     }
     return list;
 }

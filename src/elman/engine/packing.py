@@ -20,7 +20,6 @@ from elman.engine import memory
 from elman.engine.capacity import Ragged
 from elman.engine.rows import copied, copying
 
-
 T = TypeVar("T")
 
 

@@ -5,7 +5,6 @@ It is the truth that every other engine is tested against: any device, any float
 
 from collections.abc import Mapping
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from elman.cells.contract import Cell
 from elman.cells.layout import Layout, MatrixProduct
+from elman.cells.named import Named
 from elman.cells.structure import Antisymmetric, BlockDiagonal, BlockTriangular, Dense, LowRank
 from elman.engine.call import Direction, DirectionResult, LayerCall
 from elman.engine.draws import mask
@@ -51,7 +51,7 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
 
     sources |= input_gates(call.layout, direction.parameters, sources["raw"])
     products = Products(call.layout, direction.parameters, constants(cell, call.layout.hidden_size, call.input))
-    values = SimpleNamespace(
+    values = Named(
         **{v: direction.parameters[v] for v in call.layout.vectors},
         **constants(cell, call.layout.hidden_size, call.input),
     )
@@ -72,10 +72,19 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
             fresh = reset[start : start + active, None]
             state = tuple(torch.where(fresh, d[:active], v) for d, v in zip(default, state, strict=True))
         x = step_inputs({k: v[start : start + active] for k, v in sources.items()})
-        result = cell.step(x, products, cell.State(*state), values)
+        before = [0 if v.is_inference() else v._version for v in state]
+        result = cell.step(x, products, cell.State(*(_counted(v, call.input) for v in state)), values)
         if not outputs:
             check_result(cell, call.layout, result, active)
-        state = tuple(result)
+            changed = [
+                v for v, version in zip(state, before, strict=True) if not v.is_inference() and v._version != version
+            ]
+            if changed:
+                raise ValueError(f"{cell!r}: step changes its state in place; write h = s.h + a, not h = s.h; h += a")
+        state = tuple(
+            value.to(torch.int64) if entry.dtype == "int64" else value
+            for value, (entry, _) in zip(result, call.layout.states, strict=True)
+        )
         outputs.append(state)
         start += active
     ended.append(state)
@@ -88,6 +97,12 @@ def _run_direction(call: LayerCall, direction: Direction) -> DirectionResult:
     return DirectionResult(sequences, final)
 
 
+def _counted(value: Tensor, like: Tensor) -> Tensor:
+    """A state as the step is given it. Numbers that count are of the network's dtype where that holds them all: with
+    integers torch would compute in its default dtype."""
+    return value.to(like.dtype) if like.dtype == torch.float64 and value.dtype == torch.int64 else value
+
+
 def check_result(cell: Cell, layout: Layout, result: object, rows: int) -> None:
     """Raise a ValueError unless a step gave every state at its shape."""
     names = [entry.name for entry, _ in layout.states]
@@ -97,6 +112,10 @@ def check_result(cell: Cell, layout: Layout, result: object, rows: int) -> None:
         if not isinstance(value, Tensor) or tuple(value.shape) != (rows, width):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{cell!r}: step must return {entry.name} as [B, width] = ({rows}, {width}), got {got}")
+        if value.dtype == torch.bool:
+            raise ValueError(
+                f"{cell!r}: step must return {entry.name} as numbers, got truth values; see where(a, b, c)"
+            )
 
 
 def reset_in_reverse(call: LayerCall, reset: Tensor) -> Tensor:
@@ -123,10 +142,10 @@ def random_choices(call: LayerCall, direction: Direction) -> dict[str, Tensor]:
     return found
 
 
-def step_inputs(values: Mapping[str, Any]) -> SimpleNamespace:
+def step_inputs(values: Mapping[str, Any]) -> Named:
     """The `x` of a step, from values by name; states of the layer below are named `below.<entry>`."""
-    below = SimpleNamespace(**{k[6:]: v for k, v in values.items() if k.startswith("below.")})
-    return SimpleNamespace(**{k: v for k, v in values.items() if not k.startswith("below.")}, below=below)
+    below = Named(**{k[6:]: v for k, v in values.items() if k.startswith("below.")})
+    return Named(**{k: v for k, v in values.items() if not k.startswith("below.")}, below=below)
 
 
 def default_state(layout: Layout, batch: int, like: Tensor) -> tuple[Tensor, ...]:

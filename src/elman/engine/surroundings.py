@@ -32,6 +32,11 @@ def obstacle() -> str | None:
     return transformed()
 
 
+def sees_operations(tensor: Tensor) -> bool:
+    """Whether a tensor is of a class that takes each operation itself, as fake ones do."""
+    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
 def saves_elsewhere() -> bool:
     """Whether hooks take what is saved for backward: those of checkpoints expect the same tensors at each run."""
     return _hooks_of_saved(False) is not None

@@ -80,15 +80,23 @@ class Frame:
         if reset is None:
             return None
         expected = self._sizes()
+        if not isinstance(reset, Tensor):
+            raise TypeError(f"reset must be a bool tensor of shape {expected}, got {type(reset).__name__}")
+        self._check_device("reset", reset)
         if tuple(reset.shape) != expected or reset.dtype != torch.bool:
             raise ValueError(f"reset must be bool of shape {expected}, got {reset.dtype} of {tuple(reset.shape)}")
         return self.packing.pack(self._time_major(reset))
 
     def extras(self, layout: Layout, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """The caller's extra inputs, [T, B] or [T, B, width] in the layout of the input, as [N, width]."""
-        if not layout.extras and not given:
+        if not layout.extras and given is None:
             return {}
-        given = given or {}
+        given = {} if given is None else given
+        if not isinstance(given, Mapping):
+            raise TypeError(f"extras must be a mapping from names to tensors, got {_describe(given)}")
+        for name, value in given.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"extra input {name!r} must be a Tensor, got {type(value).__name__}")
         known = {e.name for e in layout.extras}
         for name in given:
             if name not in known:
@@ -97,6 +105,7 @@ class Frame:
         for extra in layout.extras:
             if extra.name in given:
                 value = given[extra.name]
+                self._check_device(f"extra input {extra.name!r}", value)
                 expected = (*self._sizes(), extra.width)
                 if extra.width == 1 and tuple(value.shape) == expected[:-1]:
                     value = value.unsqueeze(-1)
@@ -132,8 +141,7 @@ class Frame:
             expected = (rows, width) if self._unbatched else (rows, self.packing.batch, width)
             if not isinstance(value, Tensor) or tuple(value.shape) != expected:
                 raise ValueError(f"state entry {entry.name!r} must be {expected}, got {_describe(value)}")
-            if value.device != self.input.device:
-                raise ValueError(f"state entry {entry.name!r} is on {value.device}, the input on {self.input.device}")
+            self._check_device(f"state entry {entry.name!r}", value)
             wanted = torch.int64 if entry.dtype == "int64" else self.input.dtype
             mixed = torch.is_autocast_enabled(value.device.type) and value.is_floating_point()
             if value.dtype != wanted and not mixed:
@@ -141,6 +149,10 @@ class Frame:
             value = value.unsqueeze(1) if self._unbatched else value
             packed.append(self.packing.to_packed_order(value, 1))
         return tuple(packed)
+
+    def _check_device(self, what: str, value: Tensor) -> None:
+        if value.device != self.input.device:
+            raise ValueError(f"{what} is on {value.device}, the input on {self.input.device}")
 
     def leave_state(self, value: Tensor) -> Tensor:
         """One state entry, [rows, B, width] in packed order, in the form of the caller's batch."""
@@ -171,14 +183,17 @@ def checked_lengths(lengths: Tensor | Sequence[int], batch: int, steps: int) -> 
     Raises:
         ValueError: they are not B integers from 1 to T.
     """
-    values = torch.as_tensor(lengths, device="cpu")
+    try:
+        values = torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"lengths must be integers, [B] = ({batch},), got {lengths!r:.80}") from error
+    if batch == 0:
+        raise ValueError("lengths needs at least one row")
     if values.shape != (batch,):
         raise ValueError(f"lengths must be [B] = ({batch},), got {tuple(values.shape)}")
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"lengths must be integers, got {values.dtype}")
     numbers: list[int] = values.tolist()
-    if not numbers:
-        raise ValueError("lengths needs at least one row")
     if min(numbers) < 1 or max(numbers) > steps:
         row, length = next((row, n) for row, n in enumerate(numbers) if not 1 <= n <= steps)
         raise ValueError(f"lengths must be from 1 to T = {steps}, got {length} for row {row}")

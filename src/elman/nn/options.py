@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal, get_args
 
 from elman.cells.contract import Cell, entries
@@ -56,6 +57,12 @@ class Options:
                 raise ValueError(f"{name} must be a whole number, 0 or more, got {getattr(self, name)!r}")
         if self.mogrify_rank and not self.mogrify:
             raise ValueError(f"mogrify_rank = {self.mogrify_rank} needs mogrify, the number of rounds")
+        for name in ("forget_bias", "chrono"):
+            value = getattr(self, name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value)
+            ):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
         if self.chrono is not None and not self.chrono > 2:
             raise ValueError(f"chrono must be the longest dependency in steps, above 2, got {self.chrono!r}")
         if self.chrono is not None and self.forget_bias is not None:

@@ -154,7 +154,7 @@ class Recurrent(nn.Module):
             stacked, given["hidden_size"], input_size, bias, self.num_directions, self.options, self.layered
         )
         self.layers = self._stack.layers
-        self._random = self.options.acts_at_random
+        self._random = self.options.acts_at_random or any(parts.draws for _, parts in self._stack.trained)
         self._shortcuts = Shortcuts()
         # Whether all that a call does is to run its layers one after the other.
         self._brief = not (learn_state or self.layered or recompute)
@@ -168,7 +168,10 @@ class Recurrent(nn.Module):
                 for entry, width in parts.states if learn_state else ():
                     if entry.dtype == "float":
                         learned = nn.Parameter(torch.empty(width, device=device, dtype=dtype))
-                        self.register_parameter(initial_name(entry.name, suffix), learned)
+                        name = initial_name(entry.name, suffix)
+                        if name in self._parameters:
+                            raise ValueError(f"learn_state: {name} is the name of a parameter of the cell's own")
+                        self.register_parameter(name, learned)
         self.reset_parameters()
 
     @property
@@ -229,11 +232,11 @@ class Recurrent(nn.Module):
         """
         shortcuts, known = self._shortcuts, None
         chain = 0
-        if lengths is not None and state is None and reset is None and not extras and noise is None:
+        if lengths is not None and state is None and reset is None and extras is None and noise is None:
             chain = rows_of_chains(self, input, lengths)
         brief = type(input) is Tensor or (type(input) is PackedSequence and lengths is None)
         ragged = lengths is not None or type(input) is PackedSequence
-        if brief and reset is None and not extras and noise is None and self._brief:
+        if brief and reset is None and extras is None and noise is None and self._brief:
             known = shortcuts.form(self, input, state, ragged, chain)
             found = None if known is None else shortcuts.run(known, self, input, state, lengths)
             if found is not None:
@@ -287,10 +290,12 @@ class Recurrent(nn.Module):
         """
         if self.bidirectional:
             raise ValueError("a bidirectional layer has no step: its backward direction starts at the end")
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
         if input.dim() not in (1, 2):
             raise ValueError(f"input must be [B, I], or [I] unbatched, got {tuple(input.shape)}")
         silent = not (self.training and self._random) or noise is draws.SILENT
-        if silent and not torch.is_grad_enabled() and not extras and input.dim() == 2:
+        if silent and not torch.is_grad_enabled() and extras is None and input.dim() == 2:
             kernels = prepared(self, input.shape[0])
             if kernels is not None:
                 return kernels.advance(input, state)

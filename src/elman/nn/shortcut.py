@@ -13,7 +13,7 @@ from elman.engine.call import DirectionResult, LayerCall
 from elman.engine.packing import Packing
 from elman.engine.ragged import RaggedLayer
 from elman.engine.ready import Ready
-from elman.engine.surroundings import obstacle, saves_elsewhere
+from elman.engine.surroundings import obstacle, saves_elsewhere, sees_operations
 from elman.nn.frame import checked_lengths, packing_of
 from elman.nn.unrolling import drawn, form, thinned
 from elman.nn.wiring import merged
@@ -54,7 +54,7 @@ class Shortcuts:
             states = tuple([v.requires_grad for v in state])
         else:
             return None
-        if obstacle() is not None or (torch.is_grad_enabled() and saves_elsewhere()):
+        if obstacle() is not None or sees_operations(data) or (torch.is_grad_enabled() and saves_elsewhere()):
             return None
         random = module.training and module._random
         situation = (states, torch.is_grad_enabled(), torch.get_num_threads(), dispatch.wanted(), module.batch_first)

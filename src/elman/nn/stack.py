@@ -95,6 +95,10 @@ class Stack:
 
 def _evaluated(cell: Cell, parts: Layout, bias: bool) -> tuple[Cell, Layout]:
     other = cell.evaluated()
+    if other.draws:
+        raise ValueError(
+            f"{cell!r} draws {other.draws[0].name!r} in evaluation too; let evaluated() give a cell without"
+        )
     if other == cell:
         return cell, parts
     return other, layout(other, parts.input_size, parts.hidden_size, bias)

@@ -11,7 +11,7 @@ from torch import Tensor, empty_like
 from elman.compiler.build import BuildError
 from elman.compiler.graph import CannotCompile
 from elman.engine import dispatch
-from elman.engine.cpu import build_problem
+from elman.engine.cpu import build_problem, tools_problem
 from elman.engine.draws import SILENT
 from elman.engine.products import tools
 from elman.engine.sinks import REALS
@@ -41,8 +41,8 @@ class Stepper:
     def __init__(self, module: "Recurrent", batch_size: int = 1) -> None:
         if module.bidirectional:
             raise ValueError("a bidirectional layer cannot be stepped: its backward direction starts at the end")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
         self._module = module
         self.batch_size = batch_size
         self._state: Any = None
@@ -76,7 +76,7 @@ class Stepper:
         """One time step: [B, I] to [B, H]."""
         if self._run is None or extras:
             return self._by_module(input, extras)
-        if input.shape != self._shape or input.dtype is not self._dtype:
+        if not isinstance(input, Tensor) or input.shape != self._shape or input.dtype is not self._dtype:
             raise _misfit(input, self._shape, self._dtype)
         x = input if input.is_contiguous() and input.is_cpu else input.detach().cpu().contiguous()
         output = empty_like(self._like)  # type: ignore[arg-type]
@@ -84,6 +84,8 @@ class Stepper:
         return output
 
     def _by_module(self, input: Tensor, extras: Mapping[str, Tensor] | None) -> Tensor:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
         if input.dim() != 2 or input.shape[0] != self.batch_size:
             raise ValueError(f"input must be [B, I] with B = {self.batch_size}, got {tuple(input.shape)}")
         with torch.no_grad():
@@ -161,7 +163,7 @@ def prepared(module: "Recurrent", batch: int) -> "_Kernels | None":
         return None
     if any(p.device.type != "cpu" or p.dtype != dtype or not p.is_contiguous() for p in parameters):
         return None
-    if build_problem(dtype) is not None:
+    if build_problem(dtype) is not None or tools_problem(dtype) is not None:
         return None
     kept = _cache.kernels[module] = _Kept(module, parameters, situation)
     return kept.kernels
@@ -193,8 +195,10 @@ def _as_they_are(module: "Recurrent") -> bool:
     return not (module._forward_pre_hooks or module._forward_hooks) and module._stack.names <= module._parameters.keys()
 
 
-def _misfit(input: Tensor, shape: torch.Size, dtype: torch.dtype) -> ValueError:
+def _misfit(input: Any, shape: torch.Size, dtype: torch.dtype) -> Exception:
     expected = f"[B, I] with B = {shape[0]} and I = {shape[1]} of {dtype}"
+    if not isinstance(input, Tensor):
+        return TypeError(f"input must be a Tensor, {expected}, got {type(input).__name__}")
     return ValueError(f"input must be {expected}, got {tuple(input.shape)} of {input.dtype}")
 
 
@@ -235,9 +239,11 @@ class _Kernels:
     def _checked(self, state: Any) -> Sequence[Tensor]:
         """The entries of a state, contiguous."""
         values = (state,) if isinstance(state, Tensor) else state
-        if len(values) != len(self._start):
+        fine = isinstance(values, (tuple, list)) and all(isinstance(v, Tensor) for v in values)
+        if not fine or len(values) != len(self._start):
             names = [entry.name for entry, _ in self._specifications]
-            raise ValueError(f"state must have the entries {', '.join(names)}, got {len(values)}")
+            got = f"{len(values)}" if fine else f"{state!r:.80}"
+            raise ValueError(f"state must have the entries {', '.join(names)}, as tensors, got {got}")
         as_it_is = True
         for value, like in zip(values, self._start, strict=True):
             if value.shape != like.shape or value.dtype is not self._dtype:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -89,8 +89,8 @@ class Unrolling:
             )
             if self.recompute:
                 # Again on the engine that is chosen now, whatever `use_engine` says by then.
-                run = partial(copy_context().run, self.run)
-                results = checkpoint(run, call, use_reentrant=False, preserve_rng_state=False)
+                run = copy_context().run
+                results = checkpoint(run, self.run, call, use_reentrant=False, preserve_rng_state=False)
             else:
                 results = self.run(call)
             if chained:  # where sequences end within packed rows
@@ -169,7 +169,9 @@ def learned_state(module: nn.Module, stack: Stack, level: int, index: int) -> tu
     found = []
     for entry, width in stack.layers[level][1].states:
         name = initial_name(entry.name, suffix)
-        value = getattr(module, name) if entry.dtype == "float" else torch.full((width,), int(entry.initial), device=device)
+        value = (
+            getattr(module, name) if entry.dtype == "float" else torch.full((width,), int(entry.initial), device=device)
+        )
         if tuple(value.shape) != (width,):
             raise ValueError(f"{name} must be ({width},), got {tuple(value.shape)}")
         found.append(value)
