@@ -107,5 +107,5 @@ def test_the_seed_comes_from_torch() -> None:
 
 
 def test_wrong_number_of_rows() -> None:
-    with pytest.raises(ValueError, match="one for each of 6 rows, got 2"):
+    with pytest.raises(ValueError, match=r"one for each of 6 rows, got \(1, 2\)"):
         _mask(Packing.dense(2, 6, CPU), Noise(0, row=(1, 2)))

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -133,3 +134,22 @@ def test_a_forked_process_does_not_write_to_this_ones(size: int) -> None:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert ctypes.string_at(at, size) == b"\x01" * size
+
+
+def test_an_interrupt_while_tensors_are_made_gives_memory_back_once() -> None:
+    """As one by the user, behind torch's conversion and before its result is handed on."""
+    Tensors([(1000,)], torch.float32).make()
+
+    def interrupt(frame: object, event: str, function: object) -> None:
+        if event == "c_return" and getattr(function, "__name__", "") == "_from_dlpack":
+            raise KeyboardInterrupt
+
+    for sizes in ([(1000,)], [(1000,), (1000,), (1000,)]):
+        sys.setprofile(interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                Tensors(sizes, torch.float32).make()
+        finally:
+            sys.setprofile(None)
+        made = [tensor for _ in range(4) for tensor in Tensors(sizes, torch.float32).make()]
+        assert apart(*made)

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from elman import Noise, Recurrent, cells, explain, use_engine
 from elman.cells.contract import Cell, Draw, Gate, Product, StateEntry
+from elman.cells.initial import Constant
 from elman.cells.math import mean, tanh, where
 from elman.cells.structure import BlockDiagonal, LowRank
 
@@ -49,6 +50,7 @@ def stepping(what: Any) -> type[Cell]:
         ({"constants": lambda s, h: {"c": np.ones(h, bool)}}, "the constant 'c' .* got an array of bool"),
         ({"recurrent_structure": BlockDiagonal(0)}, "the number of blocks must be at least 1, got 0"),
         ({"recurrent_structure": LowRank(0)}, "the rank of a low-rank product must be at least 1, got 0"),
+        ({"initial": {"bias_ih.q": Constant(1.0)}}, "Mine.initial names 'bias_ih.q'; bias_ih has the gates g"),
         ({"draws": (Draw("d", 1.5),)}, "the probability of 'd' must be at least 0 and below 1, got 1.5"),
         ({"draws": (Draw("d", 0.5),)}, "draws 'd' in evaluation too"),
         ({"vectors": ("initial_h",)}, "learn_state: initial_h_l0 is the name of a parameter of the cell's own"),
@@ -57,6 +59,11 @@ def stepping(what: Any) -> type[Cell]:
 def test_declarations(declared: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recurrent(cell(**declared), 4, 6, learn_state=True)
+
+
+def test_a_projection_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"proj_size: GRU\(\) reads its output beyond its recurrent products"):
+        Recurrent("gru", 4, 6, proj_size=3)
 
 
 def test_cells_that_are_none() -> None:

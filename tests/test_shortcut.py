@@ -160,18 +160,18 @@ def test_saved_tensors_may_be_copied_by_hooks(cell: str) -> None:
     x = torch.randn(3, 6, 5, requires_grad=True)
     with use_engine("cpu"):
         expected = _numbers(module, x)
-        for _ in range(3):  # the general way, and the shorter one
+        for _ in range(3):  # the general way each time; see `saves_elsewhere`
             with torch.autograd.graph.saved_tensors_hooks(lambda v: v.detach().numpy().copy(), torch.from_numpy):
                 found = _numbers(module, x)
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-        assert _made(module) == 2
+        assert _made(module) == 0
         ragged = [module(x, lengths=[2, 3, 1, 3, 2, 1])[0] for _ in range(3)]
         expected = torch.autograd.grad(ragged[0].sin().sum(), [x, *module.parameters()])  # type: ignore[arg-type]
         with torch.autograd.graph.saved_tensors_hooks(lambda v: v.detach().numpy().copy(), torch.from_numpy):
             last = module(x, lengths=[2, 3, 1, 3, 2, 1])[0]
         found = torch.autograd.grad(last.sin().sum(), [x, *module.parameters()])  # type: ignore[arg-type]
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert _made(module) == 3
+    assert _made(module) == 1
 
 
 MASKED: dict[str, dict[str, Any]] = {

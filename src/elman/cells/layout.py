@@ -100,8 +100,8 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
 
     Raises:
         ValueError: a declaration is not what it has to be (see `checks.py`), a name is declared twice or reserved, a
-            width does not fit a product's structure or the cell has `equal_sizes` and these are not, or a frozen
-            parameter does not exist.
+            width does not fit a product's structure or the cell has `equal_sizes` and these are not, or a parameter
+            that is frozen or has an initial value does not exist.
     """
     where = type(cell).__name__
     check_lists(cell)
@@ -188,6 +188,11 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
     unknown = set(cell.frozen) - {p.name for p in parameters}
     if unknown and bias:  # without biases, those of the cell are missing
         raise ValueError(f"{where}: the frozen parameters {', '.join(map(repr, sorted(unknown)))} do not exist")
+    blocks = {p.name: p.blocks for p in parameters}
+    for name in cell.initial:  # which may name whole parameters that only other options have
+        stored, _, gate = name.partition(".")
+        if gate and gate not in blocks.get(stored, {gate: None}):
+            raise ValueError(f"{where}.initial names {name!r}; {stored} has the gates {', '.join(blocks[stored])}")
     parameters = [replace(p, frozen=p.name in cell.frozen) for p in parameters]
     found = Layout(
         input_size,

@@ -173,6 +173,18 @@ class Recurrent(nn.Module):
                             raise ValueError(f"learn_state: {name} is the name of a parameter of the cell's own")
                         self.register_parameter(name, learned)
         self.reset_parameters()
+        if proj_size and not any(parts.extras for _, parts in self.layers):
+            self._check_projection()
+
+    def _check_projection(self) -> None:
+        """Raise a ValueError where a step reads the projected output as if it had all units."""
+        try:
+            with torch.no_grad(), dispatch.use_engine("reference"):
+                self(next(self.parameters()).new_zeros(1, 1, self.input_size), noise=draws.SILENT)
+        except RuntimeError as error:
+            if "must match" in str(error):
+                problem = "reads its output beyond its recurrent products, so it cannot be projected"
+                raise ValueError(f"proj_size: {self.cell!r} {problem}") from error
 
     @property
     def num_directions(self) -> int:
@@ -225,7 +237,8 @@ class Recurrent(nn.Module):
 
         Returns:
             The output, in the form of the input with the width `output_size`, zero past each row's length; and the
-            state after each row's last step (for the backward direction, its first), in the form of `state`.
+            state after each row's last step (for the backward direction, its first), in the form of `state`. In
+            training the output may be what the backward pass reads: do not change it in place.
 
         Raises:
             ValueError: a shape, length or dtype does not fit.
@@ -275,6 +288,9 @@ class Recurrent(nn.Module):
         noise: Noise | None = None,
     ) -> tuple[Any, Any]:
         """Run one time step.
+
+        Without gradients the layers' matrices are prepared at the first step, and again where a parameter has changed.
+        torch counts changes but those through `.data`, of which only 64 numbers of each parameter are compared.
 
         Args:
             input: [B, I], or [I] unbatched.

@@ -74,6 +74,8 @@ class Stack:
             cell = given.at_layer(level)
             cell = options.applied(Unbiased(cell) if cell.biases and not bias else cell, bias)
             parts = layout(cell, width, size, bias)
+            if type(given).step is Cell.step:
+                raise ValueError(f"{type(given).__name__} defines no step; subclass Cell and write one")
             if cell.below and not layers:
                 raise ValueError(f"{cell!r} reads the layer below, so it cannot be the lowest; see Cell.at_layer")
             if cell.below and size != sizes[level - 1]:
