@@ -27,7 +27,8 @@ def through_reference(scene: Scene, inputs: Mapping[str, Tensor], gradients: Seq
 def differentiated(
     run: Callable[[list[Tensor]], list[Tensor]], tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """The gradients of tensors, which can be differentiated again, from those of what a run makes of them."""
+    """The gradients of tensors from those of what a run makes of them; where gradients are on, differentiable again."""
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Tensors of its own: a state may come from the same input or parameters, by a way that is not of this run.
         own = [v.view_as(v) for v in tensors]
@@ -37,7 +38,7 @@ def differentiated(
             [v for v, _ in pairs],
             [own[k] for k in wanted],
             [g for _, g in pairs],
-            create_graph=True,
+            create_graph=again,
             allow_unused=True,
         )
     by_place = dict(zip(wanted, found, strict=True))

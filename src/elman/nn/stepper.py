@@ -149,7 +149,7 @@ def prepared(module: "Recurrent", batch: int) -> "_Kernels | None":
     """The layers as kernels that `Recurrent.step` may use, kept until a parameter changes, or None."""
     if module._modules or batch == 0 or torch.is_autocast_enabled("cpu"):  # a parametrization is a submodule
         return None
-    if not _as_they_are(module) or obstacle() is not None:
+    if _hooked(module) or obstacle() is not None or not module._stack.names <= module._parameters.keys():
         return None
     parameters = [p for p in module._parameters.values() if p is not None]
     situation = (batch, dispatch.wanted())
@@ -171,7 +171,7 @@ def prepared(module: "Recurrent", batch: int) -> "_Kernels | None":
 
 def _prepare(module: "Recurrent", batch: int, carrying: bool = False) -> "_Kernels | None":
     """The layers as prepared kernels, which may carry their own state, or None where `step` has to do."""
-    if not _as_they_are(module):
+    if _hooked(module):
         return None
     weight = next(module.parameters())
     layers = module.layers
@@ -190,9 +190,9 @@ def _prepare(module: "Recurrent", batch: int, carrying: bool = False) -> "_Kerne
         return None  # `explain` says why; the layers' own engine is asked at each step
 
 
-def _as_they_are(module: "Recurrent") -> bool:
-    """Whether a call does nothing but to run the layers with the parameters: no hooks, which may also set weights."""
-    return not (module._forward_pre_hooks or module._forward_hooks) and module._stack.names <= module._parameters.keys()
+def _hooked(module: "Recurrent") -> bool:
+    """Whether a call does more than to run the layers: some hooks set weights."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)
 
 
 def _misfit(input: Any, shape: torch.Size, dtype: torch.dtype) -> Exception:
