@@ -100,6 +100,7 @@ def in_place(self: Any, x: Any, u: Any, s: Any, p: Any) -> Any:
         (stepping(lambda x, u, s, p: None), "step returns h as a NoneType", "got NoneType"),
         (stepping(lambda x, u, s, p: x.g > 0), "step returns truth values as h", "got truth values"),
         (stepping(lambda x, u, s, p: (x.g > 0) * x.g), "step computes mul of a truth value", None),
+        (stepping(lambda x, u, s, p: where((x.g > 0) == s.h, x.g, s.h)), "step computes eq of a truth value", None),
         (stepping(lambda x, u, s, p: where(x.g, x.g, s.h)), "where takes a comparison", "boolean"),
         (stepping(lambda x, u, s, p: x.g * float("nan")), "step mixes its values with NaN", None),
         (stepping(lambda x, u, s, p: x.g**s.h), "step raises a value to the power of another", None),

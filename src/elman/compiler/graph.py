@@ -255,8 +255,10 @@ def _shown(exponent: Any) -> str:
 
 
 def _check_masks(name: str, values: Sequence[Symbol]) -> None:
-    """Truth values choose in `where`, and nothing else."""
+    """Truth values choose in `where` and are equal or not, and nothing else."""
     masks = [v.is_mask for v in values]
+    if name in ("eq", "ne") and all(masks):
+        return
     if name == "where" and not masks[0]:
         raise CannotCompile("where takes a comparison or a random choice as its condition, such as a > 0")
     if any(masks[1:] if name == "where" else masks):
