@@ -28,6 +28,8 @@ def _lasting(function: Callable[["Packing"], T]) -> Callable[["Packing"], T]:
 
     @wraps(function)
     def made(packing: "Packing") -> T:
+        if not torch.is_inference_mode_enabled():
+            return function(packing)
         with torch.inference_mode(False):
             return function(packing)
 
