@@ -188,6 +188,14 @@ def test_parameters_of_another_shape_are_named() -> None:
         module(x)
 
 
+def test_a_parameter_elsewhere_is_named() -> None:
+    module, x = layer("lstm"), sequence()
+    module.bias_hh_l0 = torch.nn.Parameter(torch.empty(28, dtype=torch.float64, device="meta"))
+    for call in (lambda: module(x), lambda: module.step(x[0]), lambda: module.stepper(3)):
+        with torch.no_grad(), pytest.raises(ValueError, match="bias_hh_l0 is on meta, other parameters on cpu"):
+            call()
+
+
 @pytest.mark.parametrize("way", ["pruned", "weight_norm"])
 def test_steps_see_weights_that_hooks_make(way: str) -> None:
     module, x = layer("lstm"), sequence()[0]

@@ -115,7 +115,7 @@ def get(name: str) -> type[Cell]:
     """The cell class with this name, or the one that `module:Class` names.
 
     Raises:
-        ValueError: no cell has this name, and the message offers the nearest one that exists; or the module cannot be
+        ValueError: the name is no string, or no cell has it, and the message offers the nearest one that exists; or the module cannot be
             imported, or has no such cell.
     """
     if not isinstance(name, str):
@@ -137,7 +137,8 @@ def register(name: str, cell: type[Cell]) -> None:
     """Give a cell class a name, so that `Recurrent(name, ...)` and the command line find it.
 
     Raises:
-        ValueError: the name is taken by another class, or the class is no subclass of `Cell`.
+        ValueError: the name is no string, has a colon or is taken by another class, or the class is no subclass of
+            `Cell`.
     """
     cell = _class(cell)
     if not isinstance(name, str) or not name or ":" in name:

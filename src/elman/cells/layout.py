@@ -100,8 +100,8 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
 
     Raises:
         ValueError: a declaration is not what it has to be (see `checks.py`), a name is declared twice or reserved, a
-            width does not fit a product's structure or the cell has `equal_sizes` and these are not, or a parameter
-            that is frozen or has an initial value does not exist.
+            width does not fit a product's structure or the cell has `equal_sizes` and these are not, or a frozen
+            parameter, or a gate that has an initial value, does not exist.
     """
     where = type(cell).__name__
     check_lists(cell)
@@ -133,7 +133,6 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
         ("random choice", [d.name for d, _ in draws]),
     ):
         check_names(cell, what, names)
-    fixed: dict[str, tuple[int, int]] = {}
     inputs_of_step = [*input_gates, *(e.name for e in extras), *(d.name for d, _ in draws)]
     _distinct(where, "input", [*inputs_of_step, *_RESERVED])
     _distinct(where, "product", [*recurrent_gates, *(p.name for p in cell.products)])
@@ -142,6 +141,7 @@ def layout(cell: Cell, input_size: int, hidden_size: int, bias: bool = True) -> 
 
     parameters: list[Parameter] = []
     products: dict[str, MatrixProduct] = {}
+    fixed: dict[str, tuple[int, int]] = {}  # shapes of the matrices that are constants
     input_bias = bias and cell.input_bias and bool(input_gates)
     recurrent_bias = bias and cell.recurrent_bias and bool(recurrent_gates)
     total = _total(input_gates)

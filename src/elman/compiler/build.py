@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 _ENGINE = Path(__file__).parent.parent / "engine"
@@ -168,8 +169,9 @@ def _compiler_version(command: tuple[str, ...]) -> str:
 def _sweep(folder: Path) -> None:
     """Remove what compiles left that were killed."""
     for left in folder.glob("build-*"):
-        if time.time() - left.stat().st_mtime > _DAY:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # others build and sweep at the same time
+            if time.time() - left.stat().st_mtime > _DAY:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def load(source: str, real: str) -> ctypes.CDLL:

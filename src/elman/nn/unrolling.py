@@ -152,19 +152,27 @@ def parameters_of(module: nn.Module, stack: Stack, level: int, index: int) -> di
     """The parameters of a layer's direction, by the names of its layout.
 
     Raises:
-        ValueError: one has another shape than it was made with, beyond which kernels would read.
+        ValueError: one has another shape than it was made with, beyond which kernels would read, or is not where the
+            others are.
     """
     found = {}
+    device = next(module.parameters()).device
     parts = stack.layers[level][1]
     for (name, full), declared in zip(stack.slots[level][index], parts.parameters, strict=True):
         found[name] = value = getattr(module, full)
         if tuple(value.shape) != declared.shape:
             raise ValueError(f"{full} must be {declared.shape}, got {tuple(value.shape)}")
+        if value.device != device:
+            raise ValueError(f"{full} is on {value.device}, other parameters on {device}")
     return found
 
 
 def learned_state(module: nn.Module, stack: Stack, level: int, index: int) -> tuple[Tensor, ...]:
-    """The learned state of a layer's direction at the start of a sequence, [width] for each entry."""
+    """The learned state of a layer's direction at the start of a sequence, [width] for each entry.
+
+    Raises:
+        ValueError: a parameter has another shape.
+    """
     suffix, device = stack.suffixes[level][index], next(module.parameters()).device
     found = []
     for entry, width in stack.layers[level][1].states:
