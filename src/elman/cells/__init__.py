@@ -115,8 +115,8 @@ def get(name: str) -> type[Cell]:
     """The cell class with this name, or the one that `module:Class` names.
 
     Raises:
-        ValueError: the name is no string, or no cell has it, and the message offers the nearest one that exists; or the module cannot be
-            imported, or has no such cell.
+        ValueError: the name is no string, or no cell has it, and the message offers the nearest one that exists; or the
+            module cannot be imported, or has no such cell.
     """
     if not isinstance(name, str):
         raise ValueError(f"the name of a cell must be a string, got {name!r}")

@@ -32,13 +32,13 @@ def cache_directory() -> Path:
     """Where libraries are kept: ELMAN_CACHE, else `elman` in the user's cache directory.
 
     Raises:
-        BuildError: the user has none.
+        BuildError: there is none.
     """
     chosen = os.environ.get("ELMAN_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     try:
+        if chosen:
+            return Path(chosen).expanduser()
         return (Path(base) if base else Path.home() / ".cache") / "elman"
     except RuntimeError as error:  # no home
         raise BuildError(f"there is no folder for the kernel cache ({error}); set ELMAN_CACHE to one") from error
@@ -242,10 +242,8 @@ class Build:
             self._work = tempfile.TemporaryDirectory(dir=self._path.parent, prefix="build-")
             file = Path(self._work.name) / "cell.cpp"
             file.write_text(self._text)
-            for (
-                name,
-                header,
-            ) in self._headers.items():  # those that the library's name is of, whatever is installed by now
+            # Those that the library's name is of, whatever is installed by now.
+            for name, header in self._headers.items():
                 file.with_name(name).write_text(header)
         except OSError as error:
             raise BuildError(f"the kernel cache {self._path.parent} cannot be written: {error}") from error

@@ -11,6 +11,7 @@ import zlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         for name in ("seed", "step"):
-            if not isinstance(getattr(self, name), int):
+            if not isinstance(getattr(self, name), Integral):
                 raise ValueError(f"noise.{name} must be an integer, got {getattr(self, name)!r}")
 
     def after(self, steps: int) -> "Noise":
