@@ -149,8 +149,9 @@ def test_what_killed_compiles_left_is_swept(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / name).mkdir()
         then = time.time() - age
         os.utime(tmp_path / name, (then, then))
+    (tmp_path / "build-gone").symlink_to("nowhere")  # as one that another process removes meanwhile
     build.load("// nothing\n", "float")
-    assert sorted(path.name for path in tmp_path.glob("build-*")) == ["build-now"]
+    assert sorted(path.name for path in tmp_path.glob("build-*")) == ["build-gone", "build-now"]
 
 
 def test_kernels_place_as_many_passes_as_tiles_take() -> None:
