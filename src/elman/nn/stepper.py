@@ -115,7 +115,7 @@ class _Cache(threading.local):
         self.kernels: WeakKeyDictionary[Recurrent, _Kept] = WeakKeyDictionary()
 
 
-_SAMPLED = 64  # numbers of each parameter that are compared, since torch does not count changes through `.data`
+_SAMPLED = 16  # numbers of each parameter that are compared, since torch does not count changes through `.data`
 
 
 class _Kept:
@@ -223,6 +223,7 @@ class _Kernels:
         own = [(start.clone(), start.clone()) for start in self._start] if carrying else []
         sizes = [start[0].numel() * self._dtype.itemsize for start in self._start]
         self.steps = Steps(layers, sizes, self._dtype, own)
+        self._shapes = [start.shape for start in self._start]
         self.like = torch.empty_like(self._start[0][0])  # an output
 
     def advance(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -239,17 +240,23 @@ class _Kernels:
     def _checked(self, state: Any) -> Sequence[Tensor]:
         """The entries of a state, contiguous."""
         values = (state,) if isinstance(state, Tensor) else state
-        fine = isinstance(values, (tuple, list)) and all(isinstance(v, Tensor) for v in values)
-        if not fine or len(values) != len(self._start):
-            names = [entry.name for entry, _ in self._specifications]
-            got = f"{len(values)}" if fine else f"{state!r:.80}"
-            raise ValueError(f"state must have the entries {', '.join(names)}, as tensors, got {got}")
-        as_it_is = True
-        for value, like in zip(values, self._start, strict=True):
-            if value.shape != like.shape or value.dtype is not self._dtype:
+        if not isinstance(values, (tuple, list)) or len(values) != len(self._start):
+            raise self._misfit_of(state)
+        dtype, as_it_is = self._dtype, True
+        for value, shape in zip(values, self._shapes, strict=True):
+            if not isinstance(value, Tensor):
+                raise self._misfit_of(state)
+            if value.shape != shape or value.dtype is not dtype:
                 self._explain(values)
             as_it_is = as_it_is and value.is_contiguous() and value.is_cpu
         return values if as_it_is else [value.detach().cpu().contiguous() for value in values]
+
+    def _misfit_of(self, state: Any) -> ValueError:
+        names = ", ".join(entry.name for entry, _ in self._specifications)
+        values = (state,) if isinstance(state, Tensor) else state
+        fine = isinstance(values, (tuple, list)) and all(isinstance(v, Tensor) for v in values)
+        got = f"{len(values)}" if fine else f"{state!r:.80}"
+        return ValueError(f"state must have the entries {names}, as tensors, got {got}")
 
     def _explain(self, values: Sequence[Tensor]) -> None:
         for value, like, (entry, _) in zip(values, self._start, self._specifications, strict=True):
