@@ -54,6 +54,24 @@ PAIRS: dict[str, tuple[Any, Any, int]] = {
 }
 
 
+class Way:
+    """A call to be timed, and under what it is made: that is chosen before the time begins, and left after it ends."""
+
+    def __init__(self, call: Callable[[], object], engine: str = "cpu", gradients: bool = True) -> None:
+        self._call, self._engine, self._gradients = call, engine, gradients
+
+    def __call__(self) -> float:
+        """Seconds of the call."""
+        with torch.set_grad_enabled(self._gradients), elman.use_engine(self._engine):
+            return _seconds(self._call)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def medians(ways: Sequence[Callable[[], object]], seconds: float) -> list[float]:
     """Median seconds of each way, run in turns for so long together, three rounds at least."""
     for way in ways:
@@ -62,35 +80,27 @@ def medians(ways: Sequence[Callable[[], object]], seconds: float) -> list[float]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 3:
         for kept, way in zip(times, ways, strict=True):
-            start = time.perf_counter()
-            way()
-            kept.append(time.perf_counter() - start)
+            kept.append(way() if isinstance(way, Way) else _seconds(way))
     return [statistics.median(t) for t in times]
 
 
-def forward(module: Any, x: Any, engine: str = "cpu", **arguments: Any) -> Callable[[], object]:
+def forward(module: Any, x: Any) -> Way:
     """A whole call without gradients."""
-
-    def run() -> None:
-        with torch.no_grad(), elman.use_engine(engine):
-            module(x, **arguments)
-
-    return run
+    return Way(lambda: module(x), gradients=False)
 
 
-def training(module: Any, x: Tensor, engine: str = "cpu", wrap: Any = None, **arguments: Any) -> Callable[[], object]:
+def training(module: Any, x: Tensor, engine: str = "cpu", wrap: Any = None, **arguments: Any) -> Way:
     """A whole call and the gradients of the input and all parameters."""
     given: list[Tensor] = []
 
     def run() -> None:
-        with elman.use_engine(engine):
-            output = module(x if wrap is None else wrap(x), **arguments)[0]
-            data = output.data if isinstance(output, nn.utils.rnn.PackedSequence) else output
-            if not given:
-                given.append(torch.randn(data.shape))
-            torch.autograd.grad(data, [x, *module.parameters()], given[0])
+        output = module(x if wrap is None else wrap(x), **arguments)[0]
+        data = output.data if isinstance(output, nn.utils.rnn.PackedSequence) else output
+        if not given:
+            given.append(torch.randn(data.shape))
+        torch.autograd.grad(data, [x, *module.parameters()], given[0])
 
-    return run
+    return Way(run, engine)
 
 
 def flops(gates: int, batch: int, steps: int, inputs: int, hidden: int, trained: bool) -> float:
@@ -203,10 +213,10 @@ def bench_elementwise(seconds: float) -> None:
     allowed: list[list[float]] = [[] for _ in cases]
     limits, handovers = [], []
     for _ in range(5):
-        for (_, way, moved, functions), rate, share, allow in zip(cases, rates, shares, allowed, strict=True):
+        for (_, call, moved, functions), rate, share, allow in zip(cases, rates, shares, allowed, strict=True):
             most = machine.function_rate(functions, torch.get_num_threads()) * moved * 4 if functions else math.inf
             copies = medians([lambda: copied.copy_(source)], 0)
-            spent = _loops(way, seconds / 2)
+            spent = _loops(call, seconds / 2)
             handovers.append(machine.handover_ns() if torch.get_num_threads() > 1 else math.nan)
             copies += medians([lambda: copied.copy_(source)], 0)
             limits.append(2 * 4 * source.numel() / statistics.mean(copies) / 1e9)
@@ -371,14 +381,13 @@ def bench_streaming() -> None:
         states: dict[str, Any] = {"cell": None, "step": None}
 
         def by_cell() -> None:
-            with torch.no_grad():
-                states["cell"] = cell(x, states["cell"])  # noqa: B023
+            states["cell"] = cell(x, states["cell"])  # noqa: B023
 
         def by_step() -> None:
-            with torch.no_grad():
-                states["step"] = module.step(x, states["step"])[1]  # noqa: B023
+            states["step"] = module.step(x, states["step"])[1]  # noqa: B023
 
-        ways: list[Callable[[], object]] = [lambda: stepper(x), by_step, by_cell, _onnx_step(module, x)]  # noqa: B023
+        calls: list[Callable[[], object]] = [lambda: stepper(x), by_step, by_cell, _onnx_step(module, x)]  # noqa: B023
+        ways = [Way(call, gradients=False) for call in calls]
         # Each way in a run of its own length: in turns, each would find its matrices pushed out of the cache.
         mine, step, torch_cell, onnx = (statistics.median(medians([w], 0.5)[0] for _ in range(3)) * 1e6 for w in ways)
         rows.append([hidden, mine, step, torch_cell / mine, torch_cell / step, onnx / mine])
@@ -448,17 +457,16 @@ def bench_language_model(seconds: float) -> None:
     table(["cell", "tokens/s", "torch.nn tokens/s", "`cpu` ×", "`auto` ×"], rows)
 
 
-def _language_step(model: Any, optimizer: Any, tokens: Tensor, engine: str) -> Callable[[], object]:
+def _language_step(model: Any, optimizer: Any, tokens: Tensor, engine: str) -> Way:
     def run() -> None:
-        with elman.use_engine(engine):
-            output, _ = model.recurrent(model.embedding(tokens[:-1]))
-            logits = model.logits(output)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(logits.flatten(0, 1), tokens[1:].flatten()).backward()
+        output, _ = model.recurrent(model.embedding(tokens[:-1]))
+        logits = model.logits(output)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(logits.flatten(0, 1), tokens[1:].flatten()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return run
+    return Way(run, engine)
 
 
 def bench_memory() -> None:
