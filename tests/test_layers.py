@@ -192,6 +192,18 @@ def test_step_sees_changes_that_torch_does_not_count() -> None:
         assert module.step(x[:0])[0].shape == (0, 4)
 
 
+def test_step_sees_such_changes_of_a_sixteenth_of_a_parameter() -> None:
+    module, x = LSTM(64, 64), torch.randn(2, 64)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            for part in parameter.data.chunk(16):
+                before = module.step(x, (x[None], x[None]))[0]
+                part.add_(0.1)
+                after = module.step(x, (x[None], x[None]))[0]
+                assert not torch.equal(after, before), name
+                torch.testing.assert_close(after, module(x[None], (x[None], x[None]))[0][0])
+
+
 def test_steps_in_threads_do_not_share_buffers() -> None:
     module, inputs = LSTM(64, 256), torch.randn(8, 2, 64)
     with torch.no_grad():

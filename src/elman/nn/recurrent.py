@@ -291,7 +291,7 @@ class Recurrent(nn.Module):
 
         Without gradients the layers' matrices are prepared at the first step, and again where a parameter has changed.
         torch counts changes but those through `.data`; for these, 16 numbers of each parameter, evenly spread, are
-        compared.
+        compared, so that a change of fewer than a sixteenth of its rows may go unseen.
 
         Args:
             input: [B, I], or [I] unbatched.

@@ -1,5 +1,6 @@
 """Inference one step at a time, with the state kept between the calls."""
 
+import operator
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,8 @@ class _Cache(threading.local):
         self.kernels: WeakKeyDictionary[Recurrent, _Kept] = WeakKeyDictionary()
 
 
+# `map` with these runs no code of Python's for each tensor, of which a step has a dozen.
+_place, _version = Tensor.data_ptr, operator.attrgetter("_version")
 _SAMPLED = 16  # numbers of each parameter that are compared, since torch does not count changes through `.data`
 
 
@@ -131,16 +134,16 @@ class _Kept:
         self._situation = situation
         self._tools = tools(parameters[0].dtype)
         self._described = self._tools.described(parameters)
-        self._places = [p.data_ptr() for p in parameters]
-        self._versions = [p._version for p in parameters]
+        self._places = list(map(_place, parameters))
+        self._versions = list(map(_version, parameters))
         self._sample = self._tools.sample(self._described, _SAMPLED)
 
     def holds(self, parameters: Sequence[Tensor], situation: tuple[Any, ...]) -> bool:
         """Whether nothing has changed."""
         return (
             self._situation == situation
-            and [p.data_ptr() for p in parameters] == self._places
-            and [p._version for p in parameters] == self._versions
+            and list(map(_place, parameters)) == self._places
+            and list(map(_version, parameters)) == self._versions
             and self._tools.sample(self._described, _SAMPLED) == self._sample
         )
 
@@ -233,25 +236,25 @@ class _Kernels:
         x = input if input.is_contiguous() and input.is_cpu else input.detach().cpu().contiguous()
         given = self._start if state is None else self._checked(state)
         output = empty_like(self.like)
-        made = [empty_like(like) for like in self._start]
-        self.steps.run(x.data_ptr(), output.data_ptr(), *[v.data_ptr() for v in given], *[v.data_ptr() for v in made])
+        made = list(map(empty_like, self._start))
+        self.steps.run(x.data_ptr(), output.data_ptr(), *map(_place, given), *map(_place, made))
         return output, self._form(*made) if len(made) > 1 else made[0]
 
     def _checked(self, state: Any) -> Sequence[Tensor]:
         """The entries of a state, contiguous."""
         values = (state,) if isinstance(state, Tensor) else state
         if not isinstance(values, (tuple, list)) or len(values) != len(self._start):
-            raise self._misfit_of(state)
+            raise self._no_state(state)
         dtype, as_it_is = self._dtype, True
         for value, shape in zip(values, self._shapes, strict=True):
             if not isinstance(value, Tensor):
-                raise self._misfit_of(state)
+                raise self._no_state(state)
             if value.shape != shape or value.dtype is not dtype:
                 self._explain(values)
             as_it_is = as_it_is and value.is_contiguous() and value.is_cpu
         return values if as_it_is else [value.detach().cpu().contiguous() for value in values]
 
-    def _misfit_of(self, state: Any) -> ValueError:
+    def _no_state(self, state: Any) -> ValueError:
         names = ", ".join(entry.name for entry, _ in self._specifications)
         values = (state,) if isinstance(state, Tensor) else state
         fine = isinstance(values, (tuple, list)) and all(isinstance(v, Tensor) for v in values)
