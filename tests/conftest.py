@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from elman.engine.tensors import torch_words
+
 torch.set_num_threads(1)  # the test runner starts a process for each core
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; what tests start inherits it
@@ -24,3 +26,12 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def by_capsules() -> Iterator[None]:
+    """Tensors reach compiled code by DLPack's capsules, as with a torch that has no functions in C for it."""
+    words = torch_words()
+    exchange, words[0] = words[0], 0
+    yield
+    words[0] = exchange

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from elman import Recurrent, use_engine
-from elman.engine import form, program
+from elman.engine import form
 from elman.engine.call import LayerCall
 from elman.engine.packing import Packing
-from elman.engine.program import Program, run_all
+from elman.engine.program import Program, Runs, run_all
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -33,12 +33,17 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of each run of programs, how many ran at once."""
     found: list[int] = []
 
-    def counting(packing: Packing, *runs: program.Run, **rest: Any) -> None:
-        found.append(sum(one.abreast for one, _, _ in runs))
-        run_all(packing, *runs, **rest)
+    def run(self: Runs) -> Callable[..., object]:
+        def counting(*given: Any) -> object:
+            found.append(self.abreast)
+            return self.__dict__["run"](*given)
 
-    for module in ("forward", "backward", "ready"):
-        monkeypatch.setattr(f"elman.engine.{module}.run_all", counting)
+        return counting
+
+    def to_be_run(self: Runs, run: Callable[..., object]) -> None:
+        self.__dict__["run"] = run
+
+    monkeypatch.setattr(Runs, "run", property(run, to_be_run), raising=False)
     return found
 
 

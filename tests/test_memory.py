@@ -136,7 +136,7 @@ def test_a_forked_process_does_not_write_to_this_ones(size: int) -> None:
     assert ctypes.string_at(at, size) == b"\x01" * size
 
 
-def test_an_interrupt_while_tensors_are_made_gives_memory_back_once() -> None:
+def test_an_interrupt_while_tensors_are_made_gives_memory_back_once(by_capsules: None) -> None:
     """As one by the user, behind torch's conversion and before its result is handed on."""
     Tensors([(1000,)], torch.float32).make()
 

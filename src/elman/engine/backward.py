@@ -1,7 +1,7 @@
 """One direction of a layer on compiled kernels: backward."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -158,6 +158,7 @@ class Work:
     Args:
         runs: of each its program, what it is given, and what its run makes, as `Program.make` gives it.
         padded: where the gradient of the input that all directions share is wanted, [T, B, I] in the caller's order.
+        run: what runs the programs, if it is to be something else than `run_all`; then nothing need be given.
 
     Attributes:
         found: of each direction the gradients of the inputs, by the names of `Scene.names`; those that are absent are
@@ -167,20 +168,27 @@ class Work:
     """
 
     def __init__(
-        self, packing: Packing, *runs: tuple[Backward, Mapping[str, Tensor], Made], padded: Tensor | None = None
+        self,
+        packing: Packing,
+        *runs: tuple[Backward, Mapping[str, Tensor], Made],
+        padded: Tensor | None = None,
+        run: Callable[[], object] | None = None,
     ) -> None:
         self.found = [backward.views(made) for backward, _, made in runs]
         pairs = zip(runs, self.found, strict=True)
         through = [m["through"] for (_, _, m), views in pairs if "through" in m and "input" not in views]
         self._rows = packing.unpacking(padded, *through) if padded is not None and len(through) == len(runs) else None
-        self._packing, self._runs, self._padded = packing, runs, padded
+        self._packing, self._runs, self._padded, self._run = packing, runs, padded, run
         self.whole = padded is None and not any(backward.computes for backward, _, _ in runs)
         if self.whole:
             self._finish()
 
     def run(self) -> list[dict[str, Tensor]]:
         """Run the jobs; gives `found`."""
-        run_all(self._packing, *((b.program, given, made) for b, given, made in self._runs), rows=self._rows)
+        if self._run is not None:
+            self._run()
+        else:
+            run_all(self._packing, *((b.program, given, made) for b, given, made in self._runs), rows=self._rows)
         if not self.whole:
             self._finish()
         return self.found

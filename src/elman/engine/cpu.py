@@ -254,7 +254,7 @@ class _Recurrence(torch.autograd.Function):
             ctx.mark_non_differentiable(*(v for v in results if not v.is_floating_point()))
         ctx.scenes, ctx.count = scenes, len(tensors)
         ctx.kept_names = [tuple(one) for one in kept]
-        ctx.own = [Own(one) for one in kept]
+        ctx.own = [Own(one.get("saved")) for one in kept]
         ctx.save_for_backward(*tensors, *(v for one in kept for v in one.values()))
         return tuple(results)
 
@@ -302,8 +302,8 @@ def sum_of_inputs(found: Sequence[dict[str, Any]], in_place: bool) -> None:
 class Own:
     """Of one direction, what `may_write_over` looks at."""
 
-    def __init__(self, kept: Mapping[str, Tensor]) -> None:
-        self.address = kept["saved"].data_ptr() if "saved" in kept else 0
+    def __init__(self, saved: Tensor | None) -> None:
+        self.address = 0 if saved is None else saved.data_ptr()
         self.spent = False
 
 

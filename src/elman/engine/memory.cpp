@@ -4,30 +4,22 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#include "builtin.h"
+#include "tensors.h"
 
-enum { CPU = 1, DIMENSIONS = 4, LINE = 64, PAGE = 4096, HUGE = 1 << 21 };
+enum { LINE = 64, PAGE = 4096, HUGE = 1 << 21 };
 
 // Blocks from SMALLEST bytes on are mapped. Smaller ones are malloc's, but kept as well: a request of more than a kilobyte has
 // malloc put together all small pieces that others have given back since the last one, which takes it 100 us behind torch's layers.
 enum { SMALLEST = 1 << 17, LEAST = 9, SHARES = 8, CLASSES = (18 - LEAST) * SHARES };
 
-struct Managed {  // DLManagedTensor
-    void *data;
-    int32_t device, device_number, dimensions;
-    uint8_t code, bits;
-    uint16_t lanes;
-    int64_t *shape, *strides;
-    uint64_t offset;
-    void *context;
-    void (*deleter)(Managed *);
-};
-
 struct Block {
-    Managed managed;  // first, so that its address is the block's
+    union {  // first, so that its address is the block's
+        Managed managed;
+        Versioned versioned;
+    };
     int64_t bytes;    // mapped, or malloc's
     int64_t small;    // -1 where it is mapped, else its class: the memory lies behind the block itself
-    char *start;
+    char *start, *data;
     Block *next;
     int64_t shape[DIMENSIONS], strides[DIMENSIONS];
 };
@@ -48,8 +40,7 @@ static void release(Block *b) {
     free(b);
 }
 
-static void give_back(Managed *managed) {
-    Block *b = (Block *)managed;
+static void give_back(Block *b) {
     if (b->small >= 0) {
         enter();
         const bool keep = kept_small + b->bytes <= limit_small;
@@ -129,7 +120,7 @@ static Block *take(int64_t size) {
     if (size < SMALLEST) {
         Block *b = take_small(sizeof(Block) + LINE + size);
         if (!b) return 0;
-        b->managed.data = (void *)(((uintptr_t)(b + 1) + LINE - 1) / LINE * LINE);
+        b->data = (char *)(((uintptr_t)(b + 1) + LINE - 1) / LINE * LINE);
         return b;
     }
     const int64_t bytes = size_class(size + PAGE);
@@ -156,68 +147,75 @@ static Block *take(int64_t size) {
         b->small = -1;
     }
     // Blocks start at different places of a page: equal ones would fall on the same sets of the cache.
-    b->managed.data = b->start + count * 832 % PAGE;
+    b->data = b->start + count * 832 % PAGE;
     return b;
 }
 
-// `count` tensors, uninitialised. Of each `wanted` has the number of dimensions, DIMENSIONS sizes, of which the last ones
-// may be missing and those below zero are -1 - size more than `rows`, and how many numbers there are in front of the tensor and
-// behind it, in memory that lives as long as it does; `made` receives the addresses. False where there is no memory; then nothing is made.
-static bool make(int64_t count, const int64_t *wanted, int64_t rows, int64_t code, int64_t bits, Managed **made) {
-    for (int64_t i = 0; i < count; ++i, wanted += 1 + DIMENSIONS + 2) {
-        const int64_t front = wanted[1 + DIMENSIONS], behind = wanted[2 + DIMENSIONS];
-        auto size = [&](int64_t d) { return wanted[1 + d] < 0 ? rows - 1 - wanted[1 + d] : wanted[1 + d]; };
-        int64_t numbers = 1;
-        for (int64_t d = 0; d < wanted[0]; ++d) numbers *= size(d);
-        Block *b = take((front + numbers + behind) * (bits / 8));
-        if (!b) {
-            while (i--) give_back(made[i]);
-            return false;
-        }
-        int64_t stride = 1;
-        for (int64_t d = wanted[0]; d--;) {
-            b->shape[d] = size(d);
-            b->strides[d] = stride;
-            stride *= size(d);
-        }
-        Managed &m = b->managed;
-        m.data = (char *)m.data + front * (bits / 8);
-        m.device = CPU;
-        m.device_number = 0;
-        m.dimensions = (int32_t)wanted[0];
-        m.code = (uint8_t)code;
-        m.bits = (uint8_t)bits;
-        m.lanes = 1;
-        m.shape = b->shape;
-        m.strides = b->strides;
-        m.offset = 0;
-        m.context = 0;
-        m.deleter = give_back;
-        made[i] = &m;
-    }
-    return true;
-}
+static void released(Managed *tensor) { give_back((Block *)tensor); }
+static void released(Versioned *tensor) { give_back((Block *)tensor); }
 
 struct Tensors {
     int64_t count;
-    const int64_t *wanted;
+    const int64_t *wanted;  // see `make`
     int64_t code, bits;
-    Object *convert;  // what makes a tensor of a capsule
+    const Torch *torch;
+    Object *filled, *fill;  // whether fresh memory is to be filled, and what fills a list of tensors
 };
 
-// function(rows): a list of the tensors, or 0 where there is no memory.
-static Object *tensors_of(Object *self, Object *const *given, intptr_t) {
-    const Tensors &t = *(const Tensors *)PyLong_AsVoidPtr(self);
-    Managed *made[t.count];
-    if (!make(t.count, t.wanted, (int64_t)PyLong_AsVoidPtr(given[0]), t.code, t.bits, made)) return PyLong_FromLong(0);
+// Blocks for tensors. Of each `wanted` has the number of dimensions, DIMENSIONS sizes, of which the last ones may be missing and
+// those below zero are -1 - size more than `rows`, and how many numbers there are in front of the tensor and behind it, in memory
+// that lives as long as it does. The bytes of one for which there is no memory, or 0; then nothing is made.
+static int64_t make(const Tensors &t, int64_t rows, Block **made) {
+    const int64_t *wanted = t.wanted;
+    for (int64_t i = 0; i < t.count; ++i, wanted += 1 + DIMENSIONS + 2) {
+        const int64_t front = wanted[1 + DIMENSIONS], behind = wanted[2 + DIMENSIONS], size = t.bits / 8;
+        int64_t shape[DIMENSIONS], numbers = 1;
+        for (int64_t d = 0; d < wanted[0]; ++d) {
+            shape[d] = wanted[1 + d] < 0 ? rows - 1 - wanted[1 + d] : wanted[1 + d];
+            numbers *= shape[d];
+        }
+        Block *const b = take((front + numbers + behind) * size);
+        if (!b) {
+            while (i--) give_back(made[i]);
+            return (front + numbers + behind) * size;
+        }
+        for (int64_t d = wanted[0], stride = 1; d--;) {
+            b->shape[d] = shape[d];
+            b->strides[d] = stride;
+            stride *= shape[d];
+        }
+        const Described described = {b->data + front * size, CPU, 0, (int32_t)wanted[0], (uint8_t)t.code, (uint8_t)t.bits, 1,
+                                     b->shape, b->strides, 0};
+        if (t.torch->exchange) b->versioned = {1, 0, nullptr, released, 0, described};
+        else b->managed = {described, nullptr, released};
+        made[i] = b;
+    }
+    return 0;
+}
+
+// torch's tensor on a block, which it gives back; null with an exception, then `taken` says whether it has done so or will.
+static Object *tensor_on(Block *b, const Torch &torch, bool &taken) {
+    Object *tensor = nullptr;
+    taken = true;
+    if (torch.exchange) return torch.exchange->object_of(&b->versioned, &tensor) ? nullptr : tensor;
+    Object *const capsule = PyCapsule_New(&b->managed, "dltensor", nullptr);
+    if (capsule) tensor = PyObject_CallFunctionObjArgs(torch.to_tensor, capsule, nullptr);
+    // An interrupt may come behind the conversion: then the tensor is gone. torch renames what it takes.
+    taken = capsule && !PyCapsule_IsValid(capsule, "dltensor");
+    if (capsule) Py_DecRef(capsule);
+    return tensor;
+}
+
+// function(rows): a list of the tensors.
+static Object *tensors_of(Object *self, Object *const *given, intptr_t count) {
+    const Tensors &t = found_by<const Tensors>(self);
+    Block *made[t.count];
+    const int64_t missing = make(t, count ? (int64_t)PyLong_AsVoidPtr(given[0]) : 1, made);
+    if (missing) return PyErr_Format(PyExc_MemoryError, "no memory for %lld bytes", (long long)missing);
     Object *const list = PyList_New(t.count);
     for (int64_t i = 0; i < t.count; ++i) {
-        Object *const capsule = list ? PyCapsule_New(made[i], "dltensor", nullptr) : nullptr;
-        Object *const tensor = capsule ? PyObject_CallFunctionObjArgs(t.convert, capsule, nullptr) : nullptr;
-        // An interrupt may come behind the conversion: then the tensor is gone, and has given its memory back itself. torch renames
-        // what it takes.
-        const bool taken = capsule && !PyCapsule_IsValid(capsule, "dltensor");
-        if (capsule) Py_DecRef(capsule);
+        bool taken = false;
+        Object *const tensor = list ? tensor_on(made[i], *t.torch, taken) : nullptr;
         if (tensor) {
             PyList_SetItem(list, i, tensor);
             continue;
@@ -226,9 +224,20 @@ static Object *tensors_of(Object *self, Object *const *given, intptr_t) {
         if (list) Py_DecRef(list);
         return nullptr;  // with an exception
     }
-    return list;
+    if (!list || !said(t.filled, true)) return list;
+    Object *const done = PyObject_CallFunctionObjArgs(t.fill, list, nullptr);
+    Py_DecRef(done ? done : list);
+    return done ? list : nullptr;
 }
 static Method tensors = {"tensors", tensors_of, FASTCALL, nullptr};
 
-// `job` has to stay where it is.
-EXPORT Object *elman_tensors(Tensors *job) { return builtin_of(&tensors, job); }
+EXPORT Object *elman_tensors(Tensors *job, Object *held) { return builtin_of(&tensors, job, held); }
+
+// The calling thread's scratch memory, as far as a run may have all of it without asking memory.py.
+static thread_local char *scratch;
+static thread_local int64_t scratch_room;
+EXPORT void elman_scratch_is(char *start, int64_t room) {
+    scratch = start;
+    scratch_room = room;
+}
+EXPORT char *elman_scratch(int64_t size) { return size <= scratch_room ? scratch : nullptr; }

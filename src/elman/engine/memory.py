@@ -19,17 +19,15 @@ from pathlib import Path
 import torch
 import torch.utils.deterministic
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from elman.compiler import build
+from elman.engine.tensors import CODES, DIMENSIONS, maker, torch_words
 
 SCRATCH_KEPT = 1 << 26  # bytes of scratch that a thread keeps
 
 _LINE = 64
 _HUGE = 1 << 21
-_DIMENSIONS = 4
 Margins = tuple[int, int]
-_CODES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.uint8: (1, 8)}  # DLPack's type codes, and bits
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -49,45 +47,36 @@ class Tensors:
         shapes: of each; below zero a size is that of `rows_and`.
         dtype: of all.
         margins: how many numbers more there are in front of each and behind it, in memory that lives as long.
+
+    Attributes:
+        make: gives them as a list, uninitialised; for sizes of `rows_and` it takes how many rows there are, at least 1.
+            A MemoryError says how much is not there.
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]], dtype: torch.dtype, margins: Sequence[Margins] = ()) -> None:
         self._shapes, self._dtype = shapes, dtype
         self._margins = margins or [(0, 0)] * len(shapes)
-        fits = all(len(shape) <= _DIMENSIONS and all(shape) for shape in shapes)
-        maker = _maker() if fits and dtype in _CODES else None
+        fits = all(len(shape) <= DIMENSIONS and all(shape) for shape in shapes)
+        make = _maker() if fits and dtype in CODES else None
         self._wanted = array("q")
-        for shape, margin in zip(shapes, self._margins, strict=True) if maker else ():
-            self._wanted.extend((len(shape), *shape, *(0,) * (_DIMENSIONS - len(shape)), *margin))
-        words = (len(shapes), self._wanted.buffer_info()[0], *_CODES.get(dtype, (0, 0)), id(from_dlpack))
-        self._words = array("q", words)
-        self._make = maker(self._words.buffer_info()[0]) if maker else self._by_torch
-
-    def make(self, rows: int = 1) -> list[Tensor]:
-        """They, uninitialised.
-
-        Args:
-            rows: at least 1; for sizes of `rows_and`.
-        """
-        tensors = self._make(rows)
-        if not tensors and self._shapes:
-            numbers = [math.prod(shape) for shape in self._with(rows)] + [sum(margin) for margin in self._margins]
-            raise MemoryError(f"no memory for {sum(numbers) * self._dtype.itemsize} bytes")
-        if _poisoned():
-            for tensor in tensors:
-                tensor.fill_(float("nan") if self._dtype.is_floating_point else 255)  # as torch.empty does then
-        return tensors
+        for shape, margin in zip(shapes, self._margins, strict=True) if make else ():
+            self._wanted.extend((len(shape), *shape, *(0,) * (DIMENSIONS - len(shape)), *margin))
+        words = (len(shapes), self._wanted.buffer_info()[0], *CODES.get(dtype, (0, 0)), torch_words().buffer_info()[0])
+        held = array("q", (*words, id(filled), id(_fill)))
+        self.make: Callable[..., list[Tensor]] = self._by_torch
+        if make is not None:
+            self.make = make(held.buffer_info()[0], (held, self._wanted))
 
     def _with(self, rows: int) -> list[list[int]]:
         return [[rows - 1 - n if n < 0 else n for n in shape] for shape in self._shapes]
 
-    def _by_torch(self, rows: int) -> list[Tensor]:
+    def _by_torch(self, rows: int = 1) -> list[Tensor]:
         tensors = []
         for shape, (front, behind) in zip(self._with(rows), self._margins, strict=True):
             numbers = math.prod(shape)
             block = torch.empty(front + numbers + behind, dtype=self._dtype, device="cpu")
             tensors.append(block[front : front + numbers].view(*shape))
-        return tensors
+        return tensors  # which `torch.empty` has filled where they are to be
 
 
 def rows_and(more: int) -> int:
@@ -101,21 +90,44 @@ def _one(shape: tuple[int, ...], dtype: torch.dtype) -> Tensors:
 
 
 @functools.cache
-def _maker() -> Callable[[int], Callable[[int], list[Tensor]]] | None:
+def _maker() -> Callable[[int, object], Callable[..., list[Tensor]]] | None:
     """What makes builtin functions that make tensors, see memory.cpp; None where nothing can be compiled."""
+    library = _library()
+    return None if library is None else maker(library, "elman_tensors")
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
     try:
         library = build.load(Path(__file__).with_name("memory.cpp").read_text(), "float")
     except build.BuildError:
         return None  # the layers say so
-    return ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p)(("elman_tensors", library))
+    library.elman_scratch_is.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.elman_scratch_is.restype = None
+    return library
+
+
+def scratch_function() -> int:
+    """The address of what gives compiled code the calling thread's scratch memory, or null; 0 where there is none."""
+    library = _library()
+    return 0 if library is None else ctypes.cast(library.elman_scratch, ctypes.c_void_p).value or 0
+
+
+# Whether torch fills what `torch.empty` gives, so that reading it shows, unless a second option says that it does not.
+filled: Callable[[], bool] = getattr(
+    torch._C, "_get_deterministic_algorithms", torch.are_deterministic_algorithms_enabled
+)
+
+
+def _fill(tensors: Sequence[Tensor]) -> None:
+    """As torch.empty does then."""
+    if _poisoned():
+        for tensor in tensors:
+            tensor.fill_(float("nan") if tensor.dtype.is_floating_point else 255)
 
 
 def _poisoned() -> bool:
-    """Whether torch fills what `torch.empty` gives, so that reading it shows."""
-    fill: bool = torch.are_deterministic_algorithms_enabled() and getattr(
-        torch.utils.deterministic, "fill_uninitialized_memory", True
-    )
-    return fill
+    return filled() and getattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
 
 
 def _mapping(size: int) -> mmap.mmap:
@@ -138,9 +150,14 @@ def _mapped(size: int) -> Tensor:
 
 
 class Scratch(threading.local):
-    """One thread's memory for what a run needs no longer than it runs; the next run uses it again."""
+    """One thread's memory for what a run needs no longer than it runs; the next run uses it again.
 
-    def __init__(self) -> None:
+    Args:
+        shared: whether compiled runs may take all of it, as :meth:`all_of` gives it, by themselves.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
+        self._shared = shared
         self._block = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._next = self._end = self._wanted = self._most = 0
         self._room = 0  # bytes of the block from its first whole line on
@@ -151,6 +168,7 @@ class Scratch(threading.local):
         self._more.clear()
         wanted = max(self._wanted, self._most)
         if wanted > self._block.numel() and wanted <= SCRATCH_KEPT:
+            self._offer(0)
             self._block = torch.empty(0, dtype=torch.uint8, device="cpu")  # gone before the next one is there
             # not from the pool: there the smaller ones that it had before would stay, and nobody wants their sizes
             self._block = _mapped(wanted + _LINE)
@@ -158,6 +176,7 @@ class Scratch(threading.local):
         self._end = self._block.data_ptr() + self._block.numel()
         self._room = max(0, self._end - self._next)
         self._wanted = self._most = 0
+        self._offer(self._room)
 
     def all_of(self, size: int) -> int:
         """:meth:`begin`, and :meth:`take` so many bytes."""
@@ -168,7 +187,14 @@ class Scratch(threading.local):
         self._more.clear()
         self._wanted, self._most = size, 0
         self._next = self._end  # what else a run may want comes from elsewhere
+        self._offer(self._room)
         return self._end - self._room
+
+    def _offer(self, room: int) -> None:
+        """Let compiled runs have so much without asking."""
+        library = _library() if self._shared else None
+        if library is not None:
+            library.elman_scratch_is(self._end - room, room)
 
     @contextmanager
     def within(self) -> Iterator[None]:
@@ -196,6 +222,7 @@ class Scratch(threading.local):
         found = self._next
         if found + size > self._end:
             self._more.append(empty(size + _LINE, dtype=torch.uint8))
+            self._offer(0)  # the next run shall ask, and so let these go
             found = -(-self._more[-1].data_ptr() // _LINE) * _LINE
         else:
             self._next += size
@@ -204,4 +231,4 @@ class Scratch(threading.local):
         return found
 
 
-scratch = Scratch()
+scratch = Scratch(shared=True)

@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "crews.h"
+#include "tensors.h"
 
 enum : int64_t { OFFSET_BITS = 44, ZERO_OFFSET = (int64_t)1 << 43, TOTAL = -((int64_t)1 << 41), STEPS = -((int64_t)1 << 40) };
 
@@ -21,6 +22,7 @@ struct Program {
     int64_t *spent;            // null, or [job_count]: receives nanoseconds
     int64_t total, steps;      // of the batch
 };
+enum : int64_t { SCRATCH = 1, WORDS = 2 };  // regions
 
 static int64_t now() {
     timespec t;
@@ -28,8 +30,7 @@ static int64_t now() {
     return t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-EXPORT int elman_program(const Program *program) {
-    const Program &p = *program;
+static void run(const Program &p) {
     memcpy(p.copy, p.words, p.count * sizeof(int64_t));
     for (int64_t i = 0; i < p.address_count; ++i) {
         int64_t &word = p.copy[p.addresses[i]];
@@ -44,7 +45,6 @@ EXPORT int elman_program(const Program *program) {
         ((int (*)(void *))p.jobs[2 * i])(p.copy + p.jobs[2 * i + 1]);
         if (p.spent) p.spent[i] = now() - start;
     }
-    return 0;
 }
 
 // Programs that are run at once, each by its own threads; see crews.h.
@@ -52,22 +52,98 @@ struct Abreast {
     int64_t threads;
     Pool pool;
     int64_t count;
-    const Program *const *programs;
+    const Program *programs;
     Crew *crews;
     Count *done;
 };
 static void abreast(const Abreast &j, int64_t thread, int64_t team) {
-    by_crews(j.count, j.crews, j.done, thread, team, [&](int64_t i) { elman_program(j.programs[i]); });
+    by_crews(j.count, j.crews, j.done, thread, team, [&](int64_t i) { run(j.programs[i]); });
 }
-EXPORT int elman_abreast(Abreast *job) {
-    Crew crews[job->count];
-    Count done[job->threads];
+static void run_abreast(int64_t threads, const Pool &pool, int64_t count, const Program *programs) {
+    Crew crews[count];
+    Count done[threads];
     memset(crews, 0, sizeof(crews));
     memset(done, 0, sizeof(done));
-    job->crews = crews;
-    job->done = done;
-    return shared_out<Abreast, abreast>(job);
+    Abreast job = {threads, pool, count, programs, crews, done};
+    shared_out<Abreast, abreast>(&job);
 }
+
+struct Place { int64_t region, tensor, front; };    // which tensor of a run begins so many bytes behind a region's start
+struct Behind { int64_t region, source, bytes; };   // a region that begins behind so many bytes for each row of another
+struct Written {
+    Program program;  // but for what differs from run to run
+    int64_t region_count;
+    const int64_t *regions;  // of constants, where they begin
+    int64_t place_count;
+    const Place *places;
+    int64_t behind_count;
+    const Behind *behind;
+    int64_t scratch_before_words, scratch;  // bytes
+    int64_t *spent;  // [job_count]
+};
+struct Runs {
+    int64_t threads;  // of programs that run abreast, else 0
+    Pool pool;
+    int64_t count;
+    const Written *programs;
+    const Torch *torch;
+    char *(*scratch)(int64_t size);        // null, or see memory.cpp
+    Object *all_of, *filled;               // what gives scratch memory otherwise, and whether it has to
+    Object *globals, *spent, *none, *took; // `took` is called behind a run unless globals[spent] is none
+};
+
+// function(total, steps, tensors): of the batch, and a list.
+static Object *run_all(Object *self, Object *const *given, intptr_t) {
+    const Runs &r = found_by<const Runs>(self);
+    const int64_t total = (int64_t)PyLong_AsVoidPtr(given[0]), steps = (int64_t)PyLong_AsVoidPtr(given[1]);
+    int64_t size = 0, region_count = 0;
+    for (int64_t i = 0; i < r.count; ++i) {
+        size += r.programs[i].scratch;
+        region_count += r.programs[i].region_count;
+    }
+    char *scratch = r.scratch && !said(r.filled, true) ? r.scratch(size) : nullptr;
+    if (!scratch) {
+        Object *const wanted = PyLong_FromVoidPtr((void *)size), *const address = PyObject_CallFunctionObjArgs(r.all_of, wanted, nullptr);
+        Py_DecRef(wanted);
+        if (!address) return nullptr;
+        scratch = (char *)PyLong_AsVoidPtr(address);
+        Py_DecRef(address);
+    }
+    const bool timed = PyDict_GetItem(r.globals, r.spent) != r.none;
+    Program programs[r.count];
+    int64_t regions[region_count], *next = regions;
+    for (int64_t i = 0; i < r.count; ++i) {
+        const Written &w = r.programs[i];
+        memcpy(next, w.regions, w.region_count * sizeof(int64_t));
+        for (int64_t k = 0; k < w.place_count; ++k) {
+            const Place &place = w.places[k];
+            Seen seen;
+            if (!look(*r.torch, PyList_GetItem(given[2], place.tensor), seen)) return nullptr;
+            if (seen.device != CPU) return PyErr_Format(PyExc_ValueError, "a tensor that kernels should read is not on the CPU");
+            next[place.region] = (int64_t)(seen.data - place.front);
+        }
+        for (int64_t k = 0; k < w.behind_count; ++k)
+            next[w.behind[k].region] = next[w.behind[k].source] + total * w.behind[k].bytes;
+        next[SCRATCH] = (int64_t)scratch;
+        next[WORDS] = (int64_t)(scratch + w.scratch_before_words);
+        programs[i] = w.program;
+        programs[i].regions = next;
+        programs[i].copy = (int64_t *)next[WORDS];
+        programs[i].spent = timed ? w.spent : nullptr;
+        programs[i].total = total;
+        programs[i].steps = steps;
+        scratch += w.scratch;
+        next += w.region_count;
+    }
+    void *const thread = PyEval_SaveThread();  // other threads of Python's may run meanwhile
+    if (r.threads) run_abreast(r.threads, r.pool, r.count, programs);
+    else
+        for (int64_t i = 0; i < r.count; ++i) run(programs[i]);
+    PyEval_RestoreThread(thread);
+    return timed ? PyObject_CallFunctionObjArgs(r.took, nullptr) : PyLong_FromLong(0);
+}
+static Method runs = {"run", run_all, FASTCALL, nullptr};
+EXPORT Object *elman_runs(Runs *job, Object *held) { return builtin_of(&runs, job, held); }
 
 // What the jobs of such programs call to share out their work.
 EXPORT Pool elman_crew = {crew_parallel, crew_number, crew_size};

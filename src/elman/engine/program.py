@@ -10,10 +10,11 @@ import ctypes
 import functools
 import struct
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from elman.engine.capacity import STEPS, TOTAL, Ragged
 from elman.engine.packing import Packing
 from elman.engine.rows import ROWS_ADDRESSES, rows_words
 from elman.engine.sinks import REALS, Function, Words, address_of
+from elman.engine.tensors import maker, torch_words
 
 spent: dict[str, int] | None = None  # nanoseconds by kind of job, added up while this is a dictionary
 
@@ -67,7 +69,7 @@ class Program:
         self._counts = array("q")
         self._behind: list[tuple[int, int, int]] = []  # region, the one that it is in, and bytes for each of its rows
         self._jobs = array("q")
-        self._kinds: list[str] = []
+        self.kinds: list[str] = []
         self._regions = array("q", [0] * _FIRST)
         self._places: dict[str, int] = {}
         self._given: list[tuple[str, int]] = []  # name and region
@@ -171,7 +173,7 @@ class Program:
     def call(self, kind: str, function: Function, words: Words, addresses: Sequence[int]) -> None:
         """See `Sink`."""
         self._jobs.extend((function, len(self._words)))
-        self._kinds.append(kind)
+        self.kinds.append(kind)
         self.array(words, addresses)
 
     def copy(self, to: int, source: int, count: int) -> None:
@@ -227,12 +229,6 @@ class Program:
 
     # ---- running
 
-    @functools.cached_property
-    def _head(self) -> Words:
-        """The words of a run that are always the same; nothing can be added to the program afterwards."""
-        places = (v.buffer_info() for v in (self._words, self._addresses, self._counts))
-        return array("q", (*(n for place in places for n in place), self._jobs.buffer_info()[0], len(self._kinds)))
-
     def results(self) -> list[tuple[str, tuple[int, ...], memory.Margins]]:
         """What each run makes: names, shapes and margins; see :meth:`result`."""
         return list(zip(self.names, self._shapes, self._margins, strict=True))
@@ -256,34 +252,78 @@ class Program:
         """Bytes that a run needs no longer than it runs."""
         return self._most + 8 * len(self._words)
 
-    def words(
-        self, packing: Packing, tensors: Mapping[str, Tensor], made: Mapping[str, Tensor], start: int
-    ) -> "tuple[Words, Words, Words | None]":
-        """The words of a run, those of its regions, and where it writes what each job takes; see :func:`run_all`.
+    @functools.cached_property
+    def given_names(self) -> list[str]:
+        """Of what each run is given."""
+        return [name for name, _ in self._given]
+
+    def places(self, start: int = 0) -> dict[str, int]:
+        """Where in a list of tensors, from a place on, those by each name are: given ones, then made ones."""
+        return {name: k for k, name in enumerate((*self.given_names, *self.names), start)}
+
+    @functools.cached_property
+    def alone(self) -> "Runs":
+        """Runs of it by itself, of what it is given and then makes."""
+        return Runs([self], [self.places()])
+
+    def written(self, places: Mapping[str, int], apart: int) -> tuple[Words, Words, Any]:
+        """The words of a `Written` in program.cpp, the times that a run writes, and what holds what words point to.
+
+        Nothing can be added to the program afterwards.
 
         Args:
-            start: where its scratch memory is.
+            places: where among the tensors of a run those by each name are.
+            apart: bytes of scratch memory between this one's and the next one's.
         """
-        regions = self._regions[:]
-        for name, region in self._given:
-            regions[region] = tensors[name].data_ptr()
-        for name, region, front in self._results:
-            regions[region] = made[name].data_ptr() - front
-        for region, source, size in self._behind:
-            regions[region] = regions[source] + packing.total * size
-        regions[_SCRATCH] = start
-        regions[_WORDS] = words = start + self._most
-        times = array("q", bytes(8 * len(self._kinds))) if spent is not None else None
-        job = array("q", self._head)
-        job.extend((regions.buffer_info()[0], words, 0 if times is None else times.buffer_info()[0]))
-        job.extend((packing.total, packing.steps))
-        return job, regions, times
+        found = [(region, places[name], 0) for name, region in self._given]
+        found += [(region, places[name], front) for name, region, front in self._results]
+        tables = [array("q", (word for row in rows for word in row)) for rows in (found, self._behind)]
+        times = array("q", bytes(8 * len(self.kinds)))
+        head = (v.buffer_info() for v in (self._words, self._addresses, self._counts))
+        jobs = (self._jobs.buffer_info()[0], len(self.kinds))
+        words = array("q", (*(n for place in head for n in place), *jobs, 0, 0, 0, 0, 0))
+        for table, row in ((self._regions, 1), *zip(tables, (3, 3), strict=True)):
+            words.extend((len(table) // row, table.buffer_info()[0]))
+        whole = -(-self.scratch // _LINE) * _LINE + apart
+        words.extend((self._most, whole, times.buffer_info()[0]))
+        # Not the program itself, which holds its own runs.
+        held = (self._words, self._addresses, self._counts, self._jobs, self._regions, self._held, tables)
+        return words, times, held
 
-    def took(self, times: "Words | None") -> None:
-        """Add up what each job of a run has taken."""
-        if spent is not None and times is not None:
-            for kind, time in zip(self._kinds, times, strict=True):
-                spent[kind] = spent.get(kind, 0) + time
+
+class Runs:
+    """Runs of programs: of those that are to run abreast at once, else one after the other.
+
+    Args:
+        programs: of one dtype and number of threads.
+        places: of each, where in the list of a run's tensors those are that it knows by name.
+
+    Attributes:
+        run: called with a batch's rows over all steps, its steps, and the list of all tensors, what is given and what
+            is made; contiguous but where a program knows of strides.
+        abreast: how many programs run at once, or 0.
+    """
+
+    def __init__(self, programs: Sequence[Program], places: Sequence[Mapping[str, int]]) -> None:
+        apart = _APART if len(programs) > 1 else 0
+        written = [program.written(own, apart) for program, own in zip(programs, places, strict=True)]
+        all_words = array("q", (word for words, _, _ in written for word in words))
+        times = [(program.kinds, times) for program, (_, times, _) in zip(programs, written, strict=True)]
+        self.abreast = len(programs) if programs[0].abreast else 0
+        team = threads.team() if self.abreast else (0, 0, 0, 0)
+        objects = (memory.scratch.all_of, memory.filled, globals(), "spent", None, functools.partial(_add_up, times))
+        addresses = (all_words.buffer_info()[0], torch_words().buffer_info()[0], memory.scratch_function())
+        words = array("q", (*team, len(programs), *addresses, *map(id, objects)))
+        held = (words, all_words, written, objects)
+        self.run: Callable[[int, int, list[Tensor]], object] = programs[0].library.runs(words.buffer_info()[0], held)
+
+
+def _add_up(times: Sequence[tuple[Sequence[str], Words]]) -> None:
+    """Add up what each job of a run has taken, by its kind."""
+    assert spent is not None
+    for kinds, taken in times:
+        for kind, time in zip(kinds, taken, strict=True):
+            spent[kind] = spent.get(kind, 0) + time
 
 
 Run = tuple[Program, Mapping[str, Tensor], Mapping[str, Tensor]]
@@ -298,41 +338,34 @@ def run_all(packing: Packing, *runs: Run, rows: "Words | None" = None) -> None:
             gave.
         rows: the words of `rows_words`, for rows that are moved when all else is done.
     """
+    tensors = [[*(given[n] for n in one.given_names), *(made[n] for n in one.names)] for one, given, made in runs]
     if len(runs) > 1 and runs[0][0].abreast:
-        _run_at_once(packing, runs)
+        together = _together(threads.count(), *(program for program, _, _ in runs))
+        together.run(packing.total, packing.steps, [v for one in tensors for v in one])
     else:
-        for one in runs:
-            _run_at_once(packing, (one,))
+        for (program, _, _), own in zip(runs, tensors, strict=True):
+            program.alone.run(packing.total, packing.steps, own)
     if rows is not None:
         runs[0][0].library.rows(rows.buffer_info()[0])
 
 
-def _run_at_once(packing: Packing, runs: Sequence[Run]) -> None:
-    apart = [-(-program.scratch // _LINE) * _LINE + (_APART if len(runs) > 1 else 0) for program, _, _ in runs]
-    start = memory.scratch.all_of(sum(apart))
-    jobs = []
-    for (program, tensors, made), size in zip(runs, apart, strict=True):
-        jobs.append(program.words(packing, tensors, made, start))
-        start += size
-    library = runs[0][0].library
-    if len(runs) > 1:
-        programs = array("q", [words.buffer_info()[0] for words, _, _ in jobs])
-        job = array("q", (*threads.team(), len(programs), programs.buffer_info()[0], 0, 0))
-        library.abreast(job.buffer_info()[0])
-    else:
-        library.run(jobs[0][0].buffer_info()[0])
-    for (program, _, _), (_, _, times) in zip(runs, jobs, strict=True):
-        program.took(times)
+@functools.lru_cache(maxsize=64)
+def _together(workers: int, *programs: Program) -> Runs:
+    """Runs of programs, of what the first is given and makes, then the second's, and so on."""
+    places, start = [], 0
+    for program in programs:
+        places.append(program.places(start))
+        start += len(places[-1])
+    return Runs(programs, places)
 
 
 class _Library:
     def __init__(self, dtype: torch.dtype) -> None:
         source = Path(__file__).with_name("program.cpp").read_text()
         library = build.load(source, REALS[dtype])
-        self.run = library.elman_program
-        self.abreast = library.elman_abreast
+        self.runs = maker(library, "elman_runs")
         self.rows = library.elman_rows
-        self.run.argtypes = self.abreast.argtypes = self.rows.argtypes = [ctypes.c_void_p]
+        self.rows.argtypes = [ctypes.c_void_p]
         self.crew: tuple[int, int, int] = tuple((ctypes.c_int64 * 3).in_dll(library, "elman_crew"))
         self.copy, self.fill = address_of(library.elman_copy), address_of(library.elman_fill)
         self.before, self.ends = address_of(library.elman_before), address_of(library.elman_ends)

@@ -283,7 +283,7 @@ class _Run(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.layer, ctx.packing, ctx.steps, ctx.count = layer, packing, steps, len(tensors)
         ctx.names = [list(one) for one in made]
-        ctx.own = [cpu.Own(one) for one in made]
+        ctx.own = [cpu.Own(one.get("saved")) for one in made]
         ctx.save_for_backward(*tensors, x, *(v for one in made for v in one.values()))
         given_back = tuple(results)
         layer.finish(packing, steps, results, runs)  # behind which the caches hold nothing of what Python wants

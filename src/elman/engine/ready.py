@@ -5,9 +5,11 @@ time. Python takes longer for that than a small layer takes to run. So a form of
 `Ready`. Tensors are as the caller has them here, [T, B, *] and states [1, B, *], so that no views of them are needed.
 """
 
+import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from elman.engine.backward import Backward, backward_of
 from elman.engine.call import LayerCall
 from elman.engine.form import Scene, form_of, tensors_of
 from elman.engine.forward import forward_of
-from elman.engine.program import Run, run_all
+from elman.engine.program import Program, Runs
 from elman.engine.surroundings import wants_operations
 
 Draws = Sequence[Mapping[str, Tensor]]
@@ -42,6 +44,10 @@ class Ready:
         self.packing, self.training, self.width = packing, scenes[0].training, width
         shape = (packing.steps, packing.batch, whole)
         self.output = memory.Tensors([shape], call.input.dtype) if beside else None
+        places = self._places([direction.names for direction in self.directions], 0)
+        self._runs = _runs([direction.program for direction in self.directions], places)
+        self._backward: dict[Any, _BackwardRuns] = {}
+        self.keeps = sum(len(direction.kept) for direction in self.directions)
 
     @staticmethod
     def fits(call: LayerCall) -> bool:
@@ -66,28 +72,113 @@ class Ready:
         """
         if self.training:
             return _Run.apply(self, draws, x, *own)  # type: ignore[no-untyped-call, no-any-return]
-        results, _, runs = self.prepared(x, own, draws)
-        run_all(self.packing, *runs)
+        results, made = self.made()
+        self.write(x, own, draws, made)
         return results
 
-    def prepared(
-        self, x: Tensor, own: Sequence[Tensor], draws: Draws
-    ) -> tuple[list[Tensor], list[dict[str, Tensor]], list[Run]]:
-        """What `run` gives and all that each direction makes, before they are written, and the runs that write them."""
-        outputs = [] if self.output is None else self.output.make()
-        finals: list[Tensor] = []
-        runs: list[Run] = []
-        all_made: list[dict[str, Tensor]] = []
-        for direction, given in zip(self.directions, self.by_name(x, own, draws), strict=True):
-            made = direction.make()
+    def made(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What `run` gives, and all that the programs write, before they have written it."""
+        results = [] if self.output is None else self.output.make()
+        made, finals = results[:], []
+        for direction in self.directions:
+            own = direction.tensors.make()
             if self.output is None:
-                outputs.append(direction.sequence(made))
-            else:
-                given["output"] = outputs[0]
-            finals += direction.finals(made)
-            runs.append((direction.program, given, made))
-            all_made.append(made)
-        return [*outputs, *finals], all_made, runs
+                results.append(direction.sequence(own))
+            finals += own[direction.finals]
+            made += own
+        return results + finals, made
+
+    def write(self, x: Tensor, own: Sequence[Tensor], draws: Draws, made: Sequence[Tensor]) -> None:
+        """Write it; see `run` and `made`."""
+        self._run(self._runs, [x, *own, *self._tables(draws), *made])
+
+    def _tables(self, draws: Draws) -> list[Tensor]:
+        return [
+            tables[name] for direction, tables in zip(self.directions, draws, strict=True) for name in direction.draws
+        ]
+
+    def _places(self, made: Sequence[Sequence[str]], gradients: int) -> list[dict[str, int]]:
+        """For each direction where tensors are by name, in lists as `write` or `work` make them.
+
+        Args:
+            made: names of what each direction makes. gradients: how many each is given.
+        """
+        found: list[dict[str, int]] = [{"input": 0} for _ in self.directions]
+        place = 1
+
+        def add(own: Sequence[Sequence[str]]) -> None:
+            nonlocal place
+            for places, names in zip(found, own, strict=True):
+                places |= {name: place + k for k, name in enumerate(names)}
+                place += len(names)
+
+        add([direction.scene.names[1:] for direction in self.directions])
+        add([[f"draws.{name}" for name in direction.draws] for direction in self.directions])
+        if gradients:
+            add([[direction.names[k] for k in direction.kept] for direction in self.directions])
+            add([[f"gradient.{k}" for k in range(gradients)] for _ in self.directions])
+        elif self.output is not None:
+            for places in found:
+                places["output"] = place
+            place += 1
+        add(made)
+        return found
+
+    def kept(self, made: Sequence[Tensor]) -> list[Tensor]:
+        """Of all that is made, what backward needs of each direction."""
+        place, kept = self.output is not None, []
+        for direction in self.directions:
+            kept += [made[place + k] for k in direction.kept]
+            place += len(direction.names)
+        return kept
+
+    def saved(self, kept: Sequence[Tensor]) -> list[Tensor | None]:
+        """Of that, what each direction's kernel saved."""
+        ends = itertools.accumulate(len(direction.kept) for direction in self.directions)
+        return [kept[end - 1] if d.saves else None for d, end in zip(self.directions, ends, strict=True)]
+
+    def work(
+        self,
+        saved: Sequence[Tensor],
+        draws: Draws,
+        gradients: Sequence[Sequence[Tensor | None]],
+        through: bool,
+        overs: Sequence[bool],
+    ) -> backward.Work:
+        """The gradients of what each direction was given, to be run.
+
+        Args:
+            saved: the input, what `run` was given, and `kept`. draws: see `run`.
+            gradients: of each direction's sequence and final states.
+            through: whether the input's are wanted.
+            overs: for each direction, whether to write over what is kept; see `cpu.may_write_over`.
+        """
+        read = [
+            [None if g is None else d.readable(g, k > 0) for k, g in enumerate(own)]
+            for d, own in zip(self.directions, gradients, strict=True)
+        ]
+        strides = tuple([tuple([None if g is None else g.stride() for g in own]) for own in read])
+        key = (strides, through, *overs)
+        known = self._backward.get(key)
+        if known is None:
+            pairs = zip(self.directions, strides, overs, strict=True)
+            written = [direction.backward(own, through, over) for direction, own, over in pairs]
+            names = [program.program.names for program, _ in written]
+            runs = _runs([program.program for program, _ in written], self._places(names, len(read[0])))
+            known = self._backward[key] = _BackwardRuns(written, runs)
+        made = [tensors.make() for _, tensors in known.written]
+        tensors: list[Any] = [*saved[: -self.keeps], *self._tables(draws), *saved[-self.keeps :]]
+        for one in (*read, *made):
+            tensors += one
+        works = [
+            (program, {}, dict(zip(program.program.names, own, strict=True)))
+            for (program, _), own in zip(known.written, made, strict=True)
+        ]
+        return backward.Work(self.packing, *works, run=functools.partial(self._run, known.runs, tensors))
+
+    def _run(self, all_runs: Sequence[Runs], tensors: list[Tensor]) -> None:
+        for runs in all_runs:
+            runs.run(self.packing.total, self.packing.steps, tensors)
 
     def gradients(self, given: Sequence[Tensor | None]) -> list[list[Tensor | None]]:
         """Of each direction those of its sequence and its final states, from those of what `run` gives."""
@@ -135,6 +226,20 @@ class Ready:
         return found
 
 
+class _BackwardRuns(NamedTuple):
+    """The backward programs of a layer's directions, with what makes their results, and what runs them."""
+
+    written: list[tuple[Backward, memory.Tensors]]
+    runs: list[Runs]
+
+
+def _runs(programs: Sequence[Program], places: Sequence[dict[str, int]]) -> list[Runs]:
+    """What runs programs: those that run abreast at once, else each."""
+    if programs[0].abreast:
+        return [Runs(programs, places)]
+    return [Runs([program], [own]) for program, own in zip(programs, places, strict=True)]
+
+
 class _Direction:
     """One direction of a layer, and its programs."""
 
@@ -144,74 +249,53 @@ class _Direction:
         self._form = form_of(scene, tensors_of(scene, inputs))._replace(output=output)
         # Of the call only what all such calls have in common.
         scene.call = replace(call, input=call.input.new_empty(0, call.input.shape[1]), directions=())
+        self.draws = list(scene.draws)
         scene.draws = {}
         self.scene = scene
         self.count = len(inputs) - 1
         forward = forward_of(self._form)
         self.program, self._whole = forward.program, forward.whole
-        self._backward: dict[tuple[int | bool | None, ...], tuple[Backward, memory.Tensors]] = {}
         self._steps, self._batch = steps, batch = call.packing.steps, call.packing.batch
-        self._saves = tuple(f"sequence.{entry.name}" for entry, _ in call.layout.states)
+        saves = tuple(f"sequence.{entry.name}" for entry, _ in call.layout.states)
         rows = {"sequence": (steps + self._whole, batch), "final": (1, batch)}
         results = self.program.results()
         shapes = [(*rows.get(name.partition(".")[0], (call.packing.total,)), *rest) for name, (_, *rest), _ in results]
-        self._made = [name for name, _, _ in results]
-        self._finals = [name for name in self._made if name.startswith("final.")]
-        self._tensors = memory.Tensors(shapes, self._form.dtype, [margins for _, _, margins in results])
+        self.names = [name for name, _, _ in results]
+        self.tensors = memory.Tensors(shapes, self._form.dtype, [margins for _, _, margins in results])
+        self._first = self.names.index(saves[0])
+        finals = [k for k, name in enumerate(self.names) if name.startswith("final.")]
+        self.finals = slice(finals[0], finals[-1] + 1)
+        self.saves = "saved" in self.names
+        self.kept = [k for k, name in enumerate(self.names) if name in (*saves, "saved")]
 
-    def make(self) -> dict[str, Tensor]:
-        """All that a forward run makes, before it has written it."""
-        return dict(zip(self._made, self._tensors.make(), strict=True))
-
-    def sequence(self, made: Mapping[str, Tensor]) -> Tensor:
-        """Of it, the sequence of the first state."""
-        found = made[self._saves[0]]
+    def sequence(self, made: Sequence[Tensor]) -> Tensor:
+        """The sequence of the first state, of what a forward run makes."""
+        found = made[self._first]
         return found.narrow(0, 0 if self.scene.reverse else 1, self._steps) if self._whole else found
 
-    def finals(self, made: Mapping[str, Tensor]) -> list[Tensor]:
-        """Of it, the final states."""
-        return [made[name] for name in self._finals]
-
-    def kept(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of it, what backward needs."""
-        return {name: made[name] for name in (*self._saves, "saved") if name in made}
-
     def backward(
-        self, given: dict[str, Tensor], gradients: Sequence[Tensor | None], through: bool, over: bool
-    ) -> tuple[Backward, dict[str, Tensor], dict[str, Tensor]]:
-        """The backward program, what it is given, and what it makes.
+        self, gradients: Sequence[tuple[int, ...] | None], through: bool, over: bool
+    ) -> tuple[Backward, memory.Tensors]:
+        """A backward program, and what makes its results: gradients of the input as the caller has it, [T, B, I].
 
         Args:
-            given: what the forward run was given, and `kept`.
-            gradients: of the sequence and the final states.
+            gradients: strides of those of the sequence and the final states.
             through: whether the input's is wanted.
             over: whether to write over what is kept; see `cpu.may_write_over`.
         """
-        strides: list[int | None] = []
-        for k, gradient in enumerate(gradients):
-            if gradient is None:
-                strides.append(None)
-                continue
-            apart, row, step = gradient.stride()
-            if step != 1 or (apart != row * self._batch and self._steps > 1) or (k and not gradient.is_contiguous()):
-                gradient = gradient.contiguous()
-                row = gradient.shape[2]
-            given[f"gradient.{k}"] = gradient
-            strides.append(row)
-        key = (*strides, through, over)
-        known = self._backward.get(key)
-        if known is None:
-            form = self._form._replace(gradients=tuple(strides), through=through, over=over)
-            known = self._backward[key] = self._written(backward_of(form, given))
-        program, tensors = known
-        return program, given, dict(zip(program.program.names, tensors.make(), strict=True))
-
-    def _written(self, backward: Backward) -> tuple[Backward, memory.Tensors]:
-        """A backward program, and what it makes: gradients of the input as the caller has it, [T, B, I]."""
-        results = backward.program.results()
+        rows = tuple(None if strides is None else strides[1] for strides in gradients)
+        program = backward_of(self._form._replace(gradients=rows, through=through, over=over), {})
+        results = program.program.results()
         rows, names = (self._steps, self._batch), ("through", "d.input")
         shapes = [(*rows, *shape[1:]) if name in names else shape for name, shape, _ in results]
-        return backward, memory.Tensors(shapes, self._form.dtype, [margins for _, _, margins in results])
+        return program, memory.Tensors(shapes, self._form.dtype, [margins for _, _, margins in results])
+
+    def readable(self, gradient: Tensor, final: bool) -> Tensor:
+        """The gradient of a sequence or of a final state, as a program can read it."""
+        apart, row, step = gradient.stride()
+        if step != 1 or (apart != row * self._batch and self._steps > 1) or (final and not gradient.is_contiguous()):
+            return gradient.contiguous()
+        return gradient
 
     def shaped(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gradients as the caller has what they are of."""
@@ -224,45 +308,34 @@ class _Direction:
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ready: Ready, draws: Draws, x: Tensor, *own: Tensor) -> Any:
-        results, made, runs = ready.prepared(x, own, draws)
+        results, made = ready.made()
         ctx.set_materialize_grads(False)
-        kept = [direction.kept(one) for direction, one in zip(ready.directions, made, strict=True)]
+        kept = ready.kept(made)
         ctx.ready, ctx.draws = ready, draws
-        ctx.own = [cpu.Own(one) for one in kept]
-        ctx.names = [tuple(one) for one in kept]
-        ctx.save_for_backward(x, *own, *[v for one in kept for v in one.values()])
+        ctx.own = [cpu.Own(saved) for saved in ready.saved(kept)]
+        ctx.save_for_backward(x, *own, *kept)
         given_back = tuple(results)
-        run_all(ready.packing, *runs)  # behind which the caches hold nothing of what Python wants
+        ready.write(x, own, draws, made)  # behind which the caches hold nothing of what Python wants
         return given_back
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         ready: Ready = ctx.ready
-        directions, saved = ready.directions, iter(ctx.saved_tensors)
-        x = next(saved)
-        own = [next(saved) for direction in directions for _ in range(direction.count)]
-        again = wants_operations(gradients)
-        found: list[dict[str, Any]] = [{} for _ in directions]
-        runs = []
-        for k, (given, wanted) in enumerate(
-            zip(ready.by_name(x, own, ctx.draws), ready.gradients(gradients), strict=True)
-        ):
-            direction = directions[k]
-            kept = {name: next(saved) for name in ctx.names[k]}
-            if again:
-                found[k] = _through_reference(direction.scene, ctx.draws[k], given, wanted)
-                continue
-            over = cpu.may_write_over(ctx.own[k], direction.scene.plan, kept.get("saved"))
-            runs.append(direction.backward(given | kept, wanted, ctx.needs_input_grad[2], over))
-        needed = ctx.needs_input_grad
-        if again:
-            return ready.given_back(found, needed, again)
-        work = backward.Work(ready.packing, *runs)
-        if work.whole and len(runs) == 1:
-            given_back = ready.given_back(work.found, needed, again)
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad
+        wanted = ready.gradients(gradients)
+        if wants_operations(gradients):
+            given = zip(ready.directions, ctx.draws, ready.by_name(saved[0], saved[1:], ctx.draws), wanted, strict=True)
+            return ready.given_back([_through_reference(d.scene, *of_one) for d, *of_one in given], needed, again=True)
+        overs = [
+            cpu.may_write_over(own, direction.scene.plan, v)
+            for own, direction, v in zip(ctx.own, ready.directions, ready.saved(saved[-ready.keeps :]), strict=True)
+        ]
+        work = ready.work(saved, ctx.draws, wanted, needed[2], overs)
+        if work.whole and len(wanted) == 1:
+            given_back = ready.given_back(work.found, needed, again=False)
             work.run()
             return given_back
-        return ready.given_back(work.run(), needed, again)
+        return ready.given_back(work.run(), needed, again=False)
 
 
 def _through_reference(

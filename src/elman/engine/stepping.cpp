@@ -42,7 +42,7 @@ static Object *step(const Steps &s, char *input, char *output, char *const *befo
     return PyLong_FromLong(0);
 }
 static Object *from_own(Object *self, Object *const *given, intptr_t) {
-    Steps &s = *(Steps *)PyLong_AsVoidPtr(self);
+    Steps &s = found_by<Steps>(self);
     char *states[2 * s.entry_count];
     for (int64_t e = 0; e < s.entry_count; ++e) {
         states[e] = s.entries[e].own[s.odd];
@@ -53,7 +53,7 @@ static Object *from_own(Object *self, Object *const *given, intptr_t) {
     return step(s, (char *)PyLong_AsVoidPtr(given[0]), (char *)PyLong_AsVoidPtr(given[1]), states, states + s.entry_count);
 }
 static Object *from_given(Object *self, Object *const *given, intptr_t count) {
-    const Steps &s = *(const Steps *)PyLong_AsVoidPtr(self);
+    const Steps &s = found_by<const Steps>(self);
     char *addresses[count];
     for (intptr_t i = 0; i < count; ++i) addresses[i] = (char *)PyLong_AsVoidPtr(given[i]);
     return step(s, addresses[0], addresses[1], addresses + 2, addresses + 2 + s.entry_count);
@@ -61,7 +61,7 @@ static Object *from_given(Object *self, Object *const *given, intptr_t count) {
 static Method own = {"step", from_own, FASTCALL, nullptr}, others = {"step", from_given, FASTCALL, nullptr};
 
 // function(input, output): a step from the own state to the next. function(input, output, *before, *after): from the given state
-// to where the next is wanted. All are addresses; `steps` has to stay where it is.
-EXPORT Object *elman_stepping(Steps *steps, int64_t of_own) {
-    return builtin_of(of_own ? &own : &others, steps);
+// to where the next is wanted. All are addresses.
+EXPORT Object *elman_stepping(Steps *steps, int64_t of_own, Object *held) {
+    return builtin_of(of_own ? &own : &others, steps, held);
 }

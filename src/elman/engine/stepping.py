@@ -1,6 +1,5 @@
 """Time steps of prepared layers: matrices packed, buffers in place, the products with the input in the kernel."""
 
-import ctypes
 import functools
 from array import array
 from collections.abc import Callable, Sequence
@@ -18,7 +17,8 @@ from elman.engine.form import gates_width
 from elman.engine.kernel import TURN, Kind, Table
 from elman.engine.packing import Packing
 from elman.engine.products import matrix
-from elman.engine.sinks import REALS, AtOnce, Words, address_of
+from elman.engine.sinks import REALS, AtOnce, Words
+from elman.engine.tensors import maker
 from elman.engine.written import clock_runs, patterns_of
 
 _SHARED_FROM = 1 << 19  # bytes of matrices from which a second thread repays its start
@@ -120,8 +120,8 @@ class Steps:
         entries = array("q", [word for size, pair in zip(sizes, pairs, strict=True) for word in (size, *pair)])
         addresses = [words.buffer_info()[0] for words in (of_layers, places, entries)]
         self._words: Words = array("q", (len(layers), len(sizes), 0, 0, *addresses))
-        self._held = (layers, of_layers, places, entries)
-        self.run = _maker(dtype, build.instruction_set())(self._words.buffer_info()[0], bool(own))
+        held = (self._words, layers, of_layers, places, entries, own)
+        self.run = _maker(dtype, build.instruction_set())(self._words.buffer_info()[0], bool(own), held)
 
     @property
     def taken(self) -> bool:
@@ -142,8 +142,7 @@ _ODD, _TAKEN = 2, 3  # among the words of a `Steps` in stepping.cpp
 
 
 @functools.lru_cache(maxsize=8)
-def _maker(dtype: torch.dtype, isa: str) -> Callable[[int, bool], Callable[..., object]]:
+def _maker(dtype: torch.dtype, isa: str) -> Callable[[int, bool, object], Callable[..., object]]:
     """What makes the builtin function of some `Steps`."""
     library = build.load(Path(__file__).with_name("stepping.cpp").read_text(), REALS[dtype])
-    prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_int64)
-    return prototype(address_of(library.elman_stepping))
+    return maker(library, "elman_stepping", 1)  # type: ignore[no-any-return]
