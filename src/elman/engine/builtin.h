@@ -18,6 +18,10 @@ Object *PyCFunction_NewEx(Method *method, Object *self, Object *module);
 Object *PyLong_FromVoidPtr(void *address);
 void *PyLong_AsVoidPtr(Object *number);
 Object *PyLong_FromLong(long number);
+long PyLong_AsLong(Object *number);
+Object *PyBytes_FromStringAndSize(const char *bytes, intptr_t size);
+Object *PyObject_GetAttr(Object *object, Object *name);
+Object *PyObject_Type(Object *object);
 Object *PyList_New(intptr_t size);
 int PyList_SetItem(Object *list, intptr_t index, Object *item);
 Object *PyList_GetItem(Object *list, intptr_t index);
@@ -34,6 +38,7 @@ void PyErr_Clear();
 extern Object *PyExc_MemoryError, *PyExc_ValueError;
 void *PyEval_SaveThread();
 void PyEval_RestoreThread(void *thread);
+void Py_IncRef(Object *object);
 void Py_DecRef(Object *object);
 }
 enum { FASTCALL = 0x80 };
@@ -58,4 +63,10 @@ static inline bool said(Object *function, bool failed) {
     const bool is = PyObject_IsTrue(answer) == 1;
     Py_DecRef(answer);
     return is;
+}
+
+// A new reference to None, of which the stable interface has no function.
+static inline Object *none_of(Object *none) {
+    Py_IncRef(none);
+    return none;
 }

@@ -79,7 +79,8 @@ class Ready:
     def made(self) -> tuple[list[Tensor], list[Tensor]]:
         """What `run` gives, and all that the programs write, before they have written it."""
         results = [] if self.output is None else self.output.make()
-        made, finals = results[:], []
+        made = results[:]
+        finals: list[Tensor] = []
         for direction in self.directions:
             own = direction.tensors.make()
             if self.output is None:
@@ -126,7 +127,8 @@ class Ready:
 
     def kept(self, made: Sequence[Tensor]) -> list[Tensor]:
         """Of all that is made, what backward needs of each direction."""
-        place, kept = self.output is not None, []
+        place = 0 if self.output is None else 1
+        kept: list[Tensor] = []
         for direction in self.directions:
             kept += [made[place + k] for k in direction.kept]
             place += len(direction.names)
@@ -153,27 +155,26 @@ class Ready:
             through: whether the input's are wanted.
             overs: for each direction, whether to write over what is kept; see `cpu.may_write_over`.
         """
-        read = [
-            [None if g is None else d.readable(g, k > 0) for k, g in enumerate(own)]
-            for d, own in zip(self.directions, gradients, strict=True)
-        ]
-        strides = tuple([tuple([None if g is None else g.stride() for g in own]) for own in read])
-        key = (strides, through, *overs)
+        read: list[Tensor | None] = []
+        rows: list[tuple[int | None, ...]] = []
+        for direction, own in zip(self.directions, gradients, strict=True):
+            found = [direction.readable(g, k > 0) for k, g in enumerate(own)]
+            read += [gradient for gradient, _ in found]
+            rows.append(tuple([row for _, row in found]))
+        key = (*rows, through, *overs)
         known = self._backward.get(key)
         if known is None:
-            pairs = zip(self.directions, strides, overs, strict=True)
+            pairs = zip(self.directions, rows, overs, strict=True)
             written = [direction.backward(own, through, over) for direction, own, over in pairs]
             names = [program.program.names for program, _ in written]
-            runs = _runs([program.program for program, _ in written], self._places(names, len(read[0])))
+            runs = _runs([program.program for program, _ in written], self._places(names, len(rows[0])))
             known = self._backward[key] = _BackwardRuns(written, runs)
         made = [tensors.make() for _, tensors in known.written]
-        tensors: list[Any] = [*saved[: -self.keeps], *self._tables(draws), *saved[-self.keeps :]]
-        for one in (*read, *made):
-            tensors += one
-        works = [
-            (program, {}, dict(zip(program.program.names, own, strict=True)))
-            for (program, _), own in zip(known.written, made, strict=True)
-        ]
+        tensors: list[Any] = [*saved[: -self.keeps], *self._tables(draws), *saved[-self.keeps :], *read]
+        works: list[tuple[Backward, dict[str, Tensor], dict[str, Tensor]]] = []
+        for (program, _), own_made in zip(known.written, made, strict=True):
+            tensors += own_made
+            works.append((program, {}, dict(zip(program.program.names, own_made, strict=True))))
         return backward.Work(self.packing, *works, run=functools.partial(self._run, known.runs, tensors))
 
     def _run(self, all_runs: Sequence[Runs], tensors: list[Tensor]) -> None:
@@ -273,29 +274,28 @@ class _Direction:
         found = made[self._first]
         return found.narrow(0, 0 if self.scene.reverse else 1, self._steps) if self._whole else found
 
-    def backward(
-        self, gradients: Sequence[tuple[int, ...] | None], through: bool, over: bool
-    ) -> tuple[Backward, memory.Tensors]:
+    def backward(self, gradients: Sequence[int | None], through: bool, over: bool) -> tuple[Backward, memory.Tensors]:
         """A backward program, and what makes its results: gradients of the input as the caller has it, [T, B, I].
 
         Args:
-            gradients: strides of those of the sequence and the final states.
+            gradients: strides of the rows of those of the sequence and the final states.
             through: whether the input's is wanted.
             over: whether to write over what is kept; see `cpu.may_write_over`.
         """
-        rows = tuple(None if strides is None else strides[1] for strides in gradients)
-        program = backward_of(self._form._replace(gradients=rows, through=through, over=over), {})
+        program = backward_of(self._form._replace(gradients=tuple(gradients), through=through, over=over), {})
         results = program.program.results()
         rows, names = (self._steps, self._batch), ("through", "d.input")
         shapes = [(*rows, *shape[1:]) if name in names else shape for name, shape, _ in results]
         return program, memory.Tensors(shapes, self._form.dtype, [margins for _, _, margins in results])
 
-    def readable(self, gradient: Tensor, final: bool) -> Tensor:
-        """The gradient of a sequence or of a final state, as a program can read it."""
+    def readable(self, gradient: Tensor | None, final: bool) -> tuple[Tensor | None, int | None]:
+        """The gradient of a sequence or of a final state as a program can read it, and the stride of its rows."""
+        if gradient is None:
+            return None, None
         apart, row, step = gradient.stride()
         if step != 1 or (apart != row * self._batch and self._steps > 1) or (final and not gradient.is_contiguous()):
-            return gradient.contiguous()
-        return gradient
+            return gradient.contiguous(), gradient.shape[2]
+        return gradient, row
 
     def shaped(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gradients as the caller has what they are of."""

@@ -23,7 +23,7 @@ _Words: TypeAlias = "array[int]"
 @functools.cache
 def torch_words() -> _Words:
     """The words of a `Torch` in tensors.h; they stay where they are."""
-    functions = torch.utils.dlpack.to_dlpack, torch.utils.dlpack.from_dlpack
+    functions = torch.utils.dlpack.to_dlpack, torch.utils.dlpack.from_dlpack  # type: ignore[attr-defined]
     return array("q", (_exchange(), *map(id, functions)))
 
 

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from elman.engine import cpu, dispatch
 from elman.engine.call import DirectionResult, LayerCall
+from elman.engine.calls import Form, fitting, form_function
 from elman.engine.packing import Packing
 from elman.engine.ragged import RaggedLayer
 from elman.engine.ready import Ready
-from elman.engine.surroundings import obstacle, saves_elsewhere, sees_operations
+from elman.engine.surroundings import sees_operations
 from elman.nn.frame import checked_lengths, packing_of
 from elman.nn.unrolling import drawn, form, thinned
 from elman.nn.wiring import merged
@@ -21,7 +21,6 @@ from elman.nn.wiring import merged
 if TYPE_CHECKING:
     from elman.nn.recurrent import Recurrent
 
-Form = tuple[Any, ...]
 Input = Tensor | PackedSequence
 KEPT = 64  # forms of a module
 
@@ -41,24 +40,17 @@ class Shortcuts:
     def form(self, module: "Recurrent", input: Input, state: Any, ragged: bool, chain: int) -> Form | None:
         """What the work of a call depends on, beside the parameters; None where no shortcut can serve."""
         data: Any = input
-        shape: tuple[int, int] | None = None
+        rows, dimensions = 0, 3
         if isinstance(input, PackedSequence):  # of which all have the form of the first step's rows
-            data, shape = input.data, (int(input.batch_sizes[0]), input.data.shape[1])
-        if data.dim() != 3 - bool(shape) or not data.is_cpu or torch.is_autocast_enabled("cpu"):
+            data, rows, dimensions = input.data, int(input.batch_sizes[0]), 2
+        if type(data) is not Tensor and sees_operations(data):
             return None
-        if state is None:
-            states: Any = None
-        elif isinstance(state, Tensor):
-            states = state.requires_grad
-        elif isinstance(state, tuple) and all(isinstance(v, Tensor) for v in state):
-            states = tuple([v.requires_grad for v in state])
-        else:
+        alone = isinstance(state, Tensor)
+        entries = (state,) if alone else () if state is None else state
+        if not isinstance(entries, tuple):
             return None
-        if obstacle() is not None or sees_operations(data) or (torch.is_grad_enabled() and saves_elsewhere()):
-            return None
-        random = module.training and module._random
-        situation = (states, torch.is_grad_enabled(), torch.get_num_threads(), dispatch.wanted(), module.batch_first)
-        return (shape or (data.shape, data.stride()), data.dtype, data.requires_grad, random, ragged, chain, *situation)
+        kind = chain << 4 | ragged << 3 | alone << 2 | module.batch_first << 1 | (module.training and module._random)
+        return form_function()(dispatch.wanted(), kind, rows, dimensions, data, *entries)
 
     def run(self, form: Form, module: "Recurrent", input: Input, state: Any, lengths: Any) -> tuple[Any, Any] | None:
         """What the module gives, or None where the call has to go the general way."""
@@ -115,39 +107,24 @@ class _Way:
     """
 
     def __init__(self, module: "Recurrent", calls: list[LayerCall]) -> None:
-        self._dtype = calls[0].input.dtype
         self._stack = stack = module._stack
         names = [full for level in stack.slots for slots in level for _, full in slots]
-        self._parameters = [(name, _requires_grad(module, name), getattr(module, name).shape) for name in names]
         self._places = sum(len(call.directions) for call in calls)
-        shapes = [(self._places, calls[0].packing.count, width) for _, width in calls[0].layout.states]
-        self._states = [torch.Size(shape) for shape in shapes]
+        self._entries = [(self._places, calls[0].packing.count, width) for _, width in calls[0].layout.states]
+        parameters = [(name, getattr(module, name)) for name in names]
+        self._fitting = fitting(parameters, self._entries, calls[0].input.dtype)
         self._form = form(module.layers[-1][0])
 
-    def _owned(self, module: "Recurrent") -> list[Tensor] | None:
-        """The parameters, if they are as they were."""
-        dtype, owned = self._dtype, module._parameters
-        found: list[Tensor] = []
-        for name, wanted, shape in self._parameters:
-            p = owned.get(name)
-            if type(p) is not Parameter or p.requires_grad is not wanted or p.dtype is not dtype:
-                return None
-            if p.shape != shape or not p.is_contiguous() or not p.is_cpu:
-                return None
-            found.append(p)
-        return found
-
-    def _given(self, state: Any) -> tuple[Tensor, ...] | None:
-        """The entries of the caller's state, if they can be used as they are."""
+    def _given(self, module: "Recurrent", state: Any) -> tuple[list[Tensor], tuple[Tensor, ...]] | None:
+        """The parameters, and the entries of the caller's state, if all can be used as they are."""
         if state is None:
-            return ()
-        states = (state,) if isinstance(state, Tensor) else state
-        if len(states) != len(self._states) or isinstance(state, Tensor) != (len(self._states) == 1):
-            return None
-        for v, shape in zip(states, self._states, strict=True):
-            if v.shape != shape or v.dtype is not self._dtype or not v.is_contiguous() or not v.is_cpu:
+            states: tuple[Tensor, ...] = ()
+        else:
+            states = (state,) if isinstance(state, Tensor) else state
+            if isinstance(state, Tensor) != (len(self._entries) == 1):
                 return None
-        return tuple(states)
+        parameters = self._fitting(module._parameters, *states)
+        return None if parameters is None else (parameters, states)
 
     def _state(self, entries: Sequence[Tensor]) -> Any:
         """The state in the caller's form."""
@@ -167,9 +144,10 @@ class _Route(_Way):
 
     def run(self, module: "Recurrent", input: Any, state: Any, lengths: Any) -> tuple[Tensor, Any] | None:
         """See `Shortcuts.run`."""
-        parameters, states = self._owned(module), self._given(state)
-        if parameters is None or states is None:
+        found = self._given(module, state)
+        if found is None:
             return None
+        parameters, states = found
         stack, packing, noise = self._stack, self._packing, module._source(None)
         wiring, named = stack.wiring, not module.dropout_as_torch
         x = input.transpose(0, 1).contiguous() if module.batch_first else input
@@ -199,7 +177,7 @@ class _Route(_Way):
                 start += len(slots)
                 place += 1
             results = ready.run(x, given, draws)
-            count, each = 1 if self._beside else stack.directions, len(self._states)
+            count, each = 1 if self._beside else stack.directions, len(self._entries)
             output = merged(results[:count], stack.options.merge)
             finals += [results[at : at + each] for at in range(count, len(results), each)]
             x = output if wiring.trivial else wiring.leave(level, x, output, packing, noise, named)
@@ -230,7 +208,7 @@ class _RaggedRoute(_Way):
 
     def run(self, module: "Recurrent", input: Input, state: Any, lengths: Any) -> tuple[Any, Any] | None:
         """See `Shortcuts.run`."""
-        parameters, states = self._owned(module), self._given(state)
+        found = self._given(module, state)
         if isinstance(input, PackedSequence):
             packing, x = packing_of(input), input.data
             steps = packing.steps
@@ -242,8 +220,9 @@ class _RaggedRoute(_Way):
                 packing = Packing.chained(numbers, self._rows, input.device)
             else:
                 packing = Packing.from_lengths(numbers, input.device)
-        if parameters is None or states is None or packing.is_dense:
+        if found is None or packing.is_dense:
             return None
+        parameters, states = found
         finals = []
         start = place = 0
         for layer, count in zip(self._layers, self._counts, strict=True):
@@ -259,8 +238,3 @@ class _RaggedRoute(_Way):
         else:
             output = x.transpose(0, 1) if module.batch_first else x
         return output, self._state(entries)
-
-
-def _requires_grad(module: "Recurrent", name: str) -> bool:
-    parameter = module._parameters.get(name)
-    return parameter is not None and parameter.requires_grad
