@@ -47,6 +47,7 @@ class Ready:
         places = self._places([direction.names for direction in self.directions], 0)
         self._runs = _runs([direction.program for direction in self.directions], places)
         self._backward: dict[Any, _BackwardRuns] = {}
+        self._draw = any(direction.draws for direction in self.directions)
         self.keeps = sum(len(direction.kept) for direction in self.directions)
 
     @staticmethod
@@ -65,7 +66,7 @@ class Ready:
             x: the input, [T, B, I].
             own: by `Scene.names`, what each direction is given beside the input: parameters, then states
                 [1, B, width]; with the strides of the call that this was made from.
-            draws: for each direction and random choice, the table that `draws.rows` gives.
+            draws: for each direction and random choice, the table that `draws.rows` gives; or nothing at all.
 
         Returns:
             One sequence for each direction, or one for both, side by side.
@@ -94,9 +95,11 @@ class Ready:
         self._run(self._runs, [x, *own, *self._tables(draws), *made])
 
     def _tables(self, draws: Draws) -> list[Tensor]:
-        return [
-            tables[name] for direction, tables in zip(self.directions, draws, strict=True) for name in direction.draws
-        ]
+        """The tables that programs read, of those of each direction."""
+        if not self._draw:
+            return []
+        pairs = zip(self.directions, draws, strict=True)
+        return [tables[name] for direction, tables in pairs for name in direction.draws]
 
     def _places(self, made: Sequence[Sequence[str]], gradients: int) -> list[dict[str, int]]:
         """For each direction where tensors are by name, in lists as `write` or `work` make them.
@@ -213,18 +216,13 @@ class Ready:
             *(one.get(name) if need else None for (one, name), need in rest),
         )
 
-    def by_name(self, x: Tensor, own: Sequence[Tensor], draws: Draws) -> Sequence[dict[str, Tensor]]:
-        """What each direction is given, by name."""
-        found: list[dict[str, Tensor]] = []
-        start = 0
-        for direction, tables in zip(self.directions, draws, strict=True):
-            end = start + direction.count
-            given = dict(zip(direction.scene.names, (x, *own[start:end]), strict=True))
-            for name, table in tables.items():
-                given[f"draws.{name}"] = table
-            found.append(given)
-            start = end
-        return found
+    def by_name(self, x: Tensor, own: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """What each direction is given but tables, by name."""
+        ends = list(itertools.accumulate((direction.count for direction in self.directions), initial=0))
+        return [
+            dict(zip(direction.scene.names, (x, *own[start:end]), strict=True))
+            for direction, start, end in zip(self.directions, ends[:-1], ends[1:], strict=True)
+        ]
 
 
 class _BackwardRuns(NamedTuple):
@@ -324,7 +322,8 @@ class _Run(torch.autograd.Function):
         saved, needed = ctx.saved_tensors, ctx.needs_input_grad
         wanted = ready.gradients(gradients)
         if wants_operations(gradients):
-            given = zip(ready.directions, ctx.draws, ready.by_name(saved[0], saved[1:], ctx.draws), wanted, strict=True)
+            draws = ctx.draws or [{} for _ in wanted]
+            given = zip(ready.directions, draws, ready.by_name(saved[0], saved[1:]), wanted, strict=True)
             return ready.given_back([_through_reference(d.scene, *of_one) for d, *of_one in given], needed, again=True)
         overs = [
             cpu.may_write_over(own, direction.scene.plan, v)

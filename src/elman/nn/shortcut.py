@@ -109,6 +109,7 @@ class _Way:
     def __init__(self, module: "Recurrent", calls: list[LayerCall]) -> None:
         self._stack = stack = module._stack
         names = [full for level in stack.slots for slots in level for _, full in slots]
+        self._random = module.training and module._random
         self._places = sum(len(call.directions) for call in calls)
         self._entries = [(self._places, calls[0].packing.count, width) for _, width in calls[0].layout.states]
         parameters = [(name, getattr(module, name)) for name in names]
@@ -148,7 +149,7 @@ class _Route(_Way):
         if found is None:
             return None
         parameters, states = found
-        stack, packing, noise = self._stack, self._packing, module._source(None)
+        stack, packing, noise = self._stack, self._packing, module._source(None) if self._random else None
         wiring, named = stack.wiring, not module.dropout_as_torch
         x = input.transpose(0, 1).contiguous() if module.batch_first else input
         if not self._read_once:
@@ -160,20 +161,17 @@ class _Route(_Way):
         for level, ready in enumerate(self._levels):
             given: list[Tensor] = []
             draws: list[Mapping[str, Tensor]] = []
-            for index in range(stack.directions):
-                slots = stack.slots[level][index]
+            for index, slots in enumerate(stack.slots[level]):
                 taken = parameters[start : start + len(slots)]
-                own = states if self._whole else [v[place : place + 1] for v in states]
-                drawn_now: Mapping[str, Tensor] = {}
                 if noise is not None:
-                    drawn_now = drawn(stack, level, index, noise, packing)
+                    draws.append(drawn(stack, level, index, noise, packing))
                     if stack.options.weight_dropout:
                         taken = [
                             thinned(stack, level, index, noise, p) if name == "weight_hh" else p
                             for (name, _), p in zip(slots, taken, strict=True)
                         ]
-                given += (*taken, *own)
-                draws.append(drawn_now)
+                given += taken
+                given += states if self._whole else [v[place : place + 1] for v in states]
                 start += len(slots)
                 place += 1
             results = ready.run(x, given, draws)
