@@ -19,6 +19,7 @@ struct Surroundings {
     Object *any_autocast, *autocast, *grad, *threads, *modes, *tracing, *transform, *hooks;  // functions
     Object *forward_mode, *level;                 // a module, and the name of what is at least 0 in forward mode
     Object *none, *cpu, *no;                      // None, and what `autocast` and `hooks` are given
+    Object *tensor, *sees_operations;             // torch's class, and whether one of another class takes each operation itself
 };
 
 // Whether a function gives None.
@@ -28,6 +29,14 @@ static bool none(const Surroundings &s, Object *function, Object *argument) {
     else Py_DecRef(answer);
     return answer == s.none;
 }
+// Whether a function says so of an object.
+static bool says(Object *function, Object *argument) {
+    Object *const answer = PyObject_CallFunctionObjArgs(function, argument, nullptr);
+    const bool is = !answer || PyObject_IsTrue(answer);
+    if (answer) Py_DecRef(answer);
+    else PyErr_Clear();
+    return is;
+}
 // A number that an object is; `failed` where it is none.
 static int64_t number(Object *answer, int64_t failed) {
     const int64_t found = answer ? PyLong_AsLong(answer) : failed;
@@ -35,13 +44,11 @@ static int64_t number(Object *answer, int64_t failed) {
     if (!answer || found == -1) PyErr_Clear();
     return found;
 }
-static bool autocast(const Surroundings &s) {
-    if (!said(s.any_autocast, true)) return false;
-    Object *const answer = PyObject_CallFunctionObjArgs(s.autocast, s.cpu, nullptr);
-    const bool is = !answer || PyObject_IsTrue(answer);
-    if (answer) Py_DecRef(answer);
-    else PyErr_Clear();
-    return is;
+// Whether a tensor is of a class that takes each operation itself.
+static bool sees_operations(const Surroundings &s, Object *tensor) {
+    Object *const type = PyObject_Type(tensor);
+    Py_DecRef(type);
+    return type != s.tensor && says(s.sees_operations, tensor);
 }
 
 // function(engine, kind, rows, dimensions, input, *states): bytes that are equal for calls of one form, or None where torch follows
@@ -53,7 +60,8 @@ static Object *form_of(Object *self, Object *const *given, intptr_t count) {
     const bool grad = said(s.grad, true);
     Object *const level = PyObject_GetAttr(s.forward_mode, s.level);
     if (number(level, 0) >= 0 || number(PyObject_CallFunctionObjArgs(s.modes, nullptr), 1) || said(s.tracing, true) ||
-        !none(s, s.transform, nullptr) || (grad && !none(s, s.hooks, s.no)) || autocast(s))
+        !none(s, s.transform, nullptr) || (grad && !none(s, s.hooks, s.no)) ||
+        (said(s.any_autocast, true) && says(s.autocast, s.cpu)) || sees_operations(s, given[INPUT]))
         return none_of(s.none);
     Seen seen;
     if (!look(*s.torch, given[INPUT], seen)) {
@@ -69,7 +77,7 @@ static Object *form_of(Object *self, Object *const *given, intptr_t count) {
     key[4] = seen.code;
     key[5] = seen.bits;
     key[6] = count;
-    for (intptr_t k = INPUT; k < count; ++k) {
+    for (intptr_t k = INPUT; grad && k < count; ++k) {
         const int wanted = requires_grad(given[k], s.requires_grad);
         if (wanted < 0) {
             PyErr_Clear();

@@ -43,6 +43,7 @@ def form_function() -> Callable[..., Form | None]:
         *(_REQUIRES_GRAD, surroundings.any_autocast, torch.is_autocast_enabled, torch.is_grad_enabled),
         *(torch.get_num_threads, surroundings.dispatch_modes, surroundings.tracing, surroundings.transform),
         *(surroundings.hooks_of_saved, forward_mode, level, None, "cpu", False),
+        *(Tensor, surroundings.sees_operations),
     )
     words = array("q", (torch_words().buffer_info()[0], *map(id, objects)))
     function: Callable[..., Form | None] = maker(library, "elman_form")(words.buffer_info()[0], (words, objects))

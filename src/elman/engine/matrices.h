@@ -71,18 +71,3 @@ EXPORT int elman_pack(Packing *packing) {
     return shared_out<Packing, pack_share>(packing);
 }
 EXPORT int elman_lanes() { return LANES; }
-
-// A number that changes, almost surely, when one of some numbers spread over each of several tensors does.
-EXPORT uint64_t elman_sample(const int64_t *tensors, int64_t count, int64_t samples) {
-    uint64_t found = 14695981039346656037ull;  // FNV-1a, by words
-    for (int64_t i = 0; i < count; ++i) {
-        const real *p = (const real *)tensors[2 * i];
-        const int64_t n = tensors[2 * i + 1], step = n < samples ? 1 : n / samples;
-        for (int64_t k = 0; k < n; k += step) {
-            uint64_t bits = 0;
-            __builtin_memcpy(&bits, p + k, sizeof(real));
-            found = (found ^ bits) * 1099511628211ull;
-        }
-    }
-    return found;
-}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elman.compiler import build
-from elman.engine.sinks import REALS, Sink, Words, address_of
+from elman.engine.sinks import REALS, Sink, address_of
 
 Matrix = tuple[int, int, int, int]  # address, rows, columns, and elements from row to row
 Segments = Sequence[Sequence[Matrix]]
@@ -34,8 +34,6 @@ class Tools:
 
     def __init__(self, dtype: torch.dtype) -> None:
         library = build.load(_SOURCE, REALS[dtype])
-        library.elman_sample.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-        library.elman_sample.restype = ctypes.c_uint64
         for name, sizes in (("elman_packed_size", 2), ("elman_workspace", 3)):
             getattr(library, name).argtypes = [ctypes.c_int64] * sizes
             getattr(library, name).restype = ctypes.c_int64
@@ -48,7 +46,6 @@ class Tools:
         self._pack = address_of(library.elman_pack)
         self._pack_right = address_of(library.elman_pack_b)
         self._transpose = address_of(library.elman_transpose)
-        self._sample = library.elman_sample
         self._workspace = functools.lru_cache(maxsize=1024)(library.elman_workspace)
         self._packed_size = functools.lru_cache(maxsize=1024)(library.elman_packed_size)
 
@@ -157,15 +154,6 @@ class Tools:
         workers, *pool = sink.team(rows * columns)
         words = (rows, columns, workers, address, step, to, stride, *pool)
         sink.call("transpose", self._transpose, array("q", words), _TRANSPOSITION)
-
-    @staticmethod
-    def described(tensors: Sequence[Tensor]) -> Words:
-        """Where contiguous tensors are and how many numbers they have, for `sample`."""
-        return array("q", [n for v in tensors for n in (v.data_ptr(), v.numel())])
-
-    def sample(self, described: Words, numbers: int) -> int:
-        """A number that changes, almost surely, when one of so many numbers spread over each tensor does."""
-        return int(self._sample(described.buffer_info()[0], len(described) // 2, numbers))
 
 
 def _depth(segments: Segments, transposed: bool) -> int:

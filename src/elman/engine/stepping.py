@@ -1,9 +1,11 @@
 """Time steps of prepared layers: matrices packed, buffers in place, the products with the input in the kernel."""
 
+import ctypes
 import functools
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +14,13 @@ from elman.cells.contract import Cell
 from elman.cells.layout import Layout
 from elman.compiler import build
 from elman.compiler.plan import Plan
-from elman.engine import matrices, reference, threads
+from elman.engine import matrices, memory, reference, threads
 from elman.engine.form import gates_width
 from elman.engine.kernel import TURN, Kind, Table
 from elman.engine.packing import Packing
 from elman.engine.products import matrix
 from elman.engine.sinks import REALS, AtOnce, Words
-from elman.engine.tensors import maker
+from elman.engine.tensors import like, maker, torch_words
 from elman.engine.written import clock_runs, patterns_of
 
 _SHARED_FROM = 1 << 19  # bytes of matrices from which a second thread repays its start
@@ -95,33 +97,38 @@ class Steps:
 
     Args:
         layers: from the lowest; each reads the first state entry of the one below.
-        sizes: bytes of each state entry of a layer.
-        dtype: of all numbers.
-        own: for each state entry two tensors [layers, B, width], between which the state goes to and fro.
+        inputs: shape of the input, [B, I].
+        start: of each state entry the default, [layers, B, width]; they are read at each step.
+        carrying: whether steps go from an own state to the next, or each from one that is given.
 
     Attributes:
-        run: called with the addresses of the input and of the output, [B, I] and [B, H], and unless the state is its
-            own, those of all state entries, [layers, B, width], before the step, and then behind it.
+        run: called with the input; gives the output, [B, H]. Where the state is not its own, called with the input and,
+            unless it is the default, all state entries; gives a list of the output and the next state's entries. None
+            where a tensor does not have the right shape and dtype, or is not contiguous or not on the CPU.
+        state: the entries of the own state as they stand; what the next step reads.
     """
 
-    run: Callable[..., object]
+    run: Callable[..., Any]
 
     def __init__(
-        self,
-        layers: Sequence[LayerStep],
-        sizes: Sequence[int],
-        dtype: torch.dtype,
-        own: Sequence[tuple[Tensor, Tensor]] = (),
+        self, layers: Sequence[LayerStep], inputs: Sequence[int], start: Sequence[Tensor], carrying: bool
     ) -> None:
-        self._own = own
-        pairs = [[v.data_ptr() for v in pair] for pair in own] or [[0, 0] for _ in sizes]
+        dtype = start[0].dtype
+        self._own = [(v.clone(), v.clone()) for v in start] if carrying else []
+        pairs = [[v.data_ptr() for v in pair] for pair in self._own] or [[0, 0] for _ in start]
         of_layers = array("q", [word for layer in layers for word in layer.words])
         places = array("q", [place for layer in layers for place in layer.places])
-        entries = array("q", [word for size, pair in zip(sizes, pairs, strict=True) for word in (size, *pair)])
-        addresses = [words.buffer_info()[0] for words in (of_layers, places, entries)]
-        self._words: Words = array("q", (len(layers), len(sizes), 0, 0, *addresses))
-        held = (self._words, layers, of_layers, places, entries, own)
-        self.run = _maker(dtype, build.instruction_set())(self._words.buffer_info()[0], bool(own), held)
+        entries = array("q")
+        for v, pair in zip(start, pairs, strict=True):
+            entries.extend((v[0].numel() * dtype.itemsize, *pair, v.data_ptr(), *like(tuple(v.shape), dtype)))
+        makes = memory.Tensors([v.shape for v in (start[0][0], *(() if carrying else start))], dtype).make
+        addresses = [words.buffer_info()[0] for words in (of_layers, places, entries, torch_words())]
+        objects = (makes, None)
+        words = (len(layers), len(start), 0, 0, *addresses, *map(id, objects), *like(tuple(inputs), dtype))
+        self._words: Words = array("q", words)
+        held = (self._words, layers, of_layers, places, entries, start, self._own, objects)
+        made = maker(_library(dtype, build.instruction_set()), "elman_stepping", 1)
+        self.run = made(self._words.buffer_info()[0], carrying, held)
 
     @property
     def taken(self) -> bool:
@@ -134,15 +141,31 @@ class Steps:
 
     @property
     def state(self) -> list[Tensor]:
-        """The entries of the own state as they stand, [layers, B, width]; what the next step reads."""
+        """See the class: [layers, B, width] each."""
         return [pair[self._words[_ODD]] for pair in self._own]
 
 
 _ODD, _TAKEN = 2, 3  # among the words of a `Steps` in stepping.cpp
 
 
+_SAMPLED = 16  # numbers of each parameter that are compared, since torch does not count changes through `.data`
+
+
+def unchanged(parameters: Mapping[str, Tensor]) -> Callable[[Mapping[str, Tensor | None]], int]:
+    """What says whether those of a dictionary are still the same tensors, with the same numbers.
+
+    Args:
+        parameters: contiguous, on the CPU and of one dtype.
+    """
+    dtype = next(iter(parameters.values())).dtype
+    rows = [(id(n), *like(tuple(v.shape), dtype), v.data_ptr(), v._version) for n, v in parameters.items()]
+    table, name = array("q", [word for row in rows for word in row]), "_version"
+    numbers = (id(name), len(rows), _SAMPLED, table.buffer_info()[0], 0)
+    words = array("q", (torch_words().buffer_info()[0], *numbers))
+    made = maker(_library(dtype, build.instruction_set()), "elman_unchanged")
+    return made(words.buffer_info()[0], (words, table, name, list(parameters)))  # type: ignore[no-any-return]
+
+
 @functools.lru_cache(maxsize=8)
-def _maker(dtype: torch.dtype, isa: str) -> Callable[[int, bool, object], Callable[..., object]]:
-    """What makes the builtin function of some `Steps`."""
-    library = build.load(Path(__file__).with_name("stepping.cpp").read_text(), REALS[dtype])
-    return maker(library, "elman_stepping", 1)  # type: ignore[no-any-return]
+def _library(dtype: torch.dtype, isa: str) -> ctypes.CDLL:
+    return build.load(Path(__file__).with_name("stepping.cpp").read_text(), REALS[dtype])

@@ -90,9 +90,14 @@ static inline bool contiguous(const Seen &seen) {
 
 // What a tensor on the CPU, contiguous, has to be.
 struct Like { int64_t code, bits, dimensions, shape[DIMENSIONS]; };
+static inline int64_t numbers_of(const Like &like) {
+    int64_t n = 1;
+    for (int64_t d = 0; d < like.dimensions; ++d) n *= like.shape[d];
+    return n;
+}
 static inline bool is_like(const Seen &seen, const Like &like) {
     if (seen.device != CPU || seen.code != like.code || seen.bits != like.bits || seen.dimensions != like.dimensions) return false;
     for (int64_t d = 0; d < like.dimensions; ++d)
         if (seen.shape[d] != like.shape[d]) return false;
-    return contiguous(seen);
+    return contiguous(seen) && (seen.data || numbers_of(like) == 0);  // those that only stand for others have no numbers
 }

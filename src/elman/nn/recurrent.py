@@ -313,7 +313,7 @@ class Recurrent(nn.Module):
             raise ValueError(f"input must be [B, I], or [I] unbatched, got {tuple(input.shape)}")
         silent = not (self.training and self._random) or noise is draws.SILENT
         if silent and not torch.is_grad_enabled() and extras is None and input.dim() == 2:
-            kernels = prepared(self, input.shape[0])
+            kernels = prepared(self, input)
             if kernels is not None:
                 return kernels.advance(input, state)
         time = 1 if self.batch_first and input.dim() == 2 else 0

@@ -13,7 +13,6 @@ from elman.engine.calls import Form, fitting, form_function
 from elman.engine.packing import Packing
 from elman.engine.ragged import RaggedLayer
 from elman.engine.ready import Ready
-from elman.engine.surroundings import sees_operations
 from elman.nn.frame import checked_lengths, packing_of
 from elman.nn.unrolling import drawn, form, thinned
 from elman.nn.wiring import merged
@@ -43,8 +42,6 @@ class Shortcuts:
         rows, dimensions = 0, 3
         if isinstance(input, PackedSequence):  # of which all have the form of the first step's rows
             data, rows, dimensions = input.data, int(input.batch_sizes[0]), 2
-        if type(data) is not Tensor and sees_operations(data):
-            return None
         alone = isinstance(state, Tensor)
         entries = (state,) if alone else () if state is None else state
         if not isinstance(entries, tuple):

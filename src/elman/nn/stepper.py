@@ -1,23 +1,22 @@
 """Inference one step at a time, with the state kept between the calls."""
 
-import operator
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, empty_like
+from torch import Tensor
 
 from elman.compiler.build import BuildError
 from elman.compiler.graph import CannotCompile
 from elman.engine import dispatch
+from elman.engine.calls import Form, form_function
 from elman.engine.cpu import build_problem, tools_problem
 from elman.engine.draws import SILENT
-from elman.engine.products import tools
 from elman.engine.sinks import REALS
-from elman.engine.stepping import LayerStep, Steps
-from elman.engine.surroundings import obstacle
+from elman.engine.stepping import LayerStep, Steps, unchanged
+from elman.engine.surroundings import sees_operations
 from elman.nn.unrolling import parameters_of
 
 if TYPE_CHECKING:
@@ -50,8 +49,6 @@ class Stepper:
         self._kernel = _prepare(module, batch_size, carrying=True)
         # At hand for `__call__`, which takes Python longer than a small layer takes to run.
         self._run = None if self._kernel is None else self._kernel.steps.run
-        self._shape, self._dtype = torch.Size((batch_size, module.input_size)), next(module.parameters()).dtype
-        self._like = None if self._kernel is None else self._kernel.like
 
     def __reduce__(self) -> Any:
         return _stepper, (self._module, self.batch_size, _plain(self.state))
@@ -77,11 +74,11 @@ class Stepper:
         """One time step: [B, I] to [B, H]."""
         if self._run is None or extras:
             return self._by_module(input, extras)
-        if not isinstance(input, Tensor) or input.shape != self._shape or input.dtype is not self._dtype:
-            raise _misfit(input, self._shape, self._dtype)
-        x = input if input.is_contiguous() and input.is_cpu else input.detach().cpu().contiguous()
-        output = empty_like(self._like)  # type: ignore[arg-type]
-        self._run(x.data_ptr(), output.data_ptr())
+        output: Tensor | None = self._run(input)
+        if output is None:
+            assert self._kernel is not None
+            output = self._run(self._kernel.checked(input))
+            assert output is not None
         return output
 
     def _by_module(self, input: Tensor, extras: Mapping[str, Tensor] | None) -> Tensor:
@@ -116,59 +113,42 @@ class _Cache(threading.local):
         self.kernels: WeakKeyDictionary[Recurrent, _Kept] = WeakKeyDictionary()
 
 
-# `map` with these runs no code of Python's for each tensor, of which a step has a dozen.
-_place, _version = Tensor.data_ptr, operator.attrgetter("_version")
-_SAMPLED = 16  # numbers of each parameter that are compared, since torch does not count changes through `.data`
-
-
 class _Kept:
     """What was prepared for a module, and what it depends on.
 
     Args:
         parameters: the module's, which compiled kernels can read.
-        situation: what else it depends on.
+        form: of the calls.
     """
 
-    def __init__(self, module: "Recurrent", parameters: Sequence[Tensor], situation: tuple[Any, ...]) -> None:
-        self.kernels = None if module.bidirectional else _prepare(module, situation[0])
-        self._situation = situation
-        self._tools = tools(parameters[0].dtype)
-        self._described = self._tools.described(parameters)
-        self._places = list(map(_place, parameters))
-        self._versions = list(map(_version, parameters))
-        self._sample = self._tools.sample(self._described, _SAMPLED)
-
-    def holds(self, parameters: Sequence[Tensor], situation: tuple[Any, ...]) -> bool:
-        """Whether nothing has changed."""
-        return (
-            self._situation == situation
-            and list(map(_place, parameters)) == self._places
-            and list(map(_version, parameters)) == self._versions
-            and self._tools.sample(self._described, _SAMPLED) == self._sample
-        )
+    def __init__(self, module: "Recurrent", parameters: Mapping[str, Tensor], batch: int, form: Form) -> None:
+        self.kernels = None if module.bidirectional else _prepare(module, batch)
+        self.form = form
+        self.unchanged = unchanged(parameters)
 
 
-def prepared(module: "Recurrent", batch: int) -> "_Kernels | None":
+def prepared(module: "Recurrent", input: Tensor) -> "_Kernels | None":
     """The layers as kernels that `Recurrent.step` may use, kept until a parameter changes, or None."""
-    if module._modules or batch == 0 or torch.is_autocast_enabled("cpu"):  # a parametrization is a submodule
+    if module._modules or _hooked(module):  # a parametrization is a submodule
         return None
-    if _hooked(module) or obstacle() is not None or not module._stack.names <= module._parameters.keys():
+    batch, engine = input.shape[0], dispatch.wanted()
+    form = form_function()(engine, 0, batch, 2, input)
+    if form is None or batch == 0:
         return None
-    parameters = [p for p in module._parameters.values() if p is not None]
-    situation = (batch, dispatch.wanted())
     kept = _cache.kernels.get(module)
-    if kept is not None and kept.holds(parameters, situation):
+    if kept is not None and kept.form == form and kept.unchanged(module._parameters):
         return kept.kernels
-    if any(p.is_inference() for p in parameters):  # they count no versions
+    parameters = {name: p for name, p in module._parameters.items() if p is not None}
+    if not module._stack.names <= parameters.keys() or engine not in ("auto", "cpu"):
         return None
-    dtype = parameters[0].dtype
-    if situation[1] not in ("auto", "cpu") or dtype not in REALS:
+    if any(p.is_inference() for p in parameters.values()):  # they count no versions
         return None
-    if any(p.device.type != "cpu" or p.dtype != dtype or not p.is_contiguous() for p in parameters):
+    dtype = next(iter(parameters.values())).dtype
+    if dtype not in REALS or build_problem(dtype) is not None or tools_problem(dtype) is not None:
         return None
-    if build_problem(dtype) is not None or tools_problem(dtype) is not None:
+    if any(p.device.type != "cpu" or p.dtype != dtype or not p.is_contiguous() for p in parameters.values()):
         return None
-    kept = _cache.kernels[module] = _Kept(module, parameters, situation)
+    kept = _cache.kernels[module] = _Kept(module, parameters, batch, form)
     return kept.kernels
 
 
@@ -198,6 +178,12 @@ def _hooked(module: "Recurrent") -> bool:
     return bool(module._forward_pre_hooks or module._forward_hooks)
 
 
+def _readable(tensor: Tensor) -> Tensor:
+    if sees_operations(tensor):
+        raise TypeError(f"a step takes plain tensors, got a {type(tensor).__name__}, which takes each operation itself")
+    return tensor.detach().cpu().contiguous()
+
+
 def _misfit(input: Any, shape: torch.Size, dtype: torch.dtype) -> Exception:
     expected = f"[B, I] with B = {shape[0]} and I = {shape[1]} of {dtype}"
     if not isinstance(input, Tensor):
@@ -223,36 +209,33 @@ class _Kernels:
             torch.stack([value.detach().to(self._dtype).expand(batch, -1) for value in each])
             for each in zip(*defaults, strict=True)
         ]
-        own = [(start.clone(), start.clone()) for start in self._start] if carrying else []
-        sizes = [start[0].numel() * self._dtype.itemsize for start in self._start]
-        self.steps = Steps(layers, sizes, self._dtype, own)
-        self._shapes = [start.shape for start in self._start]
-        self.like = torch.empty_like(self._start[0][0])  # an output
+        self.steps = Steps(layers, self._shape, self._start, carrying)
+        self._run = self.steps.run
 
     def advance(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
         """A step from a state to the next one, in the form that the module has; the own state stays as it is."""
-        if input.shape != self._shape or input.dtype is not self._dtype:
+        given = () if state is None else (state,) if isinstance(state, Tensor) else state
+        made = self._run(input, *given) if isinstance(given, (tuple, list)) else None
+        if made is None:
+            made = self._run(self.checked(input), *(() if state is None else self._checked(state)))
+        output, *entries = made
+        return output, self._form(*entries) if len(entries) > 1 else entries[0]
+
+    def checked(self, input: Tensor) -> Tensor:
+        """The input as compiled steps can read it."""
+        if not isinstance(input, Tensor) or input.shape != self._shape or input.dtype is not self._dtype:
             raise _misfit(input, self._shape, self._dtype)
-        x = input if input.is_contiguous() and input.is_cpu else input.detach().cpu().contiguous()
-        given = self._start if state is None else self._checked(state)
-        output = empty_like(self.like)
-        made = list(map(empty_like, self._start))
-        self.steps.run(x.data_ptr(), output.data_ptr(), *map(_place, given), *map(_place, made))
-        return output, self._form(*made) if len(made) > 1 else made[0]
+        return _readable(input)
 
     def _checked(self, state: Any) -> Sequence[Tensor]:
-        """The entries of a state, contiguous."""
+        """The entries of a state, as compiled steps can read them."""
         values = (state,) if isinstance(state, Tensor) else state
         if not isinstance(values, (tuple, list)) or len(values) != len(self._start):
             raise self._no_state(state)
-        dtype, as_it_is = self._dtype, True
-        for value, shape in zip(values, self._shapes, strict=True):
-            if not isinstance(value, Tensor):
-                raise self._no_state(state)
-            if value.shape != shape or value.dtype is not dtype:
-                self._explain(values)
-            as_it_is = as_it_is and value.is_contiguous() and value.is_cpu
-        return values if as_it_is else [value.detach().cpu().contiguous() for value in values]
+        if not all(isinstance(value, Tensor) for value in values):
+            raise self._no_state(state)
+        self._explain(values)
+        return [_readable(value) for value in values]
 
     def _no_state(self, state: Any) -> ValueError:
         names = ", ".join(entry.name for entry, _ in self._specifications)
