@@ -255,3 +255,17 @@ def test_a_loop_of_fewer_threads_than_its_crew(
     for numbers in found:
         for a, b in zip(numbers, wanted, strict=True):
             assert (a - b).abs().max() < 1e-12
+
+
+def test_gradients_of_one_direction_alone(threads: int) -> None:
+    """The other one's are not computed, and the program that runs has all threads of its crew."""
+    torch.manual_seed(0)
+    module = Recurrent("gru", 5, 40, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(6, 9, 5, dtype=torch.float64, requires_grad=True)
+    found = []
+    for engine in ("cpu", "reference"):
+        with use_engine(engine):
+            final = module.unroll(x)[1]
+            found.append(torch.autograd.grad(final[1].sin().sum(), [x, *module.parameters()], allow_unused=True))
+    for a, b in zip(*found, strict=True):
+        assert (a is None or a.abs().max() < 1e-12) if b is None else (a - b).abs().max() < 1e-12

@@ -7,7 +7,7 @@ time. Python takes longer for that than a small layer takes to run. So a form of
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ class Ready:
             One sequence for each direction, or one for both, side by side.
         """
         if self.training:
-            return _Run.apply(self, draws, x, *own)  # type: ignore[no-untyped-call, no-any-return]
+            return _apply(self, draws, x, *own)
         results, made = self.made()
         self.write(x, own, draws, made)
         return results
@@ -335,6 +335,11 @@ class _Run(torch.autograd.Function):
             work.run()
             return given_back
         return ready.given_back(work.run(), needed, again=False)
+
+
+# Without what `Function.apply` does for torch.func's transforms, which takes as long as all else before a run; where
+# there are such transforms no call is made ready.
+_apply: Callable[..., Sequence[Tensor]] = getattr(super(torch.autograd.Function, _Run), "apply", _Run.apply)
 
 
 def _through_reference(

@@ -120,18 +120,22 @@ struct Parameters {
     uint64_t sample;
 };
 
-// A number that changes, almost surely, when one of some numbers spread over each parameter does.
-static uint64_t sample_of(const Parameters &p) {
-    uint64_t found = 14695981039346656037ull;  // FNV-1a, by words
+// Some numbers spread over each parameter: calls f(where, bytes) for each.
+template <class F> static void for_some(const Parameters &p, F f) {
     for (int64_t i = 0; i < p.count; ++i) {
         const Parameter &one = p.parameters[i];
         const int64_t n = numbers_of(one.like), bytes = one.like.bits / 8, apart = n < p.samples ? 1 : n / p.samples;
-        for (int64_t k = 0; k < n; k += apart) {
-            uint64_t bits = 0;
-            memcpy(&bits, (const char *)one.data + k * bytes, bytes);
-            found = (found ^ bits) * 1099511628211ull;
-        }
+        for (int64_t k = 0; k < n; k += apart) f((const char *)one.data + k * bytes, bytes);
     }
+}
+// A number that changes, almost surely, when one of these does.
+static uint64_t sample_of(const Parameters &p) {
+    uint64_t found = 14695981039346656037ull;  // FNV-1a, by words
+    for_some(p, [&](const char *number, int64_t bytes) {
+        uint64_t bits = 0;
+        memcpy(&bits, number, bytes);
+        found = (found ^ bits) * 1099511628211ull;
+    });
     return found;
 }
 static bool is_as_it_was(const Parameters &p, Object *all, const Parameter &one) {
@@ -147,6 +151,7 @@ static bool is_as_it_was(const Parameters &p, Object *all, const Parameter &one)
 // function(parameters): 1 where those of a dictionary are as they were, else 0.
 static Object *unchanged(Object *self, Object *const *given, intptr_t) {
     const Parameters &p = found_by<const Parameters>(self);
+    for_some(p, [](const char *number, int64_t) { __builtin_prefetch(number); });  // they come from far, meanwhile
     for (int64_t i = 0; i < p.count; ++i)
         if (!is_as_it_was(p, given[0], p.parameters[i])) {
             PyErr_Clear();
