@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from elman.engine import memory
+import elman
+from elman.engine import memory, threads
 from elman.engine.memory import Scratch, Tensors, empty
 
 
@@ -153,3 +155,32 @@ def test_an_interrupt_while_tensors_are_made_gives_memory_back_once(by_capsules:
             sys.setprofile(None)
         made = [tensor for _ in range(4) for tensor in Tensors(sizes, torch.float32).make()]
         assert apart(*made)
+
+
+def test_scratch_memory_of_a_thread_that_python_forgets() -> None:
+    """A thread of other code's is another one to Python at each call: what was the last one's is gone, and not used."""
+    pool = threads.pool()
+    if pool is None:
+        pytest.skip("torch has no pool of threads that is known here")
+    parallel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(pool[0])
+    number = ctypes.CFUNCTYPE(ctypes.c_int)(pool[1])
+    room = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_int64)(memory.scratch_function())
+    layer, x = elman.GRU(3, 40), torch.randn(6, 2, 3)
+    with torch.no_grad(), elman.use_engine("cpu"):
+        expected = layer(x)[0]
+    seen: list[tuple[int, int | None, int | None, bool]] = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def share(_: int | None) -> None:
+        if number() == 0:
+            return
+        before = room(1)
+        with torch.no_grad(), elman.use_engine("cpu"):
+            same = all(torch.allclose(layer(x)[0], expected, atol=1e-6) for _ in range(4))
+        seen.append((threading.get_native_id(), before, room(1), same))
+
+    for _ in range(3):
+        parallel(ctypes.cast(share, ctypes.c_void_p), None, 2, 0)
+    assert len({thread for thread, *_ in seen}) == 1
+    assert [before for _, before, _, _ in seen] == [None, None, None]
+    assert all(behind is not None and same for _, _, behind, same in seen)

@@ -36,6 +36,8 @@ int PyObject_IsTrue(Object *object);
 Object *PyErr_Format(Object *kind, const char *text, ...);
 void PyErr_Clear();
 extern Object *PyExc_MemoryError, *PyExc_ValueError;
+void *PyThreadState_Get();
+uint64_t PyThreadState_GetID(void *thread);
 void *PyEval_SaveThread();
 void PyEval_RestoreThread(void *thread);
 void Py_IncRef(Object *object);

@@ -12,13 +12,15 @@ enum { LINE = 64, PAGE = 4096, HUGE = 1 << 21 };
 // malloc put together all small pieces that others have given back since the last one, which takes it 100 us behind torch's layers.
 enum { SMALLEST = 1 << 17, LEAST = 9, SHARES = 8, CLASSES = (18 - LEAST) * SHARES };
 
+enum : int64_t { POOLED = -1, ALONE = -2 };
+
 struct Block {
     union {  // first, so that its address is the block's
         Managed managed;
         Versioned versioned;
     };
     int64_t bytes;    // mapped, or malloc's
-    int64_t small;    // -1 where it is mapped, else its class: the memory lies behind the block itself
+    int64_t small;    // POOLED or ALONE where it is mapped, else its class: the memory lies behind the block itself
     char *start, *data;
     Block *next;
     int64_t shape[DIMENSIONS], strides[DIMENSIONS];
@@ -53,6 +55,7 @@ static void give_back(Block *b) {
         if (!keep) free(b);
         return;
     }
+    if (b->small == ALONE) return release(b);
     enter();
     b->next = unused;
     unused = b;
@@ -116,7 +119,8 @@ static char *map(int64_t bytes) {
     return start + before;
 }
 
-static Block *take(int64_t size) {
+// Memory for a tensor; where it is not `pooled` and is mapped, it is fresh and goes back to the system.
+static Block *take(int64_t size, bool pooled) {
     if (size < SMALLEST) {
         Block *b = take_small(sizeof(Block) + LINE + size);
         if (!b) return 0;
@@ -127,7 +131,7 @@ static Block *take(int64_t size) {
     enter();
     Block **place = &unused;
     while (*place && (*place)->bytes != bytes) place = &(*place)->next;
-    Block *b = *place;
+    Block *b = pooled ? *place : nullptr;
     if (b) {
         *place = b->next;
         kept -= bytes;
@@ -144,7 +148,7 @@ static Block *take(int64_t size) {
         }
         b->start = start;
         b->bytes = bytes;
-        b->small = -1;
+        b->small = pooled ? POOLED : ALONE;
     }
     // Blocks start at different places of a page: equal ones would fall on the same sets of the cache.
     b->data = b->start + count * 832 % PAGE;
@@ -157,7 +161,7 @@ static void released(Versioned *tensor) { give_back((Block *)tensor); }
 struct Tensors {
     int64_t count;
     const int64_t *wanted;  // see `make`
-    int64_t code, bits;
+    int64_t code, bits, pooled;
     const Torch *torch;
     Object *filled, *fill;  // whether fresh memory is to be filled, and what fills a list of tensors
 };
@@ -174,7 +178,7 @@ static int64_t make(const Tensors &t, int64_t rows, Block **made) {
             shape[d] = wanted[1 + d] < 0 ? rows - 1 - wanted[1 + d] : wanted[1 + d];
             numbers *= shape[d];
         }
-        Block *const b = take((front + numbers + behind) * size);
+        Block *const b = take((front + numbers + behind) * size, t.pooled);
         if (!b) {
             while (i--) give_back(made[i]);
             return (front + numbers + behind) * size;
@@ -233,11 +237,16 @@ static Method tensors = {"tensors", tensors_of, FASTCALL, nullptr};
 
 EXPORT Object *elman_tensors(Tensors *job, Object *held) { return builtin_of(&tensors, job, held); }
 
-// The calling thread's scratch memory, as far as a run may have all of it without asking memory.py.
+// The calling thread's scratch memory, as far as a run may have all of it without asking memory.py. It is of one thread of Python's:
+// to a thread that other code has started, Python gives another one at each call, and what was the last one's is gone.
 static thread_local char *scratch;
 static thread_local int64_t scratch_room;
+static thread_local uint64_t scratch_of;
 EXPORT void elman_scratch_is(char *start, int64_t room) {
     scratch = start;
     scratch_room = room;
+    scratch_of = PyThreadState_GetID(PyThreadState_Get());
 }
-EXPORT char *elman_scratch(int64_t size) { return size <= scratch_room ? scratch : nullptr; }
+EXPORT char *elman_scratch(int64_t size) {
+    return size <= scratch_room && scratch_of == PyThreadState_GetID(PyThreadState_Get()) ? scratch : nullptr;
+}

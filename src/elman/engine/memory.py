@@ -9,7 +9,6 @@ making a tensor by torch's own functions takes Python as long as a small product
 import ctypes
 import functools
 import math
-import mmap
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,6 @@ from elman.engine.tensors import CODES, DIMENSIONS, maker, torch_words
 SCRATCH_KEPT = 1 << 26  # bytes of scratch that a thread keeps
 
 _LINE = 64
-_HUGE = 1 << 21
 Margins = tuple[int, int]
 
 
@@ -47,13 +45,20 @@ class Tensors:
         shapes: of each; below zero a size is that of `rows_and`.
         dtype: of all.
         margins: how many numbers more there are in front of each and behind it, in memory that lives as long.
+        pooled: whether large ones go back to the pool, and not to the system.
 
     Attributes:
         make: gives them as a list, uninitialised; for sizes of `rows_and` it takes how many rows there are, at least 1.
             A MemoryError says how much is not there.
     """
 
-    def __init__(self, shapes: Sequence[Sequence[int]], dtype: torch.dtype, margins: Sequence[Margins] = ()) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[Sequence[int]],
+        dtype: torch.dtype,
+        margins: Sequence[Margins] = (),
+        pooled: bool = True,
+    ) -> None:
         self._shapes, self._dtype = shapes, dtype
         self._margins = margins or [(0, 0)] * len(shapes)
         fits = all(len(shape) <= DIMENSIONS and all(shape) for shape in shapes)
@@ -61,8 +66,8 @@ class Tensors:
         self._wanted = array("q")
         for shape, margin in zip(shapes, self._margins, strict=True) if make else ():
             self._wanted.extend((len(shape), *shape, *(0,) * (DIMENSIONS - len(shape)), *margin))
-        words = (len(shapes), self._wanted.buffer_info()[0], *CODES.get(dtype, (0, 0)), torch_words().buffer_info()[0])
-        held = array("q", (*words, id(filled), id(_fill)))
+        words = (len(shapes), self._wanted.buffer_info()[0], *CODES.get(dtype, (0, 0)), pooled)
+        held = array("q", (*words, torch_words().buffer_info()[0], id(filled), id(_fill)))
         self.make: Callable[..., list[Tensor]] = self._by_torch
         if make is not None:
             self.make = make(held.buffer_info()[0], (held, self._wanted))
@@ -102,9 +107,15 @@ def _library() -> ctypes.CDLL | None:
         library = build.load(Path(__file__).with_name("memory.cpp").read_text(), "float")
     except build.BuildError:
         return None  # the layers say so
-    library.elman_scratch_is.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    library.elman_scratch_is.restype = None
     return library
+
+
+@functools.cache
+def _offering() -> Callable[[int, int], object] | None:
+    """What tells compiled runs where the calling thread's scratch memory is, and how much they may have at once."""
+    library = _library()
+    prototype = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)  # for it asks Python which thread that is
+    return None if library is None else prototype(("elman_scratch_is", library))
 
 
 def scratch_function() -> int:
@@ -130,25 +141,6 @@ def _poisoned() -> bool:
     return filled() and getattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
 
 
-def _mapping(size: int) -> mmap.mmap:
-    """Memory of this process alone: a forked one would write to shared memory too, which moreover has no huge pages
-    where the system's `shmem_enabled` does not say so."""
-    if not hasattr(mmap, "MAP_ANONYMOUS"):
-        return mmap.mmap(-1, size)
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-
-
-def _mapped(size: int) -> Tensor:
-    """So many bytes from the system, in huge pages as far as such fit; they begin at multiples of their size."""
-    if not hasattr(mmap, "MADV_HUGEPAGE") or size < _HUGE:
-        return torch.frombuffer(_mapping(size), dtype=torch.uint8)
-    mapping = _mapping(size + _HUGE)
-    block = torch.frombuffer(mapping, dtype=torch.uint8)
-    first = -block.data_ptr() % _HUGE
-    mapping.madvise(mmap.MADV_HUGEPAGE, first, size // _HUGE * _HUGE)
-    return block[first : first + size]
-
-
 class Scratch(threading.local):
     """One thread's memory for what a run needs no longer than it runs; the next run uses it again.
 
@@ -171,7 +163,7 @@ class Scratch(threading.local):
             self._offer(0)
             self._block = torch.empty(0, dtype=torch.uint8, device="cpu")  # gone before the next one is there
             # not from the pool: there the smaller ones that it had before would stay, and nobody wants their sizes
-            self._block = _mapped(wanted + _LINE)
+            (self._block,) = Tensors([(wanted + _LINE,)], torch.uint8, pooled=False).make()
         self._next = -(-self._block.data_ptr() // _LINE) * _LINE
         self._end = self._block.data_ptr() + self._block.numel()
         self._room = max(0, self._end - self._next)
@@ -192,9 +184,9 @@ class Scratch(threading.local):
 
     def _offer(self, room: int) -> None:
         """Let compiled runs have so much without asking."""
-        library = _library() if self._shared else None
-        if library is not None:
-            library.elman_scratch_is(self._end - room, room)
+        offer = _offering() if self._shared else None
+        if offer is not None:
+            offer(self._end - room, room)
 
     @contextmanager
     def within(self) -> Iterator[None]:
