@@ -65,7 +65,10 @@ static Object *made_by(const Steps &s, int64_t count, char **places) {
     Object *const made = PyObject_CallFunctionObjArgs(s.make, nullptr);
     Seen seen;
     for (int64_t i = 0; made && i < count; ++i) {
-        if (!look(*s.torch, PyList_GetItem(made, i), seen)) return nullptr;
+        if (!look(*s.torch, PyList_GetItem(made, i), seen)) {
+            Py_DecRef(made);
+            return nullptr;
+        }
         places[i] = seen.data;
     }
     return made;
