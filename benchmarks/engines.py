@@ -27,7 +27,7 @@ import torch
 import elman
 import script
 from elman.compiler import build
-from elman.engine import kernel, products, program, sinks
+from elman.engine import kernel, products, runs, sinks
 
 VERSIONS = 8
 _SWITCH = (
@@ -148,16 +148,16 @@ def measure(
             which = (turn + number) % count
             versions.choose(which)
             way()
-            runs = []
+            taken = []
             for _ in range(3):
                 _pass_time(pause)
-                program.spent, start = {}, time.perf_counter()
+                runs.spent, start = {}, time.perf_counter()
                 way()
-                runs.append(
-                    {"call": (time.perf_counter() - start) * 1e3} | {k: v / 1e6 for k, v in program.spent.items()}
+                taken.append(
+                    {"call": (time.perf_counter() - start) * 1e3} | {k: v / 1e6 for k, v in runs.spent.items()}
                 )
-                program.spent = None
-            found[which].append({k: statistics.median(run.get(k, 0.0) for run in runs) for k in runs[0]})
+                runs.spent = None
+            found[which].append({k: statistics.median(run.get(k, 0.0) for run in taken) for k in taken[0]})
     return found
 
 
@@ -206,11 +206,11 @@ def main() -> None:
 
             for way in (forward, training):
                 found = measure(versions, len(folders), way, options.rounds, options.pause)
-                for number, runs in enumerate(found):
+                for number, rounds in enumerate(found):
                     shown = [cell, ", ".join(shape), way.__name__, str(options.folders[number])]
                     for kind in ("kernel", "pack", "multiply", "call"):
-                        shown.append(f"{statistics.median(run.get(kind, 0.0) for run in runs):.2f}")
-                        pairs = [(a.get(kind, 0.0), b.get(kind, 0.0)) for a, b in zip(runs, found[0], strict=True)]
+                        shown.append(f"{statistics.median(run.get(kind, 0.0) for run in rounds):.2f}")
+                        pairs = [(a.get(kind, 0.0), b.get(kind, 0.0)) for a, b in zip(rounds, found[0], strict=True)]
                         ratios = [a / b for a, b in pairs if b]
                         shown.append(f"{statistics.median(ratios):.3f}" if ratios else "-")
                     print("| " + " | ".join(shown) + " |", flush=True)

@@ -253,19 +253,19 @@ def _functions(kernel: Any) -> list[str]:
 
 def _loops(way: Callable[[], object], seconds: float) -> float:
     """Median seconds of all the loops in a call together."""
-    from elman.engine import program
+    from elman.engine import runs
 
     spent: list[float] = []
 
     def once() -> None:
-        program.spent = {}
+        runs.spent = {}
         way()
-        spent.append(program.spent["kernel"] / 1e9)
+        spent.append(runs.spent["kernel"] / 1e9)
 
     try:
         medians([once], seconds)
     finally:
-        program.spent = None
+        runs.spent = None
     return statistics.median(spent[1:])
 
 
@@ -436,8 +436,13 @@ def _onnx_step(module: Any, x: Tensor) -> Callable[[], object]:
 
 
 def bench_language_model(seconds: float) -> None:
-    """Training steps of the language model: 32 lanes of 64 characters, 512 units, against the same in torch.nn."""
+    """Training steps of the language model: 32 lanes of 64 characters, 512 units, against the same in torch.nn.
+
+    Both with the optimiser of `elman train`.
+    """
     from elman.tasks.language_model.model import LanguageModel
+    from elman.train import optim
+    from elman.train.config import TrainConfig
 
     print("\n## Training a language model (32 lanes × 64 characters, 512 units; clipping and Adam included)")
     tokens = torch.randint(65, (65, 32))
@@ -449,7 +454,7 @@ def bench_language_model(seconds: float) -> None:
             model = LanguageModel(65, kind.lower(), 128, 512)
             if engine is None:
                 model.recurrent = PAIRS[kind][1](128, 512)
-            optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+            optimizer = optim.optimizer(model.parameters(), TrainConfig(learning_rate=2e-3))
             ways.append(_language_step(model, optimizer, tokens, engine or "auto"))
         mine, auto, peer = medians(ways, seconds * 4)
         count = tokens[1:].numel()

@@ -14,7 +14,8 @@ from elman import Recurrent, use_engine
 from elman.engine import cpu, form, reference
 from elman.engine.call import DirectionResult, LayerCall
 from elman.engine.packing import Packing
-from elman.engine.program import Program, Runs, run_all
+from elman.engine.program import Program
+from elman.engine.runs import Runs, run_all
 
 pytestmark = pytest.mark.usefixtures("poison")
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import elman
-from elman.engine import backward, forward, program
+from elman.engine import backward, forward, runs
 from elman.engine.packing import Packing
-from elman.engine.program import Program, Source, run_all
+from elman.engine.program import Program, Source
+from elman.engine.runs import run_all
 
 CPU = torch.device("cpu")
 
@@ -179,10 +180,10 @@ def test_sequences_are_unpacked_side_by_side(
 def test_time_is_added_up_by_kind_of_job() -> None:
     layer, x = elman.GRU(4, 8), torch.randn(3, 2, 4)
     with torch.no_grad(), elman.use_engine("cpu"):
-        program.spent = {}
+        runs.spent = {}
         try:
             layer(x)
-            assert program.spent.keys() >= {"kernel", "multiply", "pack"}
-            assert program.spent["kernel"] > 0
+            assert runs.spent.keys() >= {"kernel", "multiply", "pack"}
+            assert runs.spent["kernel"] > 0
         finally:
-            program.spent = None
+            runs.spent = None

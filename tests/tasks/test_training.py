@@ -114,7 +114,10 @@ def test_limits_and_evaluations(tmp_path: Path, options: dict[str, float], steps
     assert validations(tmp_path / "run") == evaluated
 
 
-def test_a_time_limit_counts_the_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("each", "most"), [(0.2, 10), (2.0, 2)])
+def test_a_time_limit_counts_the_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each: float, most: int
+) -> None:
     now = [0.0]
     monkeypatch.setattr("elman.train.trainer.time.monotonic", lambda: now[0])
 
@@ -124,15 +127,16 @@ def test_a_time_limit_counts_the_evaluations(tmp_path: Path, monkeypatch: pytest
             return super().loss(stretch, carry)
 
         def evaluate(self) -> dict[str, float]:
-            now[0] += 2.0
+            now[0] += each
             return super().evaluate()
 
     job = Slow()
     trainer, _ = fit(job, tmp_path / "run", max_minutes=1)
     assert 59 < trainer.at.seconds <= 60.2
-    # ten evaluations of two seconds, and steps for the rest
-    assert 8 <= job.evaluations <= 10
-    assert len(job.asked) == pytest.approx((60 - 2 * job.evaluations) / 0.1, abs=2)
+    # the first comes when a tenth is done; after that they take a twentieth of the time, and steps the rest
+    assert validations(tmp_path / "run")[0] == pytest.approx(60, abs=2)
+    assert job.evaluations == most
+    assert len(job.asked) == pytest.approx((60 - each * job.evaluations) / 0.1, abs=2)
 
 
 def test_patience(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from elman.train.average import Average
 from elman.train.config import TrainConfig
 from elman.train.job import Stretch
 from elman.train.penalties import activation_penalties
+from elman.train.update import Updater
+from elman.train.world import World
 
 from .conftest import SMALL, metrics_of
 from .test_language_model import TEXT, job_of, loss_of, small
@@ -78,6 +80,28 @@ def test_fp16_leaves_out_steps_that_overflow(tmp_path: Path) -> None:
     before = job.model.weight.item()
     fit(job, tmp_path / "run", max_steps=3, precision="fp16")
     assert job.model.weight.item() == before
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_optimisers_of_checkpoints_that_went_operation_by_operation_go_on_fused(kind: Any) -> None:
+    def updater(fused: bool) -> Updater:
+        torch.manual_seed(0)
+        made = Updater(nn.Linear(3, 2), TrainConfig(optimizer=kind, learning_rate=0.1), World(torch.device("cpu")))
+        made.optimizer.param_groups[0]["fused"] = fused
+        return made
+
+    def step(updater: Updater) -> list[Tensor]:
+        for number, parameter in enumerate(updater.parameters):
+            parameter.grad = torch.linspace(-1, number + 1, parameter.numel()).view_as(parameter)
+        updater.step(0.1)
+        return [parameter.detach().clone() for parameter in updater.parameters]
+
+    old, new = updater(False), updater(True)
+    step(old)
+    step(new)
+    new.restore(copy.deepcopy(old.state()))
+    assert [group["fused"] for group in new.optimizer.param_groups] == [True]
+    torch.testing.assert_close(step(old), step(new), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["ema", "swa", "asgd"])

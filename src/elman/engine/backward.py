@@ -14,7 +14,8 @@ from elman.engine.forward import Made
 from elman.engine.gradients import Products
 from elman.engine.kernel import Kind, chunks
 from elman.engine.packing import Packing
-from elman.engine.program import Source, run_all
+from elman.engine.program import Source
+from elman.engine.runs import run_all
 from elman.engine.written import Block, Written, clock_runs
 
 

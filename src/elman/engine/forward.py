@@ -11,7 +11,8 @@ from elman.engine.form import Form, gates_width, widened
 from elman.engine.kernel import Kind
 from elman.engine.packing import Packing
 from elman.engine.products import Matrix
-from elman.engine.program import Source, run_all
+from elman.engine.program import Source
+from elman.engine.runs import run_all
 from elman.engine.written import Written
 
 

@@ -3,14 +3,14 @@
 What a layer does for a call, which kernel with which buffers, which products at which strides, depends on shapes and
 not on the tensors. Finding it out takes Python longer than a small layer takes to run. So it is written down: the words
 of each job in order, in which an address is the number of a region of memory and an offset there. A run fills in where
-the regions are and calls all jobs from compiled code.
+the regions are and calls all jobs from compiled code: `runs.py`.
 """
 
 import ctypes
 import functools
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -24,13 +24,12 @@ from elman.engine import memory, threads
 from elman.engine.capacity import STEPS, TOTAL, Ragged
 from elman.engine.packing import Packing
 from elman.engine.rows import ROWS_ADDRESSES, rows_words
+from elman.engine.runs import APART, Runs
 from elman.engine.sinks import REALS, Function, Words, address_of
-from elman.engine.tensors import maker, torch_words
-
-spent: dict[str, int] | None = None  # nanoseconds by kind of job, added up while this is a dictionary
+from elman.engine.tensors import maker
 
 _LINE = 64
-_ALIKE, _APART = 1 << 11, 13 * _LINE  # as in memory.cpp
+_ALIKE = 1 << 11  # as in memory.cpp
 _OFFSET_BITS = 44  # see program.cpp
 _ZERO_OFFSET = 1 << 43
 _SCRATCH, _WORDS, _FIRST = 1, 2, 3  # regions; an address of 0 is none
@@ -53,7 +52,7 @@ class Program:
         packing: of the batches; where it is ragged, its `total` and `steps` may stand as words, and as the rows of
             results (also with something added) and of scratch memory.
         workers: threads.
-        abreast: whether it runs at once with others, each with so many threads; see :func:`run_all`.
+        abreast: whether it runs at once with others, each with so many threads; see `elman.engine.runs.run_all`.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class Program:
         found = self._next
         self._next += -(-size // _LINE) * _LINE
         if size % _ALIKE == 0:  # else blocks of such sizes would all fall on the same sets of the cache
-            self._next += _APART
+            self._next += APART
         self._most = max(self._most, self._next)
         return self._at(_SCRATCH) + found
 
@@ -262,7 +261,7 @@ class Program:
         return {name: k for k, name in enumerate((*self.given_names, *self.names), start)}
 
     @functools.cached_property
-    def alone(self) -> "Runs":
+    def alone(self) -> Runs:
         """Runs of it by itself, of what it is given and then makes."""
         return Runs([self], [self.places()])
 
@@ -289,74 +288,6 @@ class Program:
         # Not the program itself, which holds its own runs.
         held = (self._words, self._addresses, self._counts, self._jobs, self._regions, self._held, tables)
         return words, times, held
-
-
-class Runs:
-    """Runs of programs: of those that are to run abreast at once, else one after the other.
-
-    Args:
-        programs: of one dtype and number of threads.
-        places: of each, where in the list of a run's tensors those are that it knows by name.
-
-    Attributes:
-        run: called with a batch's rows over all steps, its steps, and the list of all tensors, what is given and what
-            is made; contiguous but where a program knows of strides.
-        abreast: how many programs run at once, or 0.
-    """
-
-    def __init__(self, programs: Sequence[Program], places: Sequence[Mapping[str, int]]) -> None:
-        apart = _APART if len(programs) > 1 else 0
-        written = [program.written(own, apart) for program, own in zip(programs, places, strict=True)]
-        all_words = array("q", (word for words, _, _ in written for word in words))
-        times = [(program.kinds, times) for program, (_, times, _) in zip(programs, written, strict=True)]
-        self.abreast = len(programs) if programs[0].abreast else 0
-        team = threads.team() if self.abreast else (0, 0, 0, 0)
-        objects = (memory.scratch.all_of, memory.filled, globals(), "spent", None, functools.partial(_add_up, times))
-        addresses = (all_words.buffer_info()[0], torch_words().buffer_info()[0], memory.scratch_function())
-        words = array("q", (*team, len(programs), *addresses, *map(id, objects)))
-        held = (words, all_words, written, objects)
-        self.run: Callable[[int, int, list[Tensor]], object] = programs[0].library.runs(words.buffer_info()[0], held)
-
-
-def _add_up(times: Sequence[tuple[Sequence[str], Words]]) -> None:
-    """Add up what each job of a run has taken, by its kind."""
-    assert spent is not None
-    for kinds, taken in times:
-        for kind, time in zip(kinds, taken, strict=True):
-            spent[kind] = spent.get(kind, 0) + time
-
-
-Run = tuple[Program, Mapping[str, Tensor], Mapping[str, Tensor]]
-
-
-def run_all(packing: Packing, *runs: Run, rows: "Words | None" = None) -> None:
-    """Run all jobs of programs; of those that are to run abreast at once, else one program after the other.
-
-    Args:
-        packing: of the batch.
-        runs: of each program what is given, by name, contiguous but where it knows of strides, and what :meth:`make`
-            gave.
-        rows: the words of `rows_words`, for rows that are moved when all else is done.
-    """
-    tensors = [[*(given[n] for n in one.given_names), *(made[n] for n in one.names)] for one, given, made in runs]
-    if len(runs) > 1 and runs[0][0].abreast:
-        together = _together(threads.count(), *(program for program, _, _ in runs))
-        together.run(packing.total, packing.steps, [v for one in tensors for v in one])
-    else:
-        for (program, _, _), own in zip(runs, tensors, strict=True):
-            program.alone.run(packing.total, packing.steps, own)
-    if rows is not None:
-        runs[0][0].library.rows(rows.buffer_info()[0])
-
-
-@functools.lru_cache(maxsize=64)
-def _together(workers: int, *programs: Program) -> Runs:
-    """Runs of programs, of what the first is given and makes, then the second's, and so on."""
-    places, start = [], 0
-    for program in programs:
-        places.append(program.places(start))
-        start += len(places[-1])
-    return Runs(programs, places)
 
 
 class _Library:

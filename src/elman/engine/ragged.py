@@ -18,7 +18,7 @@ from elman.engine.call import Direction, LayerCall
 from elman.engine.form import Form, Scene, form_of, tensors_of
 from elman.engine.forward import Forward, forward_of
 from elman.engine.packing import Packing
-from elman.engine.program import run_all
+from elman.engine.runs import run_all
 from elman.engine.surroundings import wants_operations
 
 _Prepared = tuple[Forward, dict[str, Tensor], dict[str, Tensor]]  # a program, what it is given, and what it makes

@@ -19,7 +19,8 @@ from elman.engine.backward import Backward, backward_of
 from elman.engine.call import LayerCall
 from elman.engine.form import Scene, form_of, tensors_of
 from elman.engine.forward import forward_of
-from elman.engine.program import Program, Runs
+from elman.engine.program import Program
+from elman.engine.runs import Runs
 from elman.engine.surroundings import wants_operations
 
 Draws = Sequence[Mapping[str, Tensor]]

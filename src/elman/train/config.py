@@ -107,7 +107,11 @@ class TrainConfig(Options):
     keep: int = option(2, "checkpoints kept, beside that of the best model", group="faults", low=1, resumable=True)
 
     evaluate_every: int | None = option(
-        None, "steps between evaluations; by default ten a run", group="reports", low=1, resumable=True
+        None,
+        "steps between evaluations; by default ten a run, fewer where they would take a twentieth of --max-minutes",
+        group="reports",
+        low=1,
+        resumable=True,
     )
     checkpoint_every: int | None = option(
         None, "steps between checkpoints; there is one at each evaluation too", group="reports", low=1, resumable=True

@@ -26,6 +26,7 @@ from elman.train.update import Updater
 from elman.train.world import World
 
 EVALUATIONS = 10  # in a run, unless --evaluate-every says otherwise
+EVALUATING = 0.05  # of --max-minutes, at most; then there are fewer
 
 
 class Trainer:
@@ -146,7 +147,7 @@ class Trainer:
                 self.report(metrics)
         if self.average.hear(at.costs):
             self.reporter.say(f"step {at.step}  validation stalls: from here on the weights are averaged")
-        at.evaluation_seconds = time.monotonic() - began
+        _, at.evaluation_seconds = self.world.agree(0, time.monotonic() - began)
         self.save()
         if at.best_step == at.step:
             self.keep_model()
@@ -184,7 +185,11 @@ class Trainer:
         """Whether this step ends a stretch between two evaluations."""
         if self.config.evaluate_every is not None:
             return self.at.step % self.config.evaluate_every == 0
-        return int(now * EVALUATIONS) > int(before * EVALUATIONS)
+        count = EVALUATIONS
+        if self.config.max_minutes is not None and self.at.evaluation_seconds:
+            affordable = EVALUATING * self.config.max_minutes * 60 / self.at.evaluation_seconds
+            count = max(1, int(min(count, affordable)))
+        return int(now * count) > int(before * count)
 
     def checkpoint_due(self) -> bool:
         """Whether --checkpoint-every asks for one at this step."""

@@ -53,9 +53,11 @@ class Updater:
         self.world.mean_gradients(self.shared, tokens)
         self.scaler.unscale_(self.optimizer)
         shared, divided = ([p.grad for p in some if p.grad is not None] for some in (self.shared, self.divided))
-        norm = self.world.norm(shared, divided)
-        nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
-        return norm.item()
+        total = self.world.norm(shared, divided)
+        norm = total.item()
+        if not norm < self.clip:  # a short one would be multiplied by 1
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip, total)
+        return norm
 
     @property
     def may_overflow(self) -> bool:
@@ -80,6 +82,9 @@ class Updater:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from another updater's state. Raises ValueError or KeyError where it does not fit."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        for saved, group in zip(optimizer["param_groups"], self.optimizer.param_groups, strict=True):
+            saved["fused"] = group["fused"]  # how it computes is not of the run
+        self.optimizer.load_state_dict(optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.forget()
