@@ -135,7 +135,7 @@ BAD_INPUT = [
     (TRAIN + "--devices 0", 2, ["--devices must be at least 1"]),
     (TRAIN + "--shard --data TEXT", 2, ["--shard divides a model among several processes: add --devices N"]),
     (TRAIN + "--shard --precision fp16", 2, ["--shard goes with --precision fp32 and bf16, not fp16"]),
-    (TRAIN + "--devices 3", 2, ["--batch-size 16", "divisible by their number, 3"]),
+    (TRAIN + "--devices 3", 2, ["--batch-size 8", "divisible by their number, 3"]),
     ("train adding --run NEW --truncation fixed", 2, ["--truncation fixed: the only answer comes at the end"]),
     ("train copy --run NEW --bidirectional --truncation fixed", 2, ["--bidirectional reads whole sequences"]),
     ("train lm --run TEXT/below --data TEXT", 1, ["TEXT"]),

@@ -46,6 +46,9 @@ class LanguageModelConfig(TrainConfig):
     vocab_size: int | None = option(None, "most tokens of the vocabulary", group="data", low=2)
     min_frequency: int = option(1, "rarer tokens become <unk>", group="data", low=1)
 
+    schedule: Literal["cosine", "linear", "constant"] = option(
+        "linear", "how the learning rate falls over the run", group="optimisation"
+    )
     truncation: Literal["none", "fixed", "variable", "randomized"] = option(
         "fixed", "how backpropagation through time is cut; docs/truncation.md", group="truncation"
     )
@@ -98,7 +101,7 @@ class LanguageModelConfig(TrainConfig):
         "sequential: lanes of text, the state carried from window to window; random: windows from anywhere",
         group="optimisation",
     )
-    batch_size: int = option(16, "lanes or windows of text side by side", group="optimisation", low=1)
+    batch_size: int = option(8, "lanes or windows of text side by side", group="optimisation", low=1)
     learning_rate: float = option(0.003, "its peak", group="optimisation", above=0)
 
     @property
