@@ -17,7 +17,7 @@ from elman.compiler import build
 from elman.compiler.plan import Plan
 from elman.engine import backward, cpu, forward
 from elman.engine.form import Form, multiplies_within
-from elman.engine.kernel import SPLIT_FROM, loop_threads, split_rows
+from elman.engine.kernel import SPLIT_FROM, loop_threads, multiplied_by_tiles, sharing, split_rows
 from elman.engine.products import tools
 from elman.testing import Case, compare
 
@@ -255,6 +255,23 @@ def test_who_shares_out_units() -> None:
             assert (forwards > 0) == (backwards > 0) == (4 * numbers >= SPLIT_FROM)
             assert backwards <= forwards <= 48
     assert split_rows(3 << 20, 3 << 18, 512, 2, True) > split_rows(3 << 20, 3 << 18, 512, 2, False)
+
+
+def test_which_loops_go_by_matrix_tiles() -> None:
+    """Those whose tiles are two thirds full, whoever shares out what; for a single tile the matrices have to be near."""
+    near, small, far = 1 << 18, 1 << 16, 1 << 20  # numbers of the matrices
+    by_rows = {rows for rows in range(1, 65) if multiplied_by_tiles(rows, 0, 2, near)}
+    assert by_rows == {*range(21, 33), *range(43, 65)}
+    assert by_rows == {rows for rows in range(1, 65) if multiplied_by_tiles(rows, 0, 2, far)}
+    by_units = {n: {rows for rows in range(1, 49) if multiplied_by_tiles(rows, 48, 2, n)} for n in (near, small, far)}
+    assert by_units[small] == by_units[far] == {*range(22, 33), *range(32, 49)}
+    assert by_units[near] == by_units[far] | set(range(11, 17))
+    for rows in (1, 16, 20, 40, 64):
+        for n in (near, small, far):
+            shared, by_tiles = sharing(4 * n, n, 256, rows, 2, True)
+            assert shared == split_rows(4 * n, n, 256, 2, by_tiles)
+            assert sharing(4 * n, n, 256, rows, 2, False) == (split_rows(4 * n, n, 256, 2, False), False)
+    assert sharing(4 * near, near, 256, 64, 2, True)[1]
 
 
 def test_how_many_threads_run_a_loop(set_threads: Callable[[int], None]) -> None:
@@ -501,7 +518,7 @@ def test_products_with_the_input(name: str, limit: int, threads: int, monkeypatc
         compare(module, [x, *state], _ways(case, module, x, state), f"{name}, {batch} equal rows")
 
 
-@pytest.mark.parametrize("lengths", [None, [6, 3] * 20], ids=["equal", "unequal"])
+@pytest.mark.parametrize("lengths", [None, [6, 3] * 24], ids=["equal", "unequal"])
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru"])
 def test_products_with_the_input_by_matrix_tiles(
     name: str, lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None]
@@ -520,7 +537,7 @@ def test_products_with_the_input_by_matrix_tiles(
     monkeypatch.setattr("elman.engine.written.multiplies_within", within)
     case = Case(CELLS[name], dtype=torch.float32, input_size=33, hidden_size=40)
     module = case.module()
-    x, state = case.input(6, 40).requires_grad_(), case.state(module, 40)
+    x, state = case.input(6, 48).requires_grad_(), case.state(module, 48)
     compare(module, [x, *state], _ways(case, module, x, state, lengths=lengths), name)
     assert found
     assert all(loop != tiles for loop, tiles in found)

@@ -15,7 +15,7 @@ from elman.compiler.plan import Plan
 from elman.engine import reference, threads
 from elman.engine.call import LayerCall
 from elman.engine.capacity import Ragged
-from elman.engine.kernel import NEAR, at_once, multiplied_by_tiles, split_rows
+from elman.engine.kernel import NEAR, at_once, sharing
 from elman.engine.matrices import dense
 from elman.engine.packing import Packing
 from elman.engine.products import TERM_BYTES, tools
@@ -195,8 +195,8 @@ def _terms_from_afar(form: Form, kernel: Kernel, numbers: int) -> bool:
     # A product that the layout does not name is that of an option, with a parameter's own matrix.
     widths = {p.name: p.shape[-1] for p in layout.parameters} | {n: m.input for n, m in layout.products.items()}
     exchanged = sum(widths[g.products[0]] for g in kernel.groups if not g.inputs)
-    shared = split_rows(numbers * form.dtype.itemsize, numbers, exchanged, form.workers, tools(form.dtype).by_terms)
-    by_tiles = tools(form.dtype).by_terms and multiplied_by_tiles(rows, shared, form.workers)
+    terms = tools(form.dtype).by_terms
+    shared, by_tiles = sharing(numbers * form.dtype.itemsize, numbers, exchanged, rows, form.workers, terms)
     if not by_tiles or rows <= shared or numbers * TERM_BYTES <= FAR_TERMS:
         return False
     of_thread = (rows if form.packing.is_dense else rows / 2) / form.workers

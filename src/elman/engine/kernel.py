@@ -14,7 +14,7 @@ from elman.compiler import build
 from elman.compiler.emit import Group, Kernel
 from elman.engine.capacity import Ragged
 from elman.engine.packing import Packing
-from elman.engine.products import Matrix, Segments, tools
+from elman.engine.products import TERM_BYTES, Matrix, Segments, tools
 from elman.engine.sinks import REALS, Function, Sink, address_of
 
 
@@ -85,19 +85,37 @@ def loop_threads(size: int, rows: int, shared: int, workers: int) -> int:
     return max(1, min(math.isqrt(size * rows // _MEETING), workers))
 
 
-# Of a step, at most, and of a thread's, from which on products are done by matrix tiles; measured with two threads.
-TILE_ROWS, TILE_ROWS_EACH = 12, 6
+# Rows of a matrix tile, those of a thread's steps from which on loops multiply by them, and the bytes of terms beyond
+# which a single tile of rows is not worth reading them; measured with two threads, see docs/engine-measurements.md.
+_TILE, _LEAST_ROWS, _FEW_TERMS, _MANY_TERMS = 16, 11, NEAR // 2, 4 * NEAR
 
 
-def multiplied_by_tiles(rows: int, shared: int, workers: int) -> bool:
+def multiplied_by_tiles(rows: int, shared: int, workers: int, numbers: int) -> bool:
     """Whether a loop multiplies by matrix tiles, where there are any: see `terms.h`.
 
-    Terms are half as many bytes again, and a tile of few rows takes more than half as long as one of sixteen.
+    A tile takes as long for few rows as for sixteen, so tiles have to be two thirds full. Terms are half as many bytes
+    as numbers again, which have to be near if each is read for a single tile of rows.
 
     Args:
-        rows: at a step, at most. shared: see `split_rows`. workers: threads.
+        rows: at a step, at most. shared: see `split_rows`. workers: threads. numbers: of the matrices.
     """
-    return rows >= TILE_ROWS and (rows <= shared or rows >= TILE_ROWS_EACH * workers)
+    each = rows if rows <= shared else -(-rows // workers)
+    if each < _LEAST_ROWS or 3 * each < 2 * _TILE * -(-each // _TILE):
+        return False
+    return each > _TILE or rows > shared or _FEW_TERMS < numbers * TERM_BYTES <= _MANY_TERMS
+
+
+def sharing(size: int, numbers: int, exchanged: int, rows: int, workers: int, terms: bool) -> tuple[int, bool]:
+    """What `split_rows` says of a loop, and whether it multiplies by matrix tiles.
+
+    Args:
+        rows: at a step, at most. terms: whether there are matrix tiles for its numbers. The rest: see `split_rows`.
+    """
+    if terms:
+        shared = split_rows(size, numbers, exchanged, workers, True)
+        if multiplied_by_tiles(rows, shared, workers, numbers):
+            return shared, True
+    return split_rows(size, numbers, exchanged, workers, False), False
 
 
 class _Fixed:
@@ -214,9 +232,8 @@ class Table:
         forms = [(group.width, group.blocks, group.transposed) for group in kernel.groups]
         sizes = [tools.group_size(s, *form) if s else 0 for s, form in zip(groups, forms, strict=True)]
         bytes_read, exchanged = sum(sizes), sum(map(_exchanged, kernel.groups, groups))
-        numbers, tiles = bytes_read // self._itemsize, tools.by_terms and packing.batch >= TILE_ROWS
-        shared = split_rows(bytes_read, numbers, exchanged, self._workers, tiles)
-        by_tiles = tools.by_terms and multiplied_by_tiles(packing.batch, shared, self._workers)
+        numbers, rows = bytes_read // self._itemsize, packing.batch
+        shared, by_tiles = sharing(bytes_read, numbers, exchanged, rows, self._workers, tools.by_terms)
         addresses, ranges, operands = array("q"), array("q"), array("q")
         for group, segments, form in zip(kernel.groups, groups, forms, strict=True):
             if segments is None:
@@ -227,8 +244,8 @@ class Table:
             addresses.append(tools.pack_group(sink, segments, *form, by_tiles))
             ranges.append(0 if used is None else sink.constant(used))
             # Each thread has all rows, and fills up its groups of them: see term_groups.h.
-            rows = (packing.batch + packing.batch // 8 + 32) * self._workers
-            operands.append(sink.take(rows * tools.operand_size(segments, group.transposed)) if by_tiles else 0)
+            padded = (rows + rows // 8 + 32) * self._workers
+            operands.append(sink.take(padded * tools.operand_size(segments, group.transposed)) if by_tiles else 0)
         workers = loop_threads(bytes_read, packing.batch, shared, self._workers)
         for name, width in fixed.once:
             stride = -(-width * self._itemsize // 64) * 64 // self._itemsize  # so that threads share no cache line
