@@ -258,7 +258,7 @@ def test_who_shares_out_units() -> None:
 
 
 def test_which_loops_go_by_matrix_tiles() -> None:
-    """Those whose tiles are two thirds full, whoever shares out what; for a single tile the matrices have to be near."""
+    """Those whose tiles are two thirds full, whoever shares out what; matrices near where a tile is alone."""
     near, small, far = 1 << 18, 1 << 16, 1 << 20  # numbers of the matrices
     by_rows = {rows for rows in range(1, 65) if multiplied_by_tiles(rows, 0, 2, near)}
     assert by_rows == {*range(21, 33), *range(43, 65)}
