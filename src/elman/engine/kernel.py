@@ -85,9 +85,9 @@ def loop_threads(size: int, rows: int, shared: int, workers: int) -> int:
     return max(1, min(math.isqrt(size * rows // _MEETING), workers))
 
 
-# Rows of a matrix tile, those of a thread's steps from which on loops multiply by them, and the bytes of terms beyond
-# which a single tile of rows is not worth reading them; measured with two threads, see docs/engine-measurements.md.
-_TILE, _LEAST_ROWS, _FEW_TERMS, _MANY_TERMS = 16, 11, NEAR // 2, 4 * NEAR
+TILE = 16  # rows of a matrix tile, which takes about as long for fewer; see terms.h
+# Bytes of terms between which reading them for a single tile of rows is worth it: docs/engine-measurements.md.
+_FEW_TERMS, _MANY_TERMS = NEAR // 2, 4 * NEAR
 
 
 def multiplied_by_tiles(rows: int, shared: int, workers: int, numbers: int) -> bool:
@@ -100,9 +100,9 @@ def multiplied_by_tiles(rows: int, shared: int, workers: int, numbers: int) -> b
         rows: at a step, at most. shared: see `split_rows`. workers: threads. numbers: of the matrices.
     """
     each = rows if rows <= shared else -(-rows // workers)
-    if each < _LEAST_ROWS or 3 * each < 2 * _TILE * -(-each // _TILE):
+    if 3 * each < 2 * TILE * -(-each // TILE):
         return False
-    return each > _TILE or rows > shared or _FEW_TERMS < numbers * TERM_BYTES <= _MANY_TERMS
+    return each > TILE or rows > shared or _FEW_TERMS < numbers * TERM_BYTES <= _MANY_TERMS
 
 
 def sharing(size: int, numbers: int, exchanged: int, rows: int, workers: int, terms: bool) -> tuple[int, bool]:

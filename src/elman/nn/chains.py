@@ -11,6 +11,7 @@ from torch import Tensor
 from elman.compiler import build
 from elman.engine import cpu, dispatch, threads
 from elman.engine.form import abreast_bytes, gates_width
+from elman.engine.kernel import TILE
 from elman.engine.products import tools
 from elman.engine.sinks import REALS
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from elman.nn.recurrent import Recurrent
     from elman.nn.stack import Stack
 
-TILE = 16  # rows of a matrix tile, which takes about as long for fewer; see terms.h
 _WORTH = 0.9  # of the tiles that each row by itself would take, at most: a tenth less repays finding places
 FEWEST = 30_000  # numbers of the matrices of a layer whose steps take long enough to repay it; measured, docs/engine.md
 
