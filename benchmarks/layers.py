@@ -30,7 +30,7 @@ import script
 from elman.cells.clockwork import Clockwork
 from elman.cells.math import tanh
 from elman.compiler import build
-from elman.engine.kernel import SPLIT_FROM
+from elman.engine.sharing import SPLIT_FROM
 from options import bench_options
 
 SHAPES = (

@@ -242,7 +242,7 @@ def test_a_loop_of_fewer_threads_than_its_crew(
     monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None], counted: list[int]
 ) -> None:
     """Two of a crew's three share out the units of one row; the third waits for the next job."""
-    monkeypatch.setattr("elman.engine.kernel.split_rows", lambda *_: 4)
+    monkeypatch.setattr("elman.engine.sharing.split_rows", lambda *_: 4)
     monkeypatch.setattr("elman.engine.kernel.loop_threads", lambda *_: 2)
     torch.manual_seed(0)
     module = Recurrent("lstm", 5, 72, bidirectional=True, dtype=torch.float64)

@@ -17,8 +17,8 @@ from elman.compiler import build
 from elman.compiler.plan import Plan
 from elman.engine import backward, cpu, forward
 from elman.engine.form import Form, multiplies_within
-from elman.engine.kernel import SPLIT_FROM, loop_threads, multiplied_by_tiles, sharing, split_rows
 from elman.engine.products import tools
+from elman.engine.sharing import SPLIT_FROM, loop_threads, multiplied_by_tiles, sharing, split_rows
 from elman.testing import Case, compare
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -33,7 +33,7 @@ def _plan(name: str) -> Plan:
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None]) -> int:
     # Small as the matrices are, two threads share units.
-    monkeypatch.setattr("elman.engine.kernel.split_rows", lambda *_: 8 * request.param)
+    monkeypatch.setattr("elman.engine.sharing.split_rows", lambda *_: 8 * request.param)
     monkeypatch.setattr("elman.engine.kernel.loop_threads", lambda *_: request.param)
     set_threads(request.param)
     count: int = request.param
@@ -84,7 +84,7 @@ def test_one_row_by_several_threads(
     set_threads: Callable[[int], None],
 ) -> None:
     """They share out its units, and begin with what they need not wait for: one sequence, or the longest of several."""
-    monkeypatch.setattr("elman.engine.kernel.split_rows", lambda *_: 4)
+    monkeypatch.setattr("elman.engine.sharing.split_rows", lambda *_: 4)
     monkeypatch.setattr("elman.engine.kernel.loop_threads", lambda *_: workers)
     set_threads(workers)
     case = Case(CELLS[name], input_size=sizes[0], hidden_size=sizes[1])
@@ -199,7 +199,7 @@ def test_products_by_pieces(name: str, threads: int, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", [n for n in CELLS if _plan(n).products])
 def test_products_by_matrix_tiles(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of one row to several groups of rows, in one tile or two; widths that fill no tile; the input, or not."""
-    monkeypatch.setattr("elman.engine.kernel.multiplied_by_tiles", lambda *_: True)
+    monkeypatch.setattr("elman.engine.sharing.multiplied_by_tiles", lambda *_: True)
     monkeypatch.setattr("elman.engine.form.WITHIN_ROWS", 20)
     # none that was written with other limits
     monkeypatch.setattr("elman.engine.forward._kept", forward.Forward)

@@ -15,10 +15,11 @@ from elman.compiler.plan import Plan
 from elman.engine import reference, threads
 from elman.engine.call import LayerCall
 from elman.engine.capacity import Ragged
-from elman.engine.kernel import NEAR, at_once, sharing
+from elman.engine.kernel import at_once
 from elman.engine.matrices import dense
 from elman.engine.packing import Packing
 from elman.engine.products import TERM_BYTES, tools
+from elman.engine.sharing import NEAR, sharing
 
 
 @dataclass(slots=True)

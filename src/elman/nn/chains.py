@@ -11,8 +11,8 @@ from torch import Tensor
 from elman.compiler import build
 from elman.engine import cpu, dispatch, threads
 from elman.engine.form import abreast_bytes, gates_width
-from elman.engine.kernel import TILE
 from elman.engine.products import tools
+from elman.engine.sharing import TILE
 from elman.engine.sinks import REALS
 
 if TYPE_CHECKING:
